@@ -1,0 +1,1 @@
+"""Data sets, one `VQAExample` for all of them."""

@@ -1,0 +1,32 @@
+"""The words around a question: what the policy is asked and what a supervised target looks like.
+
+This is the one place of templates. Training, evaluation, pretraining and rewards all meet here, so a prompt can
+never differ between them.
+"""
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+INSTRUCTION = "Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else."
+
+
+def user_text(question: str, options: Sequence[str]) -> str:
+    """The user's turn: the question, one line an option, one sentence on the form of the answer.
+
+    >>> print(user_text("Which side is the lesion on?", ["left", "right"]))
+    Which side is the lesion on?
+    A) left
+    B) right
+    Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else.
+    """
+    lettered = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options)]
+    return "\n".join([question, *lettered, INSTRUCTION])
+
+
+def completion_text(reasoning: str, letter: str) -> str:
+    """A whole well-formed completion, the target of supervised training.
+
+    >>> completion_text("The bright spot lies left.", "A")
+    '<think>The bright spot lies left.</think><answer>A</answer>'
+    """
+    return f"<think>{reasoning}</think><answer>{letter}</answer>"
