@@ -1,4 +1,4 @@
-"""One multiple-choice question about images: the only thing the rest of the project knows about data."""
+"""One multiple-choice question about images: all that the rest of the project knows of data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ MAX_PIXELS = 64_000_000  # 8000 x 8000: above any detector, far below what a cra
 
 
 class ImageSource(Protocol):
-    """Where an image comes from: a file, or a scene to be drawn. Nothing is decoded before `open`."""
+    """Where an image comes from: a file or a drawn scene. Nothing is decoded before `open`."""
 
     @property
     def key(self) -> str:
@@ -36,28 +36,25 @@ class ImageFile:
         return str(self.path)
 
     def open(self) -> Image.Image:
-        """The upright image in mode RGB. A file that cannot be read, or is absurdly large, is a UsageError."""
+        """The upright image in mode RGB. A file that cannot be read or is far too large: UsageError."""
         try:
             with Image.open(self.path) as image:  # reads the header only
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 return _rgb(ImageOps.exif_transpose(image))
         except Image.DecompressionBombError:
-            raise UsageError(
-                f"image {self.path} claims more than {MAX_PIXELS:,} pixels: scale it down, or leave it out"
-            ) from None
+            problem = f"claims more than {MAX_PIXELS:,} pixels: scale it down"
         except FileNotFoundError:
-            raise UsageError(f"image {self.path} is missing: put it there, or leave its question out") from None
-        except Exception as error:  # the decoders raise almost anything on damaged bytes
-            raise UsageError(
-                f"image {self.path} cannot be read ({type(error).__name__}: {error}): replace it, or leave it out"
-            ) from None
+            problem = "is missing: put it there"
+        except Exception as error:  # noqa: BLE001 (the decoders raise almost anything on bad bytes)
+            problem = f"cannot be read ({type(error).__name__}: {error}): replace it"
+        raise UsageError(f"image {self.path} {problem}, or leave its question out")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB. Pillow clips values above 255, which makes 16-bit scans white, so those are scaled."""
+    """Any mode to RGB. Pillow clips values above 255: a 16-bit scan would be white, so it is scaled."""
     if image.mode.startswith("I") or image.mode == "F":
-        # No format says how many of the 16 bits are used (12 is common), so the image's own range is stretched.
+        # No format says how many of the 16 bits are used (12 is common): stretch the image's range.
         image = image.convert("F")
         low, high = image.getextrema()
         scale = 255 / (high - low) if high > low else 0.0
@@ -69,7 +66,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class VQAExample:
-    """A question, its options, the index of the right one, and the images it is about (none, one or several)."""
+    """A question, its options, which is right, and the images it is about (0, 1 or several)."""
 
     id: str
     images: tuple[ImageSource, ...]

@@ -1,13 +1,15 @@
 """The words around a question: what the policy is asked and what a supervised target looks like.
 
-This is the one place of templates. Training, evaluation, pretraining and rewards all meet here, so a prompt can
-never differ between them.
+This is the one place of templates: training, evaluation, pretraining and rewards all meet here, so
+a prompt cannot differ between them.
 """
 
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-INSTRUCTION = "Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else."
+INSTRUCTION = (
+    "Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else."
+)
 
 
 def user_text(question: str, options: Sequence[str]) -> str:
