@@ -1,0 +1,195 @@
+"""Completion text -> number. What the policy is paid for, and nothing of how it is trained.
+
+A reward function has TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`:
+lists of equal length, one entry a completion. `columns` holds what is known of each question
+(`answer`, its gold letter, `letters`, `options`, `modality`, `question_type`, `reasoning`, ...).
+None says "does not apply here". A coroutine function will do.
+
+It must be pure: the same arguments give the same numbers, and the arguments are left as they are. A
+resumed run scores its completions again and has to end in the same weights.
+"""
+
+import asyncio
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+
+from rewards.parse import answer_letter, is_formatted
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+class RewardError(ValueError):
+    """A reward that cannot be built or gave what is no reward: one line, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One term of the total: `weight * function(...)`, logged without its weight under `name`."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+
+
+def format_reward(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    letters: Sequence[Sequence[str]],
+    **columns: object,
+) -> list[float]:
+    """1.0 for `<think>...</think><answer>B</answer>` and a letter that was offered, else 0.0.
+
+    >>> said = ["<think>bright</think><answer>B</answer>", "B"]
+    >>> format_reward(["Which?"] * 2, said, letters=["AB", "AB"])
+    [1.0, 0.0]
+    """
+    rows = zip(completions, letters, strict=True)
+    return [float(is_formatted(text, offered)) for text, offered in rows]
+
+
+def accuracy_reward(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    answer: Sequence[str],
+    letters: Sequence[Sequence[str]],
+    options: Sequence[Sequence[str]],
+    **columns: object,
+) -> list[float]:
+    """1.0 where `answer_letter` reads the gold letter, else 0.0.
+
+    >>> said = ["<answer>B</answer>", "<answer>cyst</answer>", "<answer>A or B</answer>"]
+    >>> columns = {"answer": "BBB", "letters": ["AB"] * 3, "options": [["none", "cyst"]] * 3}
+    >>> accuracy_reward(["Which?"] * 3, said, **columns)
+    [1.0, 1.0, 0.0]
+    """
+    rows = zip(completions, answer, letters, options, strict=True)
+    return [float(answer_letter(text, *offered) == gold) for text, gold, *offered in rows]
+
+
+BUILT_IN: dict[str, RewardFunction] = {"format": format_reward, "accuracy": accuracy_reward}
+
+
+def parse_rewards(spec: str) -> list[Reward]:
+    """The rewards of `--reward NAME[=WEIGHT],...`; a name is built in or `FILE.py:FUNCTION`.
+
+    A weight is a finite number, 1 where none is given; 0 logs a reward without paying for it, and a
+    negative weight makes a penalty. Raises RewardError.
+
+    >>> [(reward.name, reward.weight) for reward in parse_rewards("format=0.5,accuracy")]
+    [('format', 0.5), ('accuracy', 1.0)]
+    """
+    rewards: list[Reward] = []
+    for item in spec.split(","):
+        name, equals, number = item.strip().partition("=")
+        weight = _weight(name, number) if equals else 1.0
+        if name in BUILT_IN:
+            reward = Reward(name, BUILT_IN[name], weight)
+        elif ":" in name:
+            path, _, function = name.rpartition(":")
+            reward = Reward(function, _load(Path(path), function), weight)
+        else:
+            known = f"{', '.join(BUILT_IN)}, or path/to/file.py:function for your own"
+            raise RewardError(f"unknown reward {name!r}; known: {known}")
+        if reward.name in [other.name for other in rewards]:
+            raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
+        rewards.append(reward)
+    return rewards
+
+
+def _weight(name: str, number: str) -> float:
+    """`number` as a weight. Raises RewardError."""
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
+    return weight
+
+
+def _load(path: Path, function: str) -> RewardFunction:
+    """The named function of the user's file, which is run to get it. Raises RewardError."""
+    if not path.is_file():
+        raise RewardError(f"reward {function!r}: there is no file {path}; give a Python file")
+    # Compiled here and not imported, because an import writes __pycache__ beside the user's file.
+    name = str(path.resolve())
+    module = sys.modules[name] = ModuleType(name)  # dataclasses look their module up there
+    module.__file__ = name
+    try:
+        exec(compile(path.read_bytes(), name, "exec"), module.__dict__)
+    except Exception as error:
+        raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise RewardError(f"reward {function!r}: no such function in {path}; define it there")
+    return found
+
+
+def score(
+    rewards: Sequence[Reward],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence],
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Score n completions: their totals (n,), and by name, without weights, the parts (n,) each.
+
+    A total is the weighted sum of the parts that apply. Raises RewardError where a function raises
+    or returns anything but n finite numbers or Nones, and where no reward applies to a completion,
+    because the 0 of an empty sum would be a judgement, too.
+
+    >>> columns = {"answer": ["B"], "letters": ["AB"], "options": [["none", "cyst"]]}
+    >>> score(parse_rewards("format=0.5,accuracy"), ["Which?"], ["<answer>B</answer>"], columns)
+    ([1.0], {'format': [0.0], 'accuracy': [1.0]})
+    """
+    n = len(completions)
+    for name, column in {"prompts": prompts, **columns}.items():
+        if len(column) != n:  # one short, and completions are paid for another question's answer
+            raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")
+    parts = {reward.name: _call(reward, prompts, completions, columns) for reward in rewards}
+    totals = []
+    for i in range(n):
+        values = [(reward.weight, parts[reward.name][i]) for reward in rewards]
+        terms = [weight * value for weight, value in values if value is not None]
+        if not terms:
+            remedy = "add one that always applies, such as accuracy"
+            raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
+        totals.append(sum(terms, 0.0))
+    return totals, parts
+
+
+def _call(
+    reward: Reward,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence],
+) -> list[float | None]:
+    """The reward's values (n,) as plain floats and Nones, each of them checked."""
+    name, n = reward.name, len(completions)
+    try:
+        values = reward.function(prompts=prompts, completions=completions, **columns)
+        values = asyncio.run(values) if inspect.iscoroutine(values) else values
+    except Exception as error:
+        remedy = "it must take (prompts, completions, **columns) and return a list"
+        raise RewardError(f"reward {name!r} raised {_line(error)}; {remedy}") from error
+    if not hasattr(values, "__len__") or isinstance(values, str | bytes | Mapping | set):
+        given = type(values).__name__
+        raise RewardError(f"reward {name!r} returned {given}; return a list of {n} numbers")
+    if len(values) != n:
+        given = f"{len(values)} values for {n} completions"
+        raise RewardError(f"reward {name!r} returned {given}; return one for each, in order")
+    for i, value in enumerate(values):
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            given = f"{_line(value)} for completion {i}"
+            raise RewardError(f"reward {name!r} returned {given}; return a finite float, or None")
+    return [None if value is None else float(value) for value in values]
+
+
+def _line(thing: object) -> str:
+    """An error or a value as a message shows it: on one line, and not a long one."""
+    return " ".join(repr(thing).split())[:150]

@@ -1,0 +1,143 @@
+"""Completion text -> the letter it answers with: the one extractor of training and of evaluation.
+
+A completion in our format is `<think>...</think><answer>B</answer>`. Everything here is anchored to
+that one answer block: no letter is ever looked for in running text, where "A" is an article, "I" a
+pronoun, and every word is full of them. What can be read in two ways is refused, because paying for
+"A or B" teaches a policy to say "A or B". Tags count in lower case only. All functions take time
+linear in the text, whatever the text.
+"""
+
+import re
+from collections.abc import Sequence
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+# Tried only when each tag occurs once, so `.*` has one place to end at and hardly backtracks.
+_FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+# ASCII classes on purpose: IGNORECASE or \w would let in the Kelvin sign and Cyrillic look-alikes.
+_LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\)?)\.?")  # B  b  B.  B)  (B)
+_LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # (B) cyst  B. cyst
+
+
+def is_formatted(text: str, letters: Sequence[str]) -> bool:
+    """Is the text exactly a think block and then an answer block holding one of `letters`?
+
+    White space around and between the blocks is fine; anything else outside them, a tag too many or
+    a tag too few is not. The format asks for a letter, so the text of an option, which
+    `answer_letter` understands, is not enough here. An empty think block passes: this judges form,
+    and rewards for the reasoning are functions of their own.
+
+    >>> is_formatted("<think>bright rim</think>\\n<answer>B</answer>\\n", "ABCD")
+    True
+    >>> is_formatted("So: <think>bright rim</think><answer>B</answer>", "ABCD")
+    False
+    """
+    if any(text.count(tag) != 1 for tag in TAGS) or not _FORMAT.fullmatch(text):
+        return False
+    return answer_letter(text, letters) is not None
+
+
+def answer_letter(
+    text: str, letters: Sequence[str], options: Sequence[str] | None = None
+) -> str | None:
+    """The one of `letters` that the single answer block names, or None if that is not beyond doubt.
+
+    Understood inside the block: the letter alone (`B`, `b`, `B.`, `B)`, `(B)`); and with `options`,
+    in the order of `letters`, the letter with that option's text (`B) cyst`) or the text alone
+    (`cyst`). Texts are compared without regard to case, runs of white space and a trailing full
+    stop. A letter alone is always a label, even where some option's text is a letter.
+    Refused: no block, two blocks, an unclosed one, one inside the think block; a letter that is not
+    offered, two letters, a letter with another option's text, a text that two options share.
+
+    >>> answer_letter("<think>Is it A? No.</think><answer>(b)</answer>", "ABCD")
+    'B'
+    >>> answer_letter("<answer>C) a cyst.</answer>", "ABC", ["none", "tumour", "A cyst"])
+    'C'
+    >>> answer_letter("<answer>A or B</answer>", "AB") is None
+    True
+    """
+    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+        return None
+    said, closed, after = text.partition("<answer>")[2].partition("</answer>")
+    if not closed or "</think>" in after:  # closed before it opened, or opened while still thinking
+        return None
+    said = said.strip()
+
+    if alone := _LETTER.fullmatch(said):
+        letter = (alone[1] or alone[2]).upper()
+        if letter in letters:
+            return letter
+    if options is None:
+        return None
+
+    texts = {letter: _normal(option) for letter, option in zip(letters, options, strict=True)}
+    readings = {letter for letter, option in texts.items() if option and option == _normal(said)}
+    if labelled := _LABELLED.fullmatch(said):
+        letter = (labelled[1] or labelled[2]).upper()
+        if texts.get(letter) and texts[letter] == _normal(labelled[3]):
+            readings.add(letter)
+    return readings.pop() if len(readings) == 1 else None
+
+
+def _normal(text: str) -> str:
+    """`text` as options are compared: without case, runs of white space and one trailing full stop.
+
+    >>> _normal("  Left   Lung. ")
+    'left lung'
+    """
+    return " ".join(text.split()).casefold().removesuffix(".").rstrip()
+
+
+# --- MedVLM-R1's own scoring, to compare like with like; no training and no headline figure uses it
+# (github.com/JZPeterPan/MedVLM-R1 at 2eee421: grpo.py and test_qwen2vl_med.py)
+
+
+def medvlm_r1_reward(text: str, gold: str) -> float:
+    """MedVLM-R1's accuracy reward: 1.0, 0.5 or 0.0.
+
+    It takes the first answer block, tags in any case, and counts the letters A to J in it, in words
+    too. One such letter, equal to `gold`, earns 1.0 when it stands alone and 0.5 with anything
+    beside it; all else earns 0.0.
+
+    >>> said = ("B", "(B)", "B) lung")  # the g of lung is a letter, too
+    >>> [medvlm_r1_reward(f"<answer>{answer}</answer>", "B") for answer in said]
+    [1.0, 0.5, 0.0]
+    """
+    # Two searches: the one pattern `<answer>(.*?)</answer>` is quadratic in many unclosed tags.
+    opened = re.search("<answer>", text, re.IGNORECASE)
+    closed = opened and re.compile("</answer>", re.IGNORECASE).search(text, opened.end())
+    if not closed:
+        return 0.0
+    said = text[opened.end() : closed.start()].strip().upper()
+    if re.findall("[A-J]", said) != [gold]:
+        return 0.0
+    return 1.0 if said == gold else 0.5
+
+
+def medvlm_r1_letter(text: str) -> str | None:
+    """The letter MedVLM-R1's evaluation of think-then-answer reads, or None, which counts as wrong.
+
+    The first answer block that holds one capital letter and white space, nothing else: stricter
+    about the letter than its reward, laxer about what surrounds the block than `answer_letter`.
+
+    >>> medvlm_r1_letter("<answer>A</answer> or rather <answer> B </answer>")
+    'A'
+    >>> medvlm_r1_letter("<answer>B.</answer>") is None
+    True
+    """
+    match = re.search(r"<answer>\s*([A-Z])\s*</answer>", text)
+    return match and match[1]
+
+
+def medvlm_r1_format(text: str) -> float:
+    """MedVLM-R1's format reward, 1.0 or 0.0: the two blocks, nothing around them, repeats allowed.
+
+    The language of its pattern `<think>.*?</think>\\s*<answer>.*?</answer>`, in linear time.
+
+    >>> medvlm_r1_format("<think></think> <answer></answer>")
+    1.0
+    >>> medvlm_r1_format("<think></think><answer></answer>\\n")
+    0.0
+    """
+    edges = text.startswith("<think>") and text.endswith("</answer>")
+    return float(edges and re.search(r"</think>\s*<answer>", text) is not None)
