@@ -26,7 +26,15 @@ from grpo.flags import (
     parse_flags,
 )
 
-__all__ = ["TRL_NAMES", "Config", "UsageError", "exit_on_usage_error"]
+__all__ = [
+    "EVALUATION_STREAM",
+    "SHUFFLE_STREAM",
+    "TRAIN_STREAM",
+    "TRL_NAMES",
+    "Config",
+    "UsageError",
+    "exit_on_usage_error",
+]
 
 # Second spellings of flags, for users of TRL: its name -> ours, where the two differ.
 TRL_NAMES = {
@@ -38,6 +46,9 @@ TRL_NAMES = {
     "loss_type": "loss",
     "output_dir": "out",
 }
+
+# First word of every random key (stream, seed, step, prompt, attempt, row): streams never meet.
+TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
 
 Method = Literal["grpo", "sft"]
 Target = Literal["answer", "reasoning"]
