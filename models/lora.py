@@ -1,0 +1,141 @@
+"""LoRA on the language model: attach, save, open. Adapters on disk are plain peft folders.
+
+    y = W x + (alpha / r) B A x        W frozen, A (r, in) random, B (out, r) zero at the start
+
+On the seven linears of every language-model layer. Nothing of the vision tower, whose features are
+kept, and nothing of embedding and head.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
+
+from grpo.config import UsageError
+
+R, ALPHA = 16, 32  # on the real model; ours
+TARGETS = (
+    r"model\.language_model\.layers\.\d+\."
+    r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+)
+WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
+# What changes the formula above; an adapter that uses any of it is not ours to train further.
+PLAIN = {
+    "use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {},
+    "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False,
+}  # fmt: skip
+
+
+def attach(model: Qwen2VLForConditionalGeneration, r: int, alpha: int, seed: int) -> PeftModel:
+    """The model with a trainable float32 adapter named "default"; A drawn from `seed`, B zero."""
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def weights(model: PeftModel, adapter: str = "default") -> dict[str, Tensor]:
+    """The adapter's parameters by the names they have on disk, in the order of the layers."""
+    infix = f".{adapter}."
+    named = model.named_parameters()
+    return {name.replace(infix, "."): p for name, p in named if "lora_" in name and infix in name}
+
+
+def add_reference(model: PeftModel) -> None:
+    """A second, frozen adapter "reference" that equals "default" as it is now."""
+    model.add_adapter("reference", copy.deepcopy(model.peft_config["default"]))
+    _copy(weights(model), weights(model, "reference"))
+    model.set_adapter("default")
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write "default" alone. `base.json` says which base it belongs to, whatever its path is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in weights(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    base = {"name": config.base_model_name_or_path, "fingerprint": fingerprint(model)}
+    (folder / BASE).write_text(json.dumps(base, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> tuple[int, int]:
+    """(r, alpha) of a saved adapter. Raises UsageError unless it is plain LoRA in safetensors."""
+    if not (folder / CONFIG).is_file():
+        raise UsageError(f"adapter {folder}: no {CONFIG} there; give the adapter/ folder of a run")
+    if not (folder / WEIGHTS).is_file():
+        raise UsageError(
+            f"adapter {folder}: no {WEIGHTS} there; only safetensors are read, save it again so"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        kind, r, alpha = config["peft_type"], int(config["r"]), int(config["lora_alpha"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"adapter {folder}: damaged {CONFIG} ({error!r}); save it again") from None
+    odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]
+    if kind != "LORA" or odd:
+        raise UsageError(
+            f"adapter {folder}: not plain LoRA ({', '.join([kind, *odd])}); train one with train.py"
+        )
+    return r, alpha
+
+
+def read(model: PeftModel, folder: Path) -> None:
+    """Copy a saved adapter into "default", in place: the optimizer's tensors stay the same ones.
+
+    Raises UsageError where it was made for another base, rank or set of linears.
+    """
+    r, alpha = read_config(folder)
+    own = model.peft_config["default"]
+    if (r, alpha) != (own.r, own.lora_alpha):
+        raise UsageError(
+            f"adapter {folder}: has r {r} and alpha {alpha}, not {own.r} and {own.lora_alpha}; "
+            f"use --lora-r {r} --lora-alpha {alpha}"
+        )
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"adapter {folder}: damaged ({error}); save it again") from None
+    target = weights(model)
+    shapes = {name: tuple(p.shape) for name, p in target.items()}
+    fits = {name: tuple(p.shape) for name, p in tensors.items()} == shapes
+    if not fits or made_for.get("fingerprint", fingerprint(model)) != fingerprint(model):
+        name = made_for.get("name") or json.loads((folder / CONFIG).read_text()).get(
+            "base_model_name_or_path"
+        )
+        raise UsageError(
+            f"adapter {folder}: was trained on another base ({name}) than "
+            f"{own.base_model_name_or_path}; use --model with its own base"
+        )
+    _copy(tensors, target)
+
+
+def fingerprint(model: PeftModel) -> str:
+    """A short hash that tells base models apart, of a few of their tensors: it must be cheap.
+
+    In bfloat16, so that a base loaded in float32 and in bfloat16 is the same base.
+    """
+    inner = model.get_base_model().model.language_model
+    last = inner.layers[-1]
+    digest = hashlib.sha256()
+    for tensor in (inner.norm.weight, last.self_attn.k_proj.weight, last.mlp.down_proj.weight):
+        raw = tensor.detach().cpu().to(torch.bfloat16).contiguous().flatten().view(torch.uint8)
+        digest.update(f"{tuple(tensor.shape)}".encode() + raw.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, parameter in target.items():
+        parameter.copy_(source[name])

@@ -1,0 +1,268 @@
+"""Policy: everything the algorithm needs of a model: encode, sample, score, refer to the base.
+
+policy = load_policy("phantom")
+prompts = policy.encode(examples)
+groups = policy.sample(prompts, 8, keys, temperature=1.0, max_completion_length=64)
+for part in policy.passes(groups):
+    logprobs, entropy = policy.logprobs([groups[i] for i in part], temperature=1.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from grpo.config import UsageError
+from models import loading, lora, sampling
+from models.chat import Chat
+from models.law import score, uniforms
+from models.tree import Group, Prompt, pack, rope_positions
+from models.vision import ImageSource, VisionCache
+
+# Most tokens of one forward pass with gradients, pads included; a larger group goes alone. Without
+# checkpointing a 2B model keeps about 5 MB of activations a token.
+PASS_TOKENS, PASS_TOKENS_CHECKPOINTED = 4_096, 16_384
+LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
+
+
+class Example(Protocol):
+    """What a question must offer (data/example.py has it)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def images(self) -> tuple[ImageSource, ...]: ...
+
+
+class Policy:
+    """A frozen Qwen2-VL with a trainable LoRA. Always in eval mode: no dropout anywhere."""
+
+    def __init__(self, model, tokenizer, processor, *, checkpointing: bool, cache: Path | None):
+        """`model` is a PeftModel with the adapter "default" (models/lora.py)."""
+        self.model = model.eval()
+        self.chat = Chat(tokenizer)
+        base = model.get_base_model()
+        self.language_model, self.head = base.model.language_model, base.lm_head
+        self.vision = VisionCache(base.model, processor, cache)
+        self.merge = base.config.vision_config.spatial_merge_size
+        self.max_length = base.config.text_config.max_position_embeddings
+        self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
+        # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
+        self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
+        self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
+        self.checkpointing = checkpointing
+        if checkpointing:
+            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
+        """Prompts with their image features. Raises UsageError for one that is too long."""
+        prompts = []
+        for example in examples:
+            kept = [self.vision.features(image) for image in example.images]
+            features, grids = tuple(f for f, _ in kept), [grid for _, grid in kept]
+            ids, text = self.chat.encode(example.prompt, [len(f) for f in features])
+            positions = rope_positions(ids, grids, self.chat.image_pad, self.merge)
+            prompts.append(Prompt(ids, positions, features, text, example.id))
+            self._check_length(prompts[-1], max_completion_length)
+        return prompts
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        keys: Sequence[tuple[int, ...]] | None,
+        *,
+        temperature: float,
+        max_completion_length: int,
+    ) -> list[Group]:
+        """One group a prompt. `keys` are tuples of ints (stream, seed, step, prompt, attempt), one
+        a prompt, that the random numbers are made of. Temperature 0 is greedy: group_size 1."""
+        if not prompts:
+            return []
+        rollout = self.rollout(prompts, group_size, keys, temperature, max_completion_length)
+        lengths = rollout.lengths.tolist()
+        # Cloned: a tensor born in inference mode may not enter a graph.
+        rows = [row[:n].clone() for row, n in zip(rollout.tokens, lengths, strict=True)]
+        cut = (~rollout.stopped).tolist()
+        parts = [slice(i * group_size, (i + 1) * group_size) for i in range(len(prompts))]
+        return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        keys: Sequence[tuple[int, ...]] | None,
+        temperature: float,
+        max_completion_length: int,
+        keep_logprobs: bool = False,
+    ) -> sampling.Rollout:
+        """`sample` as flat arrays, with the log-probs at decode time if asked for."""
+        if temperature == 0 and group_size != 1:
+            raise ValueError("greedy completions of one prompt are all the same: group_size 1")
+        for prompt in prompts:
+            self._check_length(prompt, max_completion_length)
+        u = None
+        if temperature > 0:
+            u = uniforms(keys, group_size, max_completion_length)
+        with torch.no_grad(), self._compute_dtype():
+            return sampling.rollout(
+                self.language_model,
+                self.head,
+                prompts,
+                [self._embed(p.input_ids.to(self.device)[None], [p])[0] for p in prompts],
+                group_size=group_size,
+                u=u,
+                temperature=temperature,
+                max_length=max_completion_length,
+                banned=self.banned,
+                eos=self.chat.eos,
+                keep_logprobs=keep_logprobs,
+            )
+
+    def passes(self, groups: Sequence[Group]) -> list[list[int]]:
+        """Which groups share a forward pass: the longest first, as many as the token budget holds.
+
+        A function of the groups' lengths alone, so old, new and reference log-probs of a step run
+        in the same shapes and on-policy ratios are exactly 1.
+        """
+        lengths = [group.row_length for group in groups]
+        plan: list[list[int]] = []
+        for i in sorted(range(len(groups)), key=lambda i: (-lengths[i], i)):
+            if plan and lengths[plan[-1][0]] * (len(plan[-1]) + 1) <= self.token_budget:
+                plan[-1].append(i)
+            else:
+                plan.append([i])
+        return plan
+
+    def logprobs(self, groups: Sequence[Group], temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups:
+        group-major, then completion-major. The entropy is of the whole distribution, detached."""
+        tree = pack(groups, self.device)
+        with self._compute_dtype(), self._checkpointed_layers():
+            embeds = self._embed(tree.input_ids, [group.prompt for group in groups])
+            hidden = sampling.run(self.language_model, embeds, tree.position_ids, tree.mask)
+            # The prompt's last state is gathered once a completion: its gradient is their sum.
+            predicting = hidden.flatten(0, 1)[tree.predictors]  # (N, hidden)
+            return score(self.head, predicting, tree.targets, temperature, self.banned)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy is the frozen reference, and nothing has a gradient.
+
+        Without a starting adapter that is the base model, bit for bit; with one, its copy.
+        """
+        with torch.no_grad():
+            if "reference" not in self.model.peft_config:
+                with self.model.disable_adapter():
+                    yield
+                return
+            self.model.set_adapter("reference")
+            try:
+                yield
+            finally:
+                self.model.set_adapter("default")
+
+    def parameters(self) -> list[Tensor]:
+        """The trainable tensors: A and B of every LoRA pair, float32."""
+        return list(lora.weights(self.model).values())
+
+    def save(self, folder: Path | str) -> None:
+        """Write the trained adapter, the complete policy beside its base, as a peft folder."""
+        lora.save(self.model, Path(folder))
+
+    def load(self, folder: Path | str) -> None:
+        """Read an adapter into this policy, in place. The reference stays what it was."""
+        lora.read(self.model, Path(folder))
+
+    def completion_ids(self, text: str, end: bool = True) -> Tensor:
+        """(n,) ids of a text as a completion: nothing in it is special, `<|im_end|>` after it."""
+        return torch.tensor(self.chat.encode_text(text) + [self.chat.end] * end, dtype=torch.int64)
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of a completion without its one trailing EOS; other special tokens show."""
+        tokens = ids.tolist()
+        if tokens and tokens[-1] in self.chat.eos:
+            tokens = tokens[:-1]
+        return self.chat.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(n, T, hidden): token embeddings, with the image features at the image tokens."""
+        embeds = self.language_model.embed_tokens(input_ids)
+        features = [feature for prompt in prompts for feature in prompt.features]
+        if features:
+            # In-place is safe, the embedding is frozen. A wrong count raises.
+            embeds[input_ids == self.chat.image_pad] = torch.cat(features).to(embeds)
+        return embeds
+
+    def _check_length(self, prompt: Prompt, completion: int) -> None:
+        if len(prompt.input_ids) + completion > self.max_length:
+            images = sum(len(feature) for feature in prompt.features)
+            raise UsageError(
+                f"example {prompt.id}: its prompt has {len(prompt.input_ids)} tokens ({images} of "
+                f"images), which with {completion} of completion is more than the model's "
+                f"{self.max_length}; use a smaller --max-pixels or leave it out"
+            )
+
+    def _compute_dtype(self) -> torch.autocast:
+        """float32 adapters compute in the base's dtype, and alike in every pass."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype if lower else None, enabled=lower)
+
+    @contextmanager
+    def _checkpointed_layers(self) -> Iterator[None]:
+        """Layers recompute themselves in the backward pass only while this is open: transformers
+        drops a KV cache that meets a checkpointed layer in training mode."""
+        layers = self.language_model.layers if self.checkpointing else ()
+        for layer in layers:
+            layer.training = True  # of the layer alone, not of what is in it
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+
+def load_policy(
+    model: str,
+    *,
+    adapter: str | Path | None = None,
+    lora_r: int | None = None,
+    lora_alpha: int | None = None,
+    max_pixels: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    gradient_checkpointing: str = "auto",
+    cache: Path | None = None,
+    seed: int = 0,
+) -> Policy:
+    """A policy from a hub id, a folder or "phantom". Raises UsageError with a remedy.
+
+    With `adapter` the policy starts as that adapter, and so does its reference; r and alpha default
+    to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is on
+    for a billion parameters or more on a GPU. `cache` None keeps features in memory only.
+    """
+    place = loading.pick_device(device)
+    base, tokenizer, processor = loading.load(model, loading.pick_dtype(dtype, place), max_pixels)
+    r, alpha = lora.read_config(Path(adapter)) if adapter is not None else (lora.R, lora.ALPHA)
+    tuned = lora.attach(base, lora_r or r, lora_alpha or alpha, seed)
+    if adapter is not None:
+        lora.read(tuned, Path(adapter))
+        lora.add_reference(tuned)
+    large = sum(p.numel() for p in base.parameters()) >= LARGE
+    auto = gradient_checkpointing == "auto" and large and place.type == "cuda"
+    return Policy(
+        tuned.to(place),
+        tokenizer,
+        processor,
+        checkpointing=gradient_checkpointing == "on" or auto,
+        cache=cache,
+    )

@@ -1,0 +1,186 @@
+"""The sampler: prefill a prompt once, then decode all its completions, exactly by the sampling law.
+
+Nothing is read from generation_config: Qwen2-VL's says top_k=1, which makes all completions equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from models.law import draw, law
+from models.tree import Prompt
+
+PREFILL_TOKENS = 16_384  # padded prompt tokens of one prefill batch; bounds its memory
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was drawn, row i*G + j being completion j of prompt i. On the CPU."""
+
+    tokens: Tensor  # (rows, L) int64; what lies beyond a row's length means nothing
+    lengths: Tensor  # (rows,) int64, EOS included
+    stopped: Tensor  # (rows,) bool: an EOS was drawn
+    logprobs: Tensor | None  # (rows, L) float32 at decode time, if asked for
+
+
+class KVCache:
+    """Keys and values of all rows in one buffer (layers, 2, rows, heads, slots, head_dim).
+
+    Prompts fill the slots from 0 on and completions those from `start` (the longest prompt) on, so
+    that a step writes one slot for all rows. Zeros, not garbage: masked slots must be finite.
+    The language model calls `update` in every layer, as it would of transformers' own caches.
+    """
+
+    def __init__(self, shape: tuple[int, ...], group_size: int, start: int, **like) -> None:
+        self.buffer = torch.zeros(shape, **like)
+        self.group_size = group_size
+        self.slot = start  # that the next decoded token fills
+        self.live = shape[2]  # rows still decoding: the first ones of the buffer
+        self.prefilling = slice(0, 0)  # rows whose prompts are being computed
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Store (n, heads, q, head_dim) and return what the queries may look at."""
+        rows = self.prefilling
+        if rows.stop:
+            both = torch.stack([key, value]).repeat_interleave(self.group_size, dim=1)
+            self.buffer[layer, :, rows, :, : key.shape[2]] = both
+            return key, value
+        keys, values = self.buffer[layer, :, : self.live, :, : self.slot + 1]
+        keys[:, :, self.slot] = key[:, :, 0]
+        values[:, :, self.slot] = value[:, :, 0]
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.slot
+
+    def move(self, sources: Tensor, holes: Tensor) -> None:
+        """Copy rows `sources` into the places of finished rows `holes`."""
+        used = self.buffer[..., : self.slot, :]
+        used[:, :, holes] = used[:, :, sources]
+
+
+def run(
+    language_model: nn.Module, embeds: Tensor, positions: Tensor, mask: Tensor | None, cache=None
+) -> Tensor:
+    """Hidden states (n, T, hidden) of embeds (n, T, hidden) at positions (3, n, T).
+
+    The mask is ready-made: transformers builds none, and with explicit positions it keeps none on
+    the module. None is plain causal attention.
+    """
+    output = language_model(
+        inputs_embeds=embeds,
+        position_ids=positions,
+        attention_mask={"full_attention": mask},
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return output.last_hidden_state
+
+
+@torch.inference_mode()
+def rollout(
+    language_model: nn.Module,
+    head: nn.Module,
+    prompts: Sequence[Prompt],
+    embeds: Sequence[Tensor],
+    *,
+    group_size: int,
+    u: Tensor | None,
+    temperature: float,
+    max_length: int,
+    banned: Tensor,
+    eos: frozenset[int],
+    keep_logprobs: bool = False,
+) -> Rollout:
+    """Draw `group_size` completions of each prompt, whose embeddings are (P_i, hidden).
+
+    `u` (rows, max_length) are the uniforms; temperature 0 takes the argmax and needs none.
+    """
+    device, dtype = banned.device, embeds[0].dtype
+    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
+    start, rows = int(lengths.max()), len(prompts) * group_size
+    config = language_model.config
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    shape = (config.num_hidden_layers, 2, rows, heads, start + max_length, width)
+    cache = KVCache(shape, group_size, start, dtype=dtype, device=device)
+
+    hidden = _prefill(language_model, cache, prompts, embeds).repeat_interleave(group_size, dim=0)
+    row_lengths = lengths.repeat_interleave(group_size)[:, None]
+    slots = torch.arange(shape[4])
+    unseen = (slots >= row_lengths) & (slots < start)  # (rows, slots): the pads between
+    mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device)
+    position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
+    position = position.to(device)
+    row = torch.arange(rows)  # which completion a live row decodes
+    tokens = torch.zeros(rows, max_length, dtype=torch.int64)
+    logprobs = torch.zeros(rows, max_length) if keep_logprobs else None
+    done_at = torch.full((rows,), max_length)
+    stopped = torch.zeros(rows, dtype=torch.bool)
+    eos_ids = torch.tensor(sorted(eos))
+    u = None if u is None else u.to(device)
+
+    for step in range(max_length):
+        logits = law(head(hidden), temperature or 1.0, banned)  # (live, V)
+        if temperature == 0:
+            chosen = logits.argmax(dim=-1)
+        else:
+            chosen = draw(logits, u[row.to(device), step])
+        if logprobs is not None:
+            picked = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
+            logprobs[row, step] = picked.cpu()
+        new = chosen.cpu()
+        tokens[row, step] = new
+        done = torch.isin(new, eos_ids)
+        if bool(done.any()):
+            stopped[row[done]] = True
+            done_at[row[done]] = step + 1
+            # Live rows from the end take the places of finished ones: few rows are copied.
+            live = int((~done).sum())
+            holes, sources = done[:live].nonzero()[:, 0], (~done[live:]).nonzero()[:, 0] + live
+            cache.live = live
+            if len(holes):
+                row[holes], chosen[holes] = row[sources], chosen[sources]
+                position[holes], mask[holes] = position[sources], mask[sources]
+                cache.move(sources.to(device), holes.to(device))
+            row, chosen, position, mask = row[:live], chosen[:live], position[:live], mask[:live]
+        if not len(row) or step + 1 == max_length:
+            break
+        hidden = run(
+            language_model,
+            language_model.embed_tokens(chosen)[:, None],
+            position.expand(3, -1)[..., None] + step,
+            mask[:, None, None, : cache.slot + 1],
+            cache,
+        )[:, 0]
+        cache.slot += 1
+    return Rollout(tokens, done_at, stopped, logprobs)
+
+
+def _prefill(
+    language_model: nn.Module, cache: KVCache, prompts: Sequence[Prompt], embeds: Sequence[Tensor]
+) -> Tensor:
+    """Run each prompt once, keep its keys and values for its G rows; last hidden states (B, h).
+
+    Pads lie at the end, where causal attention never looks back from: no mask is needed.
+    """
+    batch = max(1, PREFILL_TOKENS // max(len(embed) for embed in embeds))
+    last = []
+    for first in range(0, len(prompts), batch):
+        part = slice(first, min(first + batch, len(prompts)))
+        cache.prefilling = slice(part.start * cache.group_size, part.stop * cache.group_size)
+        positions = pad_sequence([p.position_ids.T for p in prompts[part]], batch_first=True)
+        padded = pad_sequence(list(embeds[part]), batch_first=True)  # (b, P, hidden)
+        hidden = run(
+            language_model, padded, positions.permute(2, 0, 1).to(padded.device), None, cache
+        )
+        ends = torch.tensor([len(embed) - 1 for embed in embeds[part]], device=hidden.device)
+        last.append(hidden[torch.arange(len(ends), device=hidden.device), ends])
+    cache.prefilling = slice(0, 0)
+    return torch.cat(last)

@@ -1,0 +1,45 @@
+"""Fixtures that all tests share: a random tiny Qwen2-VL and policies made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.policy import Policy, load_policy
+from tests.tiny import make_model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums in one order, and no fight for cores with whatever else runs."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random tiny Qwen2VLForConditionalGeneration. Read only."""
+    return make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def randomise(policy: Policy, seed: int = 7, scale: float = 0.05) -> Policy:
+    """Give every B of the LoRA values, as after some training: a fresh adapter changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_folder: Path) -> Policy:
+    """A policy whose adapter matters. Shared: a test must not change its weights."""
+    return randomise(load_policy(str(tiny_folder), device="cpu"))
+
+
+@pytest.fixture()
+def fresh(tiny_folder: Path) -> Callable[..., Policy]:
+    """Makes a policy of one's own; keyword arguments go to load_policy."""
+    return lambda **kwargs: load_policy(str(tiny_folder), **{"device": "cpu", **kwargs})
