@@ -174,7 +174,10 @@ class Config:
                 f"{where}: unknown setting {unknown[0]}: another version of the program wrote it; "
                 "use that version, or take the setting out"
             )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, ready for JSON."""
