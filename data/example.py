@@ -36,7 +36,7 @@ class ImageFile:
         return str(self.path)
 
     def open(self) -> Image.Image:
-        """The upright image in mode RGB. A file that cannot be read or is far too large: UsageError."""
+        """The upright image in mode RGB. UsageError for a file unreadable or far too large."""
         try:
             with Image.open(self.path) as image:  # reads the header only
                 if image.width * image.height > MAX_PIXELS:
@@ -46,13 +46,13 @@ class ImageFile:
             problem = f"claims more than {MAX_PIXELS:,} pixels: scale it down"
         except FileNotFoundError:
             problem = "is missing: put it there"
-        except Exception as error:  # noqa: BLE001 (the decoders raise almost anything on bad bytes)
+        except Exception as error:  # the decoders raise almost anything on bad bytes
             problem = f"cannot be read ({type(error).__name__}: {error}): replace it"
         raise UsageError(f"image {self.path} {problem}, or leave its question out")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB. Pillow clips values above 255: a 16-bit scan would be white, so it is scaled."""
+    """Any mode to RGB. Pillow clips above 255: a 16-bit scan would be white, so it is scaled."""
     if image.mode.startswith("I") or image.mode == "F":
         # No format says how many of the 16 bits are used (12 is common): stretch the image's range.
         image = image.convert("F")

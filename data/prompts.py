@@ -21,7 +21,7 @@ def user_text(question: str, options: Sequence[str]) -> str:
     B) right
     Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else.
     """
-    lettered = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options)]
+    lettered = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
     return "\n".join([question, *lettered, INSTRUCTION])
 
 

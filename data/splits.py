@@ -1,0 +1,162 @@
+"""Which images train, validate and test, and which of their questions are drawn.
+
+An image never crosses a split, whatever questions are about it and whatever name it goes by: images
+that share their bytes, or stand together in one question, go together. A group's split is a hash of
+the seed and its name, so it does not depend on other rows, on their order, or on where the data is.
+"""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+from data.example import ImageSource, VQAExample
+from data.rows import Skipped, fold
+from grpo.config import UsageError
+
+Split = Literal["train", "val", "test"]
+TEST_SHARE = 0.4  # of the image groups; a modality may be small, and a test of 100 says little
+VAL_SHARE = 0.125  # of the groups that are not test
+MIN_CONSTANT = 5  # fewer answers may agree by chance
+
+
+def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
+    """Example id -> name of its group of images: the least of their paths, relative to `root`."""
+    parent: dict[str, str] = {}
+
+    def find(path: str) -> str:
+        parent.setdefault(path, path)
+        while parent[path] != path:
+            parent[path] = parent[parent[path]]
+            path = parent[path]
+        return path
+
+    def join(paths: Sequence[str]) -> None:
+        roots = {find(path) for path in paths}
+        parent.update(dict.fromkeys(roots, min(roots, default="")))  # the least path is the root
+
+    for example in examples:
+        join([image.key for image in example.images])
+    for paths in same_content(list(parent)):
+        join(paths)
+    return {
+        example.id: os.path.relpath(find(example.images[0].key), root)
+        if example.images
+        else f"question: {fold(example.question)}"
+        for example in examples
+    }
+
+
+def same_content(paths: Sequence[str]) -> list[list[str]]:
+    """The sets of two or more files with equal bytes. Most are told apart without reading all."""
+    sets = [list(paths)]
+    for key in (os.path.getsize, _tail, _digest):
+        sets = [part for paths in sets for part in _parts(paths, key) if len(part) > 1]
+    return sets
+
+
+def _parts(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[list[str]]:
+    parts: dict[Hashable, list[str]] = defaultdict(list)
+    for path in paths:
+        try:
+            parts[key(path)].append(path)
+        except OSError:  # an unreadable file shares nothing; it is reported when it is drawn
+            continue
+    return list(parts.values())
+
+
+def _tail(path: str) -> bytes:
+    """The last 4 kB: in compressed images nearly as good as the whole."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        return file.read()
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def split_of(group: str, seed: int) -> Split:
+    """The split of an image group, by `TEST_SHARE` and `VAL_SHARE`."""
+    if _unit("test", seed, group) < TEST_SHARE:
+        return "test"
+    return "val" if _unit("val", seed, group) < VAL_SHARE else "train"
+
+
+def balanced_order(examples: Iterable[VQAExample], seed: int) -> list[VQAExample]:
+    """All examples, shuffled, question types in turn: any first n are as balanced as can be."""
+    by_type: dict[str, list[VQAExample]] = defaultdict(list)
+    for example in sorted(examples, key=lambda example: _unit("draw", seed, example.id)):
+        by_type[example.question_type].append(example)
+    turns = zip_longest(*(by_type[name] for name in sorted(by_type)))
+    return [example for turn in turns for example in turn if example is not None]
+
+
+def take_readable(
+    ordered: Iterable[VQAExample], size: int
+) -> tuple[list[VQAExample], list[Skipped]]:
+    """The first `size` examples whose images open, and what was passed over on the way.
+
+    A damaged file is found here, when it is about to be used, and not at some step of a long run.
+    """
+    taken: list[VQAExample] = []
+    skipped: list[Skipped] = []
+    damaged: dict[str, bool] = {}  # image key -> found so; several questions share an image
+    for example in ordered:
+        if len(taken) == size:
+            break
+        for image in example.images:
+            if image.key not in damaged:
+                damaged[image.key] = _is_damaged(image)
+        bad = [image.key for image in example.images if damaged[image.key]]
+        skipped += [Skipped("image cannot be read", key, example.id) for key in bad]
+        if not bad:
+            taken.append(example)
+    return taken, skipped
+
+
+def constant_answers(examples: Iterable[VQAExample]) -> dict[tuple[str, str], str]:
+    """What can be answered without looking by who has seen `examples` (training, one modality).
+
+    ("type", question type) or ("question", folded question) -> the one answer it ever has, for
+    those met `MIN_CONSTANT` times or more. `has_constant_answer`: whether an example is among them.
+    """
+    answers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for example in examples:
+        for name in _names(example):
+            answers[name].append(fold(example.answer))
+    return {
+        name: texts[0]
+        for name, texts in answers.items()
+        if len(texts) >= MIN_CONSTANT and len(set(texts)) == 1
+    }
+
+
+def has_constant_answer(example: VQAExample, constant: dict[tuple[str, str], str]) -> bool:
+    """Whether `constant_answers` holds the type of this example, or its question."""
+    return any(name in constant for name in _names(example))
+
+
+def _names(example: VQAExample) -> list[tuple[str, str]]:
+    by_question = ("question", fold(example.question))
+    return (
+        [("type", example.question_type), by_question] if example.question_type else [by_question]
+    )
+
+
+def _is_damaged(image: ImageSource) -> bool:
+    try:
+        image.open()
+    except UsageError:
+        return True
+    return False
+
+
+def _unit(*name: object) -> float:
+    """A number in [0, 1) that is a function of `name` alone, on every machine and Python."""
+    digest = hashlib.sha256("\0".join(map(str, name)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
