@@ -98,21 +98,17 @@ def test_a_package_imports_only_what_it_may(path: str) -> None:
         ("grpo/x.py", "import numpy as np", ["numpy"]),
         ("grpo/x.py", "def f():\n    import models.policy", ["models.policy"]),
         ("grpo/x.py", "from .config import Config", []),
-        ("grpo/x.py", "from ..models import tree", ["models"]),
+        ("grpo/x.py", "from ..models import tree", ["models.tree"]),
         ("models/x.py", "from grpo.loss import k3_kl", ["grpo.loss"]),
         ("models/x.py", "from grpo import recipes", ["grpo.recipes"]),
         ("models/x.py", "from grpo import config", []),
-        ("data/x.py", "from models import policy", ["models"]),
+        ("data/x.py", "from models import policy", ["models.policy"]),
         ("data/x.py", "import train", ["train"]),
         ("data/x.py", "from PIL import Image", []),
     ],
 )
 def test_the_import_check_sees_every_form_of_import(path: str, line: str, wrong: list[str]) -> None:
-    found = forbidden(path, ast.parse(line))
-
-    assert [name.startswith(start) for name, start in zip(found, wrong, strict=True)] == [
-        True for _ in wrong
-    ]
+    assert forbidden(path, ast.parse(line)) == wrong
 
 
 def test_nothing_imports_a_program() -> None:
