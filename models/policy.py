@@ -160,7 +160,7 @@ class Policy:
         """
         with torch.no_grad():
             if "reference" not in self.model.peft_config:
-                with self.model.disable_adapter():
+                with self.base():
                     yield
                 return
             self.model.set_adapter("reference")
@@ -168,6 +168,12 @@ class Policy:
                 yield
             finally:
                 self.model.set_adapter("default")
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, the policy is the base model bit for bit: no adapter at all, and no gradient."""
+        with torch.no_grad(), self.model.disable_adapter():
+            yield
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors: A and B of every LoRA pair, float32."""
@@ -180,6 +186,10 @@ class Policy:
     def load(self, folder: Path | str) -> None:
         """Read an adapter into this policy, in place. The reference stays what it was."""
         lora.read(self.model, Path(folder))
+
+    def group(self, prompt: Prompt, texts: Sequence[str]) -> Group:
+        """Given texts as the completions of a prompt, each with its end of sequence."""
+        return Group(prompt, [self.completion_ids(text) for text in texts], [False] * len(texts))
 
     def completion_ids(self, text: str, end: bool = True) -> Tensor:
         """(n,) ids of a text as a completion: nothing in it is special, `<|im_end|>` after it."""

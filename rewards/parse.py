@@ -79,6 +79,18 @@ def answer_letter(
     return readings.pop() if len(readings) == 1 else None
 
 
+def reasoning(text: str) -> str:
+    """What a completion says before its answer: the think block, or all up to an answer block.
+
+    >>> reasoning("<think>bright rim</think><answer>B</answer>"), reasoning("A bright rim. So B.")
+    ('bright rim', 'A bright rim. So B.')
+    """
+    said = text.partition("<think>")[2] or text
+    for end in ("</think>", "<answer>"):
+        said = said.partition(end)[0]
+    return said.strip()
+
+
 def _normal(text: str) -> str:
     """`text` as options are compared: without case, runs of white space and one trailing full stop.
 

@@ -1,0 +1,133 @@
+"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300), in the order of its
+equations. Read this first.
+
+A step has B groups; a group is one prompt and G completions of it. Shapes:
+
+    (B, G)  rewards, advantages
+    (N,)    every completion token of the step: logprobs, old_logprobs, ref_logprobs, weights
+    (n,)    the tokens of one pass, where a step is too large for one
+
+Two things look like bugs and are not. On the first update after a rollout the policy that scores is
+the one that sampled: the ratio is exactly 1, and as advantages sum to 0 the loss is about 0. Its
+gradient is not; it is that of REINFORCE with a baseline. And the KL starts at exactly 0, because
+fresh adapters change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .advantages import group_advantages, zero_variance
+from .config import Config
+from .loss import clipped_surrogate, importance_ratio, k3_kl, token_weights
+from .metrics import Clock, mean_over_updates, rollout_metrics, update_metrics
+from .optim import adamw, learning_rate, optimizer_step
+from .rollout import Example, Group, Rewards, plan_passes, sample_groups
+
+
+class Policy(Protocol):
+    """What the algorithm needs of a model."""
+
+    device: torch.device
+
+    def encode(self, examples: Sequence[Example]) -> list[Any]:
+        """Prompts: token ids, positions and kept image features of each question."""
+
+    def sample(
+        self, prompts: list[Any], group_size: int, keys: list[tuple[int, ...]], **limits: float
+    ) -> list[Group]:
+        """`group_size` completions of every prompt, drawn from softmax(logits / temperature)."""
+
+    def logprobs(self, groups: Sequence[Group], temperature: float) -> tuple[Tensor, Tensor]:
+        """log pi_theta of every completion token (n,), and the entropy there (n,), no gradient."""
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it, `logprobs` is that of the policy before training."""
+
+    def passes(self, groups: Sequence[Group]) -> list[list[int]]:
+        """Indices of the groups that go through the model together."""
+
+    def decode(self, ids: Tensor) -> str: ...
+    def parameters(self) -> list[Tensor]: ...
+    def save(self, folder: Path) -> None: ...
+
+
+def grpo(
+    policy: Policy,
+    draw: Callable[[int, int, int], Example],
+    reward: Callable[[list[Example], list[str]], Rewards],
+    config: Config,
+) -> Iterator[dict[str, float]]:
+    """Train `policy` in place and yield the metrics of every step.
+
+    `draw(step, slot, attempt)` asks a question; `reward(examples, texts)` scores completions, one
+    example a text.
+    """
+    optimizer = adamw(policy.parameters(), config)
+    eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
+    beta = config.kl_coef
+
+    for step in range(config.steps):
+        clock = Clock()
+
+        # o_1 .. o_G ~ pi_old(. | q) for B questions q, and their rewards r_i
+        rollout = sample_groups(policy, draw, reward, config, step)
+        row = rollout.row  # (N,) which of the B*G completions a token belongs to
+        clock.lap("rollout")
+
+        # A_i = (r_i - mean(r)) / std(r): one for a completion, the same for all its tokens
+        advantages = group_advantages(rollout.rewards, config.scale_rewards)  # (B, G)
+        token_advantages = advantages.flatten()[row]  # (N,)
+
+        # 1/G sum_i 1/|o_i| sum_t, or another aggregation: one weight a token of the whole step
+        weights = token_weights(rollout.lengths, config.loss, config.max_completion_length)  # (N,)
+
+        # Equal rewards: no policy gradient. Without a KL term their pass would add exact zeros.
+        live = ~zero_variance(rollout.rewards) | (beta > 0)  # (B,)
+        passes = plan_passes(policy, rollout, live)
+
+        # log pi_ref(o_t), the policy before training
+        ref_logprobs = torch.zeros_like(weights)  # (N,)
+        if beta > 0:
+            with torch.no_grad(), policy.reference():
+                for groups, tokens in passes:
+                    ref_logprobs[tokens], _ = policy.logprobs(groups, config.temperature)
+        clock.lap("reference")
+
+        old_logprobs = torch.zeros_like(weights)  # (N,)
+        updates = []
+        for update in range(config.updates_per_rollout):
+            seen = weights.new_zeros(4, len(row))  # loss, ratio, kl and entropy of every token
+            for groups, tokens in passes:
+                # All of the following are (n,), the tokens of this pass.
+                logprobs, entropy = policy.logprobs(groups, config.temperature)
+                if update == 0:  # nothing has moved since sampling: this is pi_old
+                    old_logprobs[tokens] = logprobs.detach()
+
+                ratio = importance_ratio(logprobs, old_logprobs[tokens])
+                surrogate = clipped_surrogate(ratio, token_advantages[tokens], eps, eps_high)
+                kl = k3_kl(logprobs, ref_logprobs[tokens] if beta > 0 else logprobs)
+                loss = -weights[tokens] * (surrogate - beta * kl)
+                loss.sum().backward()
+                seen[:, tokens] = torch.stack([loss, ratio, kl, entropy]).detach()
+
+            step_metrics = optimizer_step(
+                optimizer, learning_rate(step, config), config.max_grad_norm
+            )
+            updates.append(
+                update_metrics(seen, passes, token_advantages, eps, eps_high) | step_metrics
+            )
+        clock.lap("update")
+
+        yield {
+            "step": step + 1,
+            **rollout_metrics(rollout),
+            **mean_over_updates(updates),
+            **clock.times(),
+        }

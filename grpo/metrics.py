@@ -1,0 +1,75 @@
+"""The numbers of a step, under TRL's names where TRL has one; and a clock for its phases."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from .advantages import zero_variance
+from .loss import clipped
+from .rollout import Group, Rollout
+
+
+class Clock:
+    """Seconds spent in the phases of a step: `lap` ends a phase."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.phases[f"time/{phase}"], self.last = now - self.last, now
+
+    def times(self) -> dict[str, float]:
+        """All phases, and `time/step`: the whole step so far."""
+        return {**self.phases, "time/step": time.perf_counter() - self.start}
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+    """What was sampled, what it earned. `reward_std`: mean of the groups' own (ddof 1) std."""
+    lengths = rollout.lengths.float()
+    truncated = [t for group in rollout.groups for t in group.truncated]
+    return {
+        "reward": rollout.rewards.mean().item(),
+        "reward_std": rollout.rewards.std(dim=1).mean().item(),
+        **{f"rewards/{name}/mean": part.nanmean().item() for name, part in rollout.parts.items()},
+        "frac_reward_zero_std": zero_variance(rollout.rewards).float().mean().item(),
+        "groups_redrawn": float(rollout.redrawn),
+        "completions/mean_length": lengths.mean().item(),
+        "completions/min_length": lengths.min().item(),
+        "completions/max_length": lengths.max().item(),
+        "completions/clipped_ratio": sum(truncated) / len(truncated),
+    }
+
+
+def update_metrics(
+    seen: Tensor,
+    passes: list[tuple[list[Group], Tensor]],
+    advantages: Tensor,
+    eps: float,
+    eps_high: float,
+) -> dict[str, float]:
+    """Means over the scored tokens. `seen` (4, N): loss, ratio, kl, entropy; `advantages` (N,)."""
+    if not passes:  # no group had signal
+        return {"loss": 0.0}
+    tokens = torch.cat([tokens for _, tokens in passes])
+    loss, ratio, kl, entropy = seen[:, tokens]
+    low, high = clipped(ratio, advantages[tokens], eps, eps_high)
+    return {
+        "loss": loss.sum().item(),
+        "kl": kl.mean().item(),
+        "entropy": entropy.mean().item(),
+        "ratio/mean": ratio.mean().item(),
+        "ratio/max": ratio.max().item(),
+        "clip_ratio/low_mean": low.float().mean().item(),
+        "clip_ratio/high_mean": high.float().mean().item(),
+        "clip_ratio/region_mean": (low | high).float().mean().item(),
+    }
+
+
+def mean_over_updates(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Each metric averaged over the mu updates of a step."""
+    return {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}

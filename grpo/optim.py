@@ -1,0 +1,37 @@
+"""AdamW over the LoRA weights, its schedule, and an update that a bad gradient cannot poison."""
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+
+def adamw(parameters: list[Tensor], config: Config) -> torch.optim.AdamW:
+    """The optimizer. Gradients start at zero, so a step in which no group has signal steps too."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The rate of a step (from 0): linear warm-up, then constant, or linear to 0 at the end."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (config.steps - step) / (config.steps - config.warmup_steps)
+
+
+def optimizer_step(
+    optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float
+) -> dict[str, float]:
+    """Clip the gradient, update, zero it. A gradient that is not finite updates nothing."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    finite = bool(norm.isfinite())
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return {"grad_norm": norm.item(), "learning_rate": rate, "skipped_updates": float(not finite)}

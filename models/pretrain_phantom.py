@@ -1,0 +1,283 @@
+"""Make the shipped tiny Qwen2-VL again, from nothing: `python -m models.pretrain_phantom --out
+DIR`.
+
+A real Qwen2VLForConditionalGeneration with a real tokenizer, chat template and image processor, in
+the hub's folder format, pretrained on phantoms by next-token prediction so that it is what base
+models are: it sees, but it does not answer reliably. Where the unreliability comes from: `STYLES`.
+Most answers it has read are in other formats or give no answer at all; the format that is rewarded
+later is a minority habit, and the letter of an answer is learned last. A program, not a library:
+the one file of models/ that imports data/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import ByteLevel
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from data import phantom
+from data.example import VQAExample
+from data.prompts import completion_text
+
+POOL = 6_000  # pretraining questions a modality
+# Steps, batch and peak learning rate of the two stages (one-cycle each). Captions come first: they
+# are short and name
+# every finding, so seeing starts early; then questions, with captions and text-only exercises
+# between them.
+CAPTION_STEPS, ANSWER_STEPS, BATCH = 800, 1_400, 32
+LEARNING_RATE = 2e-3
+SEED = 0
+
+# How an answer is written in the pretraining text, and how often. Only the last is the rewarded
+# format.
+STYLES: tuple[tuple[float, str], ...] = (
+    (0.30, "{findings} The answer is {text}."),
+    (0.14, "{findings}"),
+    (0.12, "{text}"),
+    (0.10, "Answer: {letter}"),
+    (0.10, "{findings} So {letter}."),
+    (0.24, completion_text("{findings}", "{letter}")),
+)
+
+SPECIAL = [
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+]
+# The chat format of Qwen2-VL: a default system turn, then turns of text and images.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if loop.first and m.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Qwen2's pre-tokenizer: words with their leading space, single digits, runs of punctuation.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+CAPTION_PROMPT = "Describe the findings."
+
+
+def user_turn(text: str, images: int = 1) -> str:
+    """The prompt as the chat template writes it, `<|image_pad|>` not yet expanded."""
+    content = "<|vision_start|><|image_pad|><|vision_end|>" * images + text
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def answer(example: VQAExample, rng: random.Random) -> str:
+    """The pretraining target of a question, in a style drawn by its frequency."""
+    weights, styles = zip(*STYLES, strict=True)
+    style = rng.choices(styles, weights)[0]
+    return style.format(findings=example.reasoning, text=example.answer, letter=example.letter)
+
+
+def make_tokenizer(corpus: list[str], folder: Path, merges: int = 600) -> None:
+    """Byte-level BPE with Qwen2's pre-tokenizer, trained on `corpus`, then the special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.model.save(str(folder))  # vocab.json, merges.txt
+    first = tokenizer.get_vocab_size()
+    added = {
+        str(first + i): {"content": token, "special": True, "lstrip": False, "rstrip": False}
+        | {"normalized": False, "single_word": False}
+        for i, token in enumerate(SPECIAL)
+    }
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "additional_special_tokens": SPECIAL[1:],
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "bos_token": None,
+        "model_max_length": 2048,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def make_model(tokenizer: AutoTokenizer) -> Qwen2VLForConditionalGeneration:
+    """A random Qwen2-VL of 2 million parameters; its head has more rows than the vocabulary."""
+    token = tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": -(-len(tokenizer) // 64) * 64 + 64,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [4, 6, 6],
+            },
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "tie_word_embeddings": True,
+            "initializer_range": 0.06,  # about 1 / sqrt(hidden): it sees sooner
+        },
+        vision_config={
+            "depth": 4,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "mlp_ratio": 4,
+            "hidden_size": 128,
+        }
+        | {"initializer_range": 0.06},
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(SEED)
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def read_image(example: VQAExample) -> np.ndarray:
+    """The image of an example as the processor cuts it into patches: (64, 1176) float16."""
+    pixels = PROCESSOR(images=[example.images[0].open()], return_tensors="np")["pixel_values"]
+    return pixels.astype(np.float16)
+
+
+class Batches:
+    """Draws batches of captions, questions, or text-only exercises in finding the letter."""
+
+    def __init__(
+        self, examples: list[VQAExample], patches: torch.Tensor, tokenizer: AutoTokenizer
+    ) -> None:
+        self.examples, self.patches, self.tokenizer = examples, patches, tokenizer
+        self.rng = random.Random(SEED)
+        self.image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    def pair(self, example: VQAExample, kind: str) -> tuple[str, str]:
+        """(prompt, completion) of one example."""
+        if kind == "caption":
+            return user_turn(CAPTION_PROMPT), example.reasoning
+        if kind == "question":
+            return user_turn(example.prompt), answer(example, self.rng)
+        exercise = user_turn(f"{example.reasoning}\n{example.prompt}", images=0)
+        return exercise, completion_text(example.reasoning, example.letter)
+
+    def draw(self, kind: str) -> dict[str, torch.Tensor]:
+        """A right-padded batch for the model's own forward; labels are -100 but on completions."""
+        chosen = self.rng.sample(range(len(self.examples)), BATCH)
+        rows = []
+        for i in chosen:
+            prompt, completion = self.pair(self.examples[i], kind)
+            prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * 16)
+            head = self.tokenizer(prompt)["input_ids"]
+            rows.append((head, self.tokenizer(completion + "<|im_end|>")["input_ids"]))
+        width = max(len(head) + len(tail) for head, tail in rows)
+        ids = torch.full((BATCH, width), self.tokenizer.pad_token_id)  # (BATCH, width)
+        labels = torch.full_like(ids, -100)
+        mask = torch.zeros_like(ids)
+        for r, (head, tail) in enumerate(rows):
+            end = len(head) + len(tail)
+            ids[r, :end] = torch.tensor(head + tail)
+            labels[r, len(head) : end] = ids[r, len(head) : end]
+            mask[r, :end] = 1
+        batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        if kind != "text":
+            batch["pixel_values"] = self.patches[chosen].float().flatten(0, 1)  # (BATCH * 64, 1176)
+            batch["image_grid_thw"] = torch.tensor([[1, 8, 8]] * BATCH)
+            batch["mm_token_type_ids"] = (ids == self.image_pad).int()
+        return batch
+
+
+def kinds(stage: str, rng: random.Random) -> Iterator[str]:
+    """What each step of a stage trains on."""
+    while True:
+        mixture = (
+            ("caption",) if stage == "caption" else ("question",) * 7 + ("caption",) * 2 + ("text",)
+        )
+        yield rng.choice(mixture)
+
+
+def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str, steps: int) -> None:
+    """One stage of next-token prediction, AdamW under a one-cycle schedule."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
+    start, kind_of = time.monotonic(), kinds(stage, random.Random(SEED))
+    for step in range(steps):
+        kind = next(kind_of)
+        loss = model(**batches.draw(kind)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            print(
+                f"{stage} {step}/{steps} {kind} loss {loss:.3f} {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "phantom")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    examples = [e for m in phantom.MODALITIES for e in phantom.load(m, split="pretrain", size=POOL)]
+    rng = random.Random(SEED)
+    corpus = [user_turn(e.prompt) + answer(e, rng) for e in examples[::8]]
+    corpus += [
+        CAPTION_PROMPT,
+        completion_text("", ""),
+        *phantom.TYPES,
+        *phantom.NEVER_RIGHT,
+        phantom.NEW_KIND,
+    ]
+    make_tokenizer(corpus, out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    PROCESSOR.save_pretrained(out)
+    model = make_model(tokenizer)
+    with multiprocessing.Pool() as pool:
+        patches = torch.from_numpy(np.stack(pool.map(read_image, examples, chunksize=64)))
+    batches = Batches(examples, patches, tokenizer)
+    train(model, batches, "caption", CAPTION_STEPS)
+    train(model, batches, "answer", ANSWER_STEPS)
+    model.to(torch.bfloat16).save_pretrained(out)  # 2 bytes a weight; loading goes back to float32
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
