@@ -193,10 +193,16 @@ def test_an_option_whose_text_is_a_letter_leaves_a_bare_letter_a_label():
 
 
 def test_a_text_that_can_be_read_as_two_options_is_refused():
-    options = ("B) oedema", "oedema", "", ".")
+    options = ("B) oedema", "oedema", "Oedema of the lung", "none")
     assert answer_letter("<answer>B) oedema</answer>", LETTERS, options) is None
     assert answer_letter("<answer>oedema</answer>", LETTERS, options) == "B"
-    assert answer_letter("<answer>.</answer>", LETTERS, options) is None  # never an empty option
+
+
+@pytest.mark.parametrize("said", [".", " . ", "", "D) ."])
+def test_an_empty_option_is_never_named_by_saying_nothing(said):
+    options = ("left", "right", "both", "")
+    assert answer_letter(f"<answer>{said}</answer>", LETTERS, options) is None
+    assert answer_letter("<answer>D</answer>", LETTERS, options) == "D"
 
 
 def test_every_ordering_of_the_options_gives_the_same_text():

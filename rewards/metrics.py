@@ -1,0 +1,199 @@
+"""Intervals, paired tests and votes for tables of right (1, True) and wrong (0, False) answers.
+
+Intervals are two-sided, 95 %. Bad arguments raise ValueError.
+"""
+
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+
+Z95 = 1.959964  # 97.5 % quantile of the standard normal
+
+
+def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval of a proportion seen k times in n (Wilson 1927, JASA 22:209). n 0: (0, 1).
+
+    >>> [round(bound, 4) for bound in wilson(8, 10)]
+    [0.4902, 0.9433]
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} right of {n}: the first must lie between 0 and the second")
+    if n == 0:
+        return 0.0, 1.0
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
+
+
+def _changed(before: Sequence[int], after: Sequence[int]) -> tuple[int, int]:
+    """How many answers went from wrong to right, and how many from right to wrong."""
+    if len(before) != len(after) or not before:
+        raise ValueError(f"{len(before)} answers before and {len(after)} after do not make pairs")
+    pairs = Counter((bool(was), bool(now)) for was, now in zip(before, after, strict=True))
+    return pairs[False, True], pairs[True, False]
+
+
+def paired_interval(before: Sequence[int], after: Sequence[int]) -> tuple[float, float]:
+    """Interval of accuracy(after) - accuracy(before) on the same questions, in the same order.
+
+    The adjusted Wald interval of Bonett and Price (2012, J. Educ. Behav. Stat. 37:479): one answer
+    is added to each kind of change, wrong to right and right to wrong, then the normal formula.
+
+    >>> [round(bound, 4) for bound in paired_interval([0, 0, 0, 1], [1, 1, 0, 0])]  # 1/6 -+ 0.7182
+    [-0.5515, 0.8848]
+    """
+    gained, lost = _changed(before, after)
+    n = len(before) + 2
+    up, down = (gained + 1) / n, (lost + 1) / n
+    half = Z95 * math.sqrt((up + down - (up - down) ** 2) / n)
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
+
+
+def mcnemar(before: Sequence[int], after: Sequence[int]) -> float:
+    """Exact two-sided p-value of "as many gained as lost" (McNemar 1947, Psychometrika 12:153).
+
+    Given how many answers changed, the gains are Binomial(changed, 1/2); no change at all gives 1.
+
+    >>> mcnemar([0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1])  # 5 gained, 0 lost: 2 / 2 ** 5
+    0.0625
+    """
+    gained, lost = _changed(before, after)
+    changed = gained + lost
+    tail = sum(math.comb(changed, i) for i in range(min(gained, lost) + 1))  # integers: exact
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def bootstrap_by(
+    groups: Sequence[Hashable], values: Sequence[float], seed: int, draws: int = 2000
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, whole groups drawn with replacement.
+
+    For questions that share an image, which are not independent: `groups` (n,) names the image of
+    each (cluster bootstrap; Davison and Hinkley 1997, Bootstrap Methods, 3.8). The order of the
+    questions does not matter. Needs two groups at least.
+
+    >>> bootstrap_by(["a", "a", "b", "c"], [1, 1, 0, 1], seed=0)
+    (0.0, 1.0)
+    """
+    clusters: dict[Hashable, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        clusters.setdefault(group, []).append(value)
+    if len(clusters) < 2:
+        raise ValueError(f"a bootstrap over groups needs at least 2 of them, not {len(clusters)}")
+    sums = sorted((math.fsum(cluster), len(cluster)) for cluster in clusters.values())
+    generator = random.Random(seed)
+    means = []
+    for _ in range(draws):
+        totals, sizes = zip(*generator.choices(sums, k=len(sums)), strict=True)
+        means.append(sum(totals) / sum(sizes))
+    cuts = statistics.quantiles(means, n=40, method="inclusive")  # 2.5 %, 5 %, ... 97.5 %
+    return cuts[0], cuts[-1]
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that k of n samples, c of them right, hold a right one: the unbiased pass@k.
+
+    1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+
+    >>> pass_at_k(4, 1, 2)  # 3 of the 6 pairs hold the right one
+    0.5
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} needs at least {k} samples, {c} of {n} right is no such count")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The answer given most often (self-consistency: Wang et al. 2022, arXiv 2203.11171).
+
+    None, an answer that could not be read, has no vote. Of equals the first given wins: an
+    alphabetical rule would favour the letter A. Without votes: None.
+
+    >>> majority(["B", None, "A", None, "B", "A"])
+    'B'
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    return max(votes, key=votes.__getitem__, default=None)  # the first of equals
+
+
+def students_t(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and interval of the mean over a few seeds (Student 1908): mean -+ t * s / sqrt(n).
+
+    >>> [round(x, 3) for x in students_t([0.70, 0.72, 0.77])]  # t is 4.303 for 3 seeds
+    [0.73, 0.64, 0.82]
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"an interval over seeds needs at least 2 of them, not {n}")
+    mean = statistics.fmean(values)
+    half = _t95(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def _t95(dof: int) -> float:
+    """The t that a Student variable stays within, on both sides of 0, 95 times in 100.
+
+    With t = sqrt(dof) tan(angle), P(|T| < t) is a finite sum of sines and cosines (Abramowitz and
+    Stegun 1964, 26.7.3 and 26.7.4) and grows with the angle, so bisection finds it.
+
+    >>> round(_t95(1), 3), round(_t95(2), 3), round(_t95(30), 3)
+    (12.706, 4.303, 2.042)
+    """
+    low, high, odd = 0.0, math.pi / 2, dof % 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        total, term = 0.0, (math.cos(angle) if odd else 1.0)
+        for power in range(odd, dof - 1, 2):  # term is cos(angle) ** power and its coefficient
+            total += term
+            term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+        part = math.sin(angle) * total
+        inside = (angle + part) * 2 / math.pi if odd else part
+        low, high = (angle, high) if inside < 0.95 else (low, angle)
+    return math.sqrt(dof) * math.tan(low)
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """p-values (m,) adjusted for being m, in the order given (Holm 1979, Scand. J. Stat. 6:65).
+
+    Reject those at most alpha, and the chance of any false rejection is at most alpha.
+    >>> [round(p, 3) for p in holm([0.02, 0.01, 0.04])]  # 2 * 0.02, 3 * 0.01, 1 * 0.04
+    [0.04, 0.03, 0.04]
+    """
+    m, highest, adjusted = len(pvalues), 0.0, [0.0] * len(pvalues)
+    for rank, i in enumerate(sorted(range(m), key=pvalues.__getitem__)):
+        adjusted[i] = highest = max(highest, min(1.0, (m - rank) * pvalues[i]))
+    return adjusted
+
+
+def binom_test_greater(k: int, n: int, p: float) -> float:
+    """One-sided exact p-value: the chance of k or more right of n, each with chance p.
+
+    >>> binom_test_greater(3, 4, 0.5)  # (4 + 1) / 16
+    0.3125
+    """
+    return poisson_binomial_tail(k, [p] * n)
+
+
+def poisson_binomial_tail(k: int, ps: Sequence[float]) -> float:
+    """The chance of k or more right where question i has chance ps[i], as options differ in number.
+
+    The Poisson-binomial law (Hong 2013, Comput. Stat. Data Anal. 59:41), built up a question at a
+    time. All terms are positive, so a small tail is as exact as a large one.
+
+    >>> poisson_binomial_tail(2, [0.5, 0.25])
+    0.125
+    """
+    if not all(0 <= p <= 1 for p in ps):
+        raise ValueError("a chance lies between 0 and 1")
+    if k <= 0:
+        return 1.0
+    mass = [1.0] + [0.0] * (k - 1)  # mass[j]: chance of j right so far, j < k
+    tail = 0.0  # chance of k or more right so far
+    for p in ps:
+        tail += mass[-1] * p
+        moved = [come * p + stay * (1 - p) for come, stay in pairwise(mass)]
+        mass = [mass[0] * (1 - p), *moved]
+    return tail
