@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from grpo.config import UsageError
 from models import loading, lora, sampling
@@ -58,8 +60,10 @@ class Policy:
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
         self.checkpointing = checkpointing
-        if checkpointing:
-            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self.language_model.layers if checkpointing else ():
+            # By hand: transformers' own switch also makes the embeddings require gradients.
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing = True  # takes effect in training mode, see below
 
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
         """Prompts with their image features. Raises UsageError for one that is too long."""

@@ -39,7 +39,7 @@ def trained(tiny_folder: Path) -> Policy:
     return randomise(load_policy(str(tiny_folder), device="cpu"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh(tiny_folder: Path) -> Callable[..., Policy]:
     """Makes a policy of one's own; keyword arguments go to load_policy."""
     return lambda **kwargs: load_policy(str(tiny_folder), **{"device": "cpu", **kwargs})

@@ -1,0 +1,135 @@
+"""What is loaded, and one clear line for everything that is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from grpo.config import UsageError
+from models import loading
+from models.policy import load_policy
+from tests.tiny import make_model
+
+
+@pytest.fixture
+def copy(tiny_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+
+def edit(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def message(*args, **kwargs) -> str:
+    with pytest.raises(UsageError) as error:
+        load_policy(*args, **{"device": "cpu", **kwargs})
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_phantom_is_the_folder_beside_the_code():
+    assert Path(loading.__file__).with_name("phantom") == loading.PHANTOM
+
+
+def test_a_folder_that_is_not_there_is_named_with_a_remedy(tmp_path):
+    text = message(str(tmp_path / "nothing"))
+    assert "no such folder" in text
+    assert "phantom" in text
+
+
+def test_a_hub_id_out_of_reach_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "network" in message("nobody/there")
+
+
+def test_another_model_type_says_what_is_supported(copy):
+    edit(copy / "config.json", model_type="qwen2_5_vl")
+    assert "its type is qwen2_5_vl; only qwen2_vl" in message(str(copy))
+
+
+def test_a_config_that_is_no_json_is_one_line(copy):
+    (copy / "config.json").write_text("{ not json")
+    assert "cannot be loaded" in message(str(copy))
+
+
+def test_a_folder_without_a_config_is_one_line(copy):
+    (copy / "config.json").unlink()
+    assert str(copy) in message(str(copy))
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(copy):
+    weights = load_file(copy / "model.safetensors")
+    for name in [name for name in weights if "layers.1.mlp" in name]:
+        del weights[name]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "3 weights are missing" in message(str(copy))
+
+
+def test_pickled_weights_are_refused(copy):
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    assert "cannot be loaded" in message(str(copy))
+
+
+def test_a_tokenizer_that_is_not_qwen2_vls_is_refused(copy):
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    added = config["added_tokens_decoder"]
+    config["added_tokens_decoder"] = {
+        k: v for k, v in added.items() if v["content"] != "<|video_pad|>"
+    }
+    config["additional_special_tokens"].remove("<|video_pad|>")
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    assert "<|video_pad|>" in message(str(copy))
+
+
+def test_a_limit_on_pixels_below_one_token_is_refused_and_a_larger_one_is_kept(tiny_folder):
+    assert "--max-pixels 100" in message(str(tiny_folder), max_pixels=100)
+    _, _, processor = loading.load(str(tiny_folder), torch.float32, max_pixels=401_408)
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 401_408)
+    _, _, processor = loading.load(str(tiny_folder), torch.float32)
+    assert processor.size["longest_edge"] == 12_845_056
+
+
+def test_an_unknown_device_or_dtype_is_one_line(tiny_folder):
+    assert "device tpu" in message(str(tiny_folder), device="tpu")
+    assert "float64" in message(str(tiny_folder), dtype="float64")
+
+
+def test_adapters_that_do_not_fit_are_refused_with_the_reason(trained, tiny_folder, tmp_path):
+    saved, base = tmp_path / "adapter", str(tiny_folder)
+    trained.save(saved)
+    assert "--lora-r 16" in message(base, adapter=saved, lora_r=8)
+    assert "--lora-r" in message(base, adapter=saved, lora_alpha=64)
+    other = make_model(tmp_path / "other", seed=1)  # the same shapes, other weights
+    assert f"another base ({tiny_folder})" in message(str(other), adapter=saved)
+    larger = make_model(tmp_path / "larger", layers=3)
+    (saved / "base.json").unlink()  # as in an adapter that peft wrote
+    assert "another base" in message(str(larger), adapter=saved)
+    edit(saved / "adapter_config.json", use_dora=True)
+    assert "not plain LoRA (LORA, use_dora)" in message(base, adapter=saved)
+    (saved / "adapter_config.json").write_text("[]")
+    assert "damaged" in message(base, adapter=saved)
+    (saved / "adapter_config.json").unlink()
+    assert "adapter_config.json" in message(base, adapter=saved)
+
+
+def test_a_pickled_adapter_is_never_opened(trained, tiny_folder, tmp_path):
+    trained.save(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save(weights, tmp_path / "adapter_model.bin")
+    assert "only safetensors" in message(str(tiny_folder), adapter=tmp_path)
+
+
+def test_an_adapter_from_a_moved_base_is_still_at_home(trained, copy, tmp_path):
+    trained.save(tmp_path / "adapter")
+    policy = load_policy(str(copy), adapter=tmp_path / "adapter", device="cpu")
+    for mine, other in zip(policy.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(mine, other)
