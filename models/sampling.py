@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from models.decode import Decoder, KVCache
 from models.law import draw, law
 from models.tree import Prompt
 
@@ -26,44 +27,6 @@ class Rollout:
     lengths: Tensor  # (rows,) int64, EOS included
     stopped: Tensor  # (rows,) bool: an EOS was drawn
     logprobs: Tensor | None  # (rows, L) float32 at decode time, if asked for
-
-
-class KVCache:
-    """Keys and values of all rows in one buffer (layers, 2, rows, heads, slots, head_dim).
-
-    Prompts fill the slots from 0 on and completions those from `start` (the longest prompt) on, so
-    that a step writes one slot for all rows. Zeros, not garbage: masked slots must be finite.
-    The language model calls `update` in every layer, as it would of transformers' own caches.
-    """
-
-    def __init__(self, shape: tuple[int, ...], group_size: int, start: int, **like) -> None:
-        self.buffer = torch.zeros(shape, **like)
-        self.group_size = group_size
-        self.slot = start  # that the next decoded token fills
-        self.live = shape[2]  # rows still decoding: the first ones of the buffer
-        self.prefilling = slice(0, 0)  # rows whose prompts are being computed
-
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Store (n, heads, q, head_dim) and return what the queries may look at."""
-        rows = self.prefilling
-        if rows.stop:
-            both = torch.stack([key, value]).repeat_interleave(self.group_size, dim=1)
-            self.buffer[layer, :, rows, :, : key.shape[2]] = both
-            return key, value
-        keys, values = self.buffer[layer, :, : self.live, :, : self.slot + 1]
-        keys[:, :, self.slot] = key[:, :, 0]
-        values[:, :, self.slot] = value[:, :, 0]
-        return keys, values
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.slot
-
-    def move(self, sources: Tensor, holes: Tensor) -> None:
-        """Copy rows `sources` into the places of finished rows `holes`."""
-        used = self.buffer[..., : self.slot, :]
-        used[:, :, holes] = used[:, :, sources]
 
 
 def run(
@@ -118,6 +81,7 @@ def rollout(
     mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device)
     position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
     position = position.to(device)
+    decoder = Decoder(language_model, int(position.max()) + max_length)
     row = torch.arange(rows)  # which completion a live row decodes
     tokens = torch.zeros(rows, max_length, dtype=torch.int64)
     logprobs = torch.zeros(rows, max_length) if keep_logprobs else None
@@ -152,14 +116,7 @@ def rollout(
             row, chosen, position, mask = row[:live], chosen[:live], position[:live], mask[:live]
         if not len(row) or step + 1 == max_length:
             break
-        hidden = run(
-            language_model,
-            language_model.embed_tokens(chosen)[:, None],
-            position.expand(3, -1)[..., None] + step,
-            mask[:, None, None, : cache.slot + 1],
-            cache,
-        )[:, 0]
-        cache.slot += 1
+        hidden = decoder.step(chosen, position + step, cache, mask)
     return Rollout(tokens, done_at, stopped, logprobs)
 
 
@@ -174,7 +131,7 @@ def _prefill(
     last = []
     for first in range(0, len(prompts), batch):
         part = slice(first, min(first + batch, len(prompts)))
-        cache.prefilling = slice(part.start * cache.group_size, part.stop * cache.group_size)
+        cache.rows = slice(part.start * cache.group_size, part.stop * cache.group_size)
         positions = pad_sequence([p.position_ids.T for p in prompts[part]], batch_first=True)
         padded = pad_sequence(list(embeds[part]), batch_first=True)  # (b, P, hidden)
         hidden = run(
@@ -182,5 +139,5 @@ def _prefill(
         )
         ends = torch.tensor([len(embed) - 1 for embed in embeds[part]], device=hidden.device)
         last.append(hidden[torch.arange(len(ends), device=hidden.device), ends])
-    cache.prefilling = slice(0, 0)
+    cache.rows = slice(0, 0)
     return torch.cat(last)
