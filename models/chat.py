@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo.config import UsageError
+from models.vision import ImageSource
 
 PLACE = "\ue000"  # stands for the user's text while the template is rendered; a private character
 IMAGE_PAD, BANNED = "<|image_pad|>", (
     "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 STOPS = ("<|im_end|>", "<|endoftext|>")  # both of Qwen's end tokens stop a completion
+
+
+class Example(Protocol):
+    """What a question must offer (data/example.py has it)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def images(self) -> tuple[ImageSource, ...]: ...
 
 
 class Chat:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,26 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from grpo.config import UsageError
 from models import loading, lora, sampling
-from models.chat import Chat
+from models.chat import Chat, Example
 from models.law import score, uniforms
-from models.tree import Group, Prompt, pack, rope_positions
-from models.vision import ImageSource, VisionCache
+from models.tree import Group, Prompt, pack, plan_passes, rope_positions
+from models.vision import VisionCache
 
 # Most tokens of one forward pass with gradients, pads included; a larger group goes alone. Without
 # checkpointing a 2B model keeps about 5 MB of activations a token.
 PASS_TOKENS, PASS_TOKENS_CHECKPOINTED = 4_096, 16_384
 LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
-
-
-class Example(Protocol):
-    """What a question must offer (data/example.py has it)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def images(self) -> tuple[ImageSource, ...]: ...
 
 
 class Policy:
@@ -91,12 +79,7 @@ class Policy:
         if not prompts:
             return []
         rollout = self.rollout(prompts, group_size, keys, temperature, max_completion_length)
-        lengths = rollout.lengths.tolist()
-        # Cloned: a tensor born in inference mode may not enter a graph.
-        rows = [row[:n].clone() for row, n in zip(rollout.tokens, lengths, strict=True)]
-        cut = (~rollout.stopped).tolist()
-        parts = [slice(i * group_size, (i + 1) * group_size) for i in range(len(prompts))]
-        return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
+        return rollout.groups(prompts)
 
     def rollout(
         self,
@@ -112,9 +95,7 @@ class Policy:
             raise ValueError("greedy completions of one prompt are all the same: group_size 1")
         for prompt in prompts:
             self._check_length(prompt, max_completion_length)
-        u = None
-        if temperature > 0:
-            u = uniforms(keys, group_size, max_completion_length)
+        u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
         with torch.no_grad(), self._compute_dtype():
             return sampling.rollout(
                 self.language_model,
@@ -131,19 +112,8 @@ class Policy:
             )
 
     def passes(self, groups: Sequence[Group]) -> list[list[int]]:
-        """Which groups share a forward pass: the longest first, as many as the token budget holds.
-
-        A function of the groups' lengths alone, so old, new and reference log-probs of a step run
-        in the same shapes and on-policy ratios are exactly 1.
-        """
-        lengths = [group.row_length for group in groups]
-        plan: list[list[int]] = []
-        for i in sorted(range(len(groups)), key=lambda i: (-lengths[i], i)):
-            if plan and lengths[plan[-1][0]] * (len(plan[-1]) + 1) <= self.token_budget:
-                plan[-1].append(i)
-            else:
-                plan.append([i])
-        return plan
+        """Indices of the groups that share a forward pass, a function of their lengths alone."""
+        return plan_passes([group.row_length for group in groups], self.token_budget)
 
     def logprobs(self, groups: Sequence[Group], temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.decode import Decoder, KVCache
 from models.law import draw, law
-from models.tree import Prompt
+from models.tree import Group, Prompt
 
 PREFILL_TOKENS = 16_384  # padded prompt tokens of one prefill batch; bounds its memory
 
@@ -27,6 +27,16 @@ class Rollout:
     lengths: Tensor  # (rows,) int64, EOS included
     stopped: Tensor  # (rows,) bool: an EOS was drawn
     logprobs: Tensor | None  # (rows, L) float32 at decode time, if asked for
+
+    def groups(self, prompts: Sequence[Prompt]) -> list[Group]:
+        """The same as one group a prompt."""
+        # Cloned: a tensor born in inference mode may not enter a graph.
+        lengths = self.lengths.tolist()
+        rows = [row[:n].clone() for row, n in zip(self.tokens, lengths, strict=True)]
+        cut = (~self.stopped).tolist()
+        size = len(rows) // len(prompts)
+        parts = [slice(i * size, (i + 1) * size) for i in range(len(prompts))]
+        return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
 
 
 def run(

@@ -139,3 +139,21 @@ def tree_mask(segment: Tensor) -> Tensor:
     # A pad sees itself, because a softmax over nothing is NaN.
     itself = torch.eye(sees.shape[1], dtype=torch.bool, device=segment.device)
     return (sees & causal | itself).unsqueeze(1)
+
+
+def plan_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Which rows share a pass: the longest first, as many as fit in `budget` tokens, pads included.
+
+    Old, new and reference log-probs of a step so run in the same shapes, and an on-policy ratio is
+    exactly 1. A row longer than the budget goes alone.
+
+    >>> plan_passes([10, 40, 12, 9], budget=36)
+    [[1], [2, 0, 3]]
+    """
+    plan: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if plan and lengths[plan[-1][0]] * (len(plan[-1]) + 1) <= budget:
+            plan[-1].append(i)
+        else:
+            plan.append([i])
+    return plan
