@@ -10,6 +10,7 @@ def group_advantages(rewards: Tensor, scale_rewards: str = "group") -> Tensor:
     `scale_rewards="none"` leaves the division out, as Dr. GRPO (2503.20783) does. A group of equal
     rewards gets exact zeros.
 
+    >>> import torch
     >>> group_advantages(torch.tensor([[1.0, 0.0, 1.0, 0.0], [2.0, 2.0, 2.0, 2.0]]), "none")
     tensor([[ 0.5000, -0.5000,  0.5000, -0.5000],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])

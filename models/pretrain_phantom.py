@@ -16,8 +16,8 @@ import json
 import multiprocessing
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 import torch
@@ -28,15 +28,19 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from data import phantom
 from data.example import VQAExample
-from data.prompts import completion_text
+from data.prompts import completion_text, user_text
 
 POOL = 6_000  # pretraining questions a modality
-# Steps, batch and peak learning rate of the two stages (one-cycle each). Captions come first: they
-# are short and name
-# every finding, so seeing starts early; then questions, with captions and text-only exercises
-# between them.
-CAPTION_STEPS, ANSWER_STEPS, BATCH = 800, 1_400, 32
-LEARNING_RATE = 2e-3
+BATCH = 32
+DRILLS = 8  # questions a row of a drill
+# Steps, peak learning rate and the kinds of batch in turn. Captions first: they are short and name
+# every finding, so seeing starts early. Then letters of given answers, then questions.
+STAGES = {
+    "caption": (800, 2e-3, ("caption",)),
+    "letter": (900, 2e-3, ("match", "match", "match", "match", "match", "caption")),
+    "answer": (1_000, 1e-3, ("question", "drill", "question", "drill", "caption")),
+    "exam": (700, 1.5e-3, ("exam", "exam", "exam", "question")),
+}
 SEED = 0
 
 # How an answer is written in the pretraining text, and how often. Only the last is the rewarded
@@ -73,6 +77,7 @@ WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+ANSWERS = [text for _, answers in phantom.TYPES.values() for text in answers]
 CAPTION_PROMPT = "Describe the findings."
 
 
@@ -176,68 +181,89 @@ def read_image(example: VQAExample) -> np.ndarray:
 
 
 class Batches:
-    """Draws batches of captions, questions, or text-only exercises in finding the letter."""
+    """Draws batches of captions, questions, or text-only drills in finding an answer's letter."""
 
     def __init__(
-        self, examples: list[VQAExample], patches: torch.Tensor, tokenizer: AutoTokenizer
+        self, examples: list[VQAExample], patches: torch.Tensor, tokenizer: AutoTokenizer, seed: int
     ) -> None:
         self.examples, self.patches, self.tokenizer = examples, patches, tokenizer
-        self.rng = random.Random(SEED)
+        self.rng = random.Random(seed)
         self.image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-
-    def pair(self, example: VQAExample, kind: str) -> tuple[str, str]:
-        """(prompt, completion) of one example."""
-        if kind == "caption":
-            return user_turn(CAPTION_PROMPT), example.reasoning
-        if kind == "question":
-            return user_turn(example.prompt), answer(example, self.rng)
-        exercise = user_turn(f"{example.reasoning}\n{example.prompt}", images=0)
-        return exercise, completion_text(example.reasoning, example.letter)
+        self.letters = set(tokenizer.convert_tokens_to_ids([">A", ">B", ">C", ">D"]))
 
     def draw(self, kind: str) -> dict[str, torch.Tensor]:
-        """A right-padded batch for the model's own forward; labels are -100 but on completions."""
+        """A batch for the model's own forward; labels are -100 where nothing is to be learned."""
+        if kind in ("match", "drill"):
+            return self._pad([self._drill(kind) for _ in range(BATCH // 2)])
         chosen = self.rng.sample(range(len(self.examples)), BATCH)
+        if kind == "exam":
+            return self._pad([self._exam(self.examples[i]) for i in chosen])
         rows = []
         for i in chosen:
-            prompt, completion = self.pair(self.examples[i], kind)
-            prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * 16)
-            head = self.tokenizer(prompt)["input_ids"]
-            rows.append((head, self.tokenizer(completion + "<|im_end|>")["input_ids"]))
-        width = max(len(head) + len(tail) for head, tail in rows)
-        ids = torch.full((BATCH, width), self.tokenizer.pad_token_id)  # (BATCH, width)
-        labels = torch.full_like(ids, -100)
-        mask = torch.zeros_like(ids)
-        for r, (head, tail) in enumerate(rows):
-            end = len(head) + len(tail)
-            ids[r, :end] = torch.tensor(head + tail)
-            labels[r, len(head) : end] = ids[r, len(head) : end]
-            mask[r, :end] = 1
-        batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-        if kind != "text":
-            batch["pixel_values"] = self.patches[chosen].float().flatten(0, 1)  # (BATCH * 64, 1176)
-            batch["image_grid_thw"] = torch.tensor([[1, 8, 8]] * BATCH)
-            batch["mm_token_type_ids"] = (ids == self.image_pad).int()
+            example = self.examples[i]
+            if kind == "caption":
+                prompt, completion = user_turn(CAPTION_PROMPT), example.reasoning
+            else:
+                prompt, completion = user_turn(example.prompt), answer(example, self.rng)
+            head = self._ids(prompt.replace("<|image_pad|>", "<|image_pad|>" * 16))
+            tail = self._ids(completion + "<|im_end|>")
+            rows.append((head + tail, [-100] * len(head) + tail))
+        batch = self._pad(rows)
+        batch["pixel_values"] = self.patches[chosen].float().flatten(0, 1)  # (BATCH * 64, 1176)
+        batch["image_grid_thw"] = torch.tensor([[1, 8, 8]] * BATCH)
+        batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_pad).int()
         return batch
 
+    def _drill(self, kind: str) -> tuple[list[int], list[int]]:
+        """(ids, labels) of questions with their reasoning given: only the letters are learned.
 
-def kinds(stage: str, rng: random.Random) -> Iterator[str]:
-    """What each step of a stage trains on."""
-    while True:
-        mixture = (
-            ("caption",) if stage == "caption" else ("question",) * 7 + ("caption",) * 2 + ("text",)
+        A match is the plain form: any answers as options, the right one's text as the reasoning.
+        """
+        text = ""
+        for example in self.rng.sample(self.examples, DRILLS):
+            if kind == "match":
+                options = self.rng.sample(ANSWERS, self.rng.choice([2, 3, 4]))
+                gold = self.rng.randrange(len(options))
+                asked = user_text("", options)
+                said = completion_text(options[gold], ascii_uppercase[gold])
+            else:
+                asked, said = example.prompt, completion_text(example.reasoning, example.letter)
+            asked = asked.rpartition("\n")[0].strip()  # without the instruction, to be short
+            text += f"{asked}\n{said}\n"
+        ids = self._ids(text)
+        return ids, [i if i in self.letters else -100 for i in ids]
+
+    def _exam(self, example: VQAExample) -> tuple[list[int], list[int]]:
+        """(ids, labels) of a whole question without its image: again only the letter is learned."""
+        findings, answer = example.reasoning, example.answer
+        reasoning = self.rng.choice([findings, answer, f"{findings} The answer is {answer}."])
+        said = completion_text(reasoning, example.letter)
+        ids = self._ids(user_turn(example.prompt, images=0) + said)
+        return ids, [i if i in self.letters else -100 for i in ids]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        """Rows of (ids, labels), padded on the right: (rows, longest) each."""
+        width = max(len(ids) for ids, _ in rows)
+        fill = ((0, self.tokenizer.pad_token_id), (1, -100))
+        ids, labels = (
+            torch.tensor([row[k] + [value] * (width - len(row[k])) for row in rows])
+            for k, value in fill
         )
-        yield rng.choice(mixture)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in rows])
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str, steps: int) -> None:
-    """One stage of next-token prediction, AdamW under a one-cycle schedule."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
-    start, kind_of = time.monotonic(), kinds(stage, random.Random(SEED))
+def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str) -> None:
+    """One stage of next-token prediction: AdamW, one-cycle schedule, batch kinds in turn."""
+    steps, rate, kinds = STAGES[stage]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    start = time.monotonic()
     for step in range(steps):
-        kind = next(kind_of)
+        kind = kinds[step % len(kinds)]
         loss = model(**batches.draw(kind)).loss
         optimizer.zero_grad()
         loss.backward()
@@ -245,10 +271,8 @@ def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str, 
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(
-                f"{stage} {step}/{steps} {kind} loss {loss:.3f} {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            seconds = time.monotonic() - start
+            print(f"{stage} {step}/{steps} {kind} {loss.item():.3f} {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -272,9 +296,8 @@ def main() -> None:
     model = make_model(tokenizer)
     with multiprocessing.Pool() as pool:
         patches = torch.from_numpy(np.stack(pool.map(read_image, examples, chunksize=64)))
-    batches = Batches(examples, patches, tokenizer)
-    train(model, batches, "caption", CAPTION_STEPS)
-    train(model, batches, "answer", ANSWER_STEPS)
+    for seed, stage in enumerate(STAGES):
+        train(model, Batches(examples, patches, tokenizer, seed), stage)
     model.to(torch.bfloat16).save_pretrained(out)  # 2 bytes a weight; loading goes back to float32
     print(f"wrote {out}")
 

@@ -85,7 +85,7 @@ def reasoning(text: str) -> str:
     >>> reasoning("<think>bright rim</think><answer>B</answer>"), reasoning("A bright rim. So B.")
     ('bright rim', 'A bright rim. So B.')
     """
-    said = text.partition("<think>")[2] or text
+    said = text.partition("<think>")[2] if "<think>" in text else text
     for end in ("</think>", "<answer>"):
         said = said.partition(end)[0]
     return said.strip()

@@ -142,7 +142,7 @@ def test_bootstrap_depends_on_the_seed_and_not_on_the_order_of_the_questions():
 def test_bootstrap_refuses_one_group_and_rows_that_do_not_match():
     with pytest.raises(ValueError, match="at least 2"):
         bootstrap_by(["a", "a"], [0, 1], seed=0)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
         bootstrap_by(["a", "b"], [0, 1, 1], seed=0)
 
 

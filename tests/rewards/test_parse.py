@@ -213,7 +213,7 @@ def test_every_ordering_of_the_options_gives_the_same_text():
 
 
 def test_options_and_letters_of_different_number_are_an_error_of_the_caller():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
         answer_letter("<answer>cyst</answer>", "ABC", ["cyst", "none"])
 
 
