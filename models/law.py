@@ -69,5 +69,7 @@ def score(
 
     rows = max(1, HEAD_LOGITS // len(banned))
     pairs = zip(hidden.split(rows), targets.split(rows), strict=True)
-    parts = [checkpoint(chunk, *pair, use_reentrant=False) for pair in pairs]
+    # Nothing in the head is random, so its random state need not be kept and set back.
+    kept = {"use_reentrant": False, "preserve_rng_state": False}
+    parts = [checkpoint(chunk, *pair, **kept) for pair in pairs]
     return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])

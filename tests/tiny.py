@@ -155,6 +155,9 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2VLForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms start as ones and biases as zeros: a mix-up would hide
+                parameter.data += scale * torch.randn(parameter.shape)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     ends = [token("<|im_end|>"), token("<|endoftext|>")]

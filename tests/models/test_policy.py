@@ -13,6 +13,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from grpo.config import UsageError
 from models import law
 from models.policy import load_policy
+from models.tree import Group
 from models.vision import hash_tensors
 from tests.conftest import randomise
 from tests.models import plain
@@ -85,6 +86,8 @@ def test_special_token_strings_in_a_question_stay_text(trained):
     target = trained.completion_ids(evil)
     assert not torch.isin(target[:-1], specials).any()
     assert target[-1] == trained.chat.end
+    group = trained.group(harmless, [evil, "B"])
+    assert torch.equal(group.completions[0], target)
 
 
 def test_a_completion_survives_decoding_and_shows_special_tokens(trained):
@@ -105,6 +108,17 @@ def test_a_prompt_that_is_too_long_names_its_example_and_a_remedy(trained):
         trained.encode([Question("why", id="case-18")], max_completion_length=500)
     with pytest.raises(UsageError, match="case-18"):
         trained.sample(short, 2, KEYS[:1], temperature=1.0, max_completion_length=500)
+
+
+def test_a_begun_answer_goes_on_as_the_whole_one_would(trained):
+    (prompt,) = trained.encode(QUESTIONS[:1])
+    whole = trained.group(prompt, ["<think>so</think><answer>B</answer>"])
+    start = trained.completion_ids("<think>so", end=False)
+    rest = Group(trained.begin(prompt, "<think>so"), [whole.completions[0][len(start) :]], [False])
+    assert torch.equal(whole.completions[0][: len(start)], start)
+    expected, _ = trained.logprobs([whole], 1.0)
+    ours, _ = trained.logprobs([rest], 1.0)
+    torch.testing.assert_close(ours, expected[len(start) :], atol=1e-5, rtol=0)
 
 
 # Images
@@ -172,6 +186,9 @@ def test_a_starting_adapter_is_its_own_frozen_reference(fresh, trained, tmp_path
     assert torch.equal(before, reference)
     assert torch.equal(before, trained.logprobs(groups, 1.0)[0])
 
+    with policy.base():  # below the reference, there is still the base
+        assert torch.equal(policy.logprobs(groups, 1.0)[0], fresh().logprobs(groups, 1.0)[0])
+
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
     assert len(trainable) == len(policy.parameters())
     update(policy, groups)
@@ -237,11 +254,11 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_the_kv_cache(fresh, re
             lambda _module, _args, _out, calls=calls: calls.append(1)
         )
         groups = rollout(policy)
-        tokens.append(completions(groups))
         assert len(calls) == 1  # the prefill; the history is never computed again
         calls.clear()
         gradients.append(update(policy, groups))
         assert len(calls) == (2 if switch == "on" else 1)  # the layer ran again in the backward
+        tokens.append(completions(groups) + completions(rollout(policy)))
     assert tokens[0] == tokens[1]
     for on, off in zip(*gradients, strict=True):
         torch.testing.assert_close(on, off, atol=1e-6, rtol=1e-5)
