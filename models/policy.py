@@ -22,7 +22,7 @@ from grpo.config import UsageError
 from models import loading, lora, sampling
 from models.chat import Chat, Example
 from models.law import score, uniforms
-from models.tree import Group, Prompt, pack, plan_passes, rope_positions
+from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 from models.vision import VisionCache
 
 # Most tokens of one forward pass with gradients, pads included; a larger group goes alone. Without
@@ -123,8 +123,8 @@ class Policy:
             embeds = self._embed(tree.input_ids, [group.prompt for group in groups])
             hidden = sampling.run(self.language_model, embeds, tree.position_ids, tree.mask)
             # The prompt's last state is gathered once a completion: its gradient is their sum.
-            predicting = hidden.flatten(0, 1)[tree.predictors]  # (N, hidden)
-            return score(self.head, predicting, tree.targets, temperature, self.banned)
+            hidden = hidden.flatten(0, 1)[tree.predictors]  # (N, hidden)
+            return score(self.head, hidden, tree.targets, temperature, self.banned)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -165,6 +165,10 @@ class Policy:
         """Given texts as the completions of a prompt, each with its end of sequence."""
         return Group(prompt, [self.completion_ids(text) for text in texts], [False] * len(texts))
 
+    def begin(self, prompt: Prompt, text: str) -> Prompt:
+        """The prompt with the first words of its answer given: a completion goes on from there."""
+        return prompt.followed_by(self.completion_ids(text, end=False), text)
+
     def completion_ids(self, text: str, end: bool = True) -> Tensor:
         """(n,) ids of a text as a completion: nothing in it is special, `<|im_end|>` after it."""
         return torch.tensor(self.chat.encode_text(text) + [self.chat.end] * end, dtype=torch.int64)
@@ -181,11 +185,7 @@ class Policy:
     def _embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(n, T, hidden): token embeddings, with the image features at the image tokens."""
         embeds = self.language_model.embed_tokens(input_ids)
-        features = [feature for prompt in prompts for feature in prompt.features]
-        if features:
-            # In-place is safe, the embedding is frozen. A wrong count raises.
-            embeds[input_ids == self.chat.image_pad] = torch.cat(features).to(embeds)
-        return embeds
+        return place_images(embeds, input_ids == self.chat.image_pad, prompts)
 
     def _check_length(self, prompt: Prompt, completion: int) -> None:
         if len(prompt.input_ids) + completion > self.max_length:
@@ -243,10 +243,6 @@ def load_policy(
         lora.add_reference(tuned)
     large = sum(p.numel() for p in base.parameters()) >= LARGE
     auto = gradient_checkpointing == "auto" and large and place.type == "cuda"
-    return Policy(
-        tuned.to(place),
-        tokenizer,
-        processor,
-        checkpointing=gradient_checkpointing == "on" or auto,
-        cache=cache,
-    )
+    checkpointing = gradient_checkpointing == "on" or auto
+    tuned.to(place)
+    return Policy(tuned, tokenizer, processor, checkpointing=checkpointing, cache=cache)

@@ -13,7 +13,7 @@ Two rows of the mask of a prompt p p and the completions a b and c d:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,16 @@ class Prompt:
     def next_position(self) -> int:
         """Where a completion's positions start, on all three axes: max(prompt) + 1."""
         return int(self.position_ids.max()) + 1
+
+    def followed_by(self, ids: Tensor, text: str) -> Prompt:
+        """The prompt with the tokens (n,) of a text after it."""
+        positions = (self.next_position + torch.arange(len(ids))).expand(3, -1)
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, ids]),
+            position_ids=torch.cat([self.position_ids, positions], dim=1),
+            text=self.text + text,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,17 @@ def tree_mask(segment: Tensor) -> Tensor:
     # A pad sees itself, because a softmax over nothing is NaN.
     itself = torch.eye(sees.shape[1], dtype=torch.bool, device=segment.device)
     return (sees & causal | itself).unsqueeze(1)
+
+
+def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Put the prompts' image features into embeds (n, T, hidden) at the image tokens (n, T) bool.
+
+    In place, which is safe: the embedding is frozen. A wrong number of features raises.
+    """
+    features = [feature for prompt in prompts for feature in prompt.features]
+    if features:
+        embeds[is_image] = torch.cat(features).to(embeds)
+    return embeds
 
 
 def plan_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:

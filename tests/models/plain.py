@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.policy import Policy
-from models.tree import Prompt
+from models.tree import Group, Prompt
 from tests.tiny import NoiseImage, Question
 
 QUESTIONS = [
@@ -18,6 +18,18 @@ QUESTIONS = [
     Question("What is 2 + 2?", (), "none"),
     Question("Compare these.", (NoiseImage(2, 56, 112), NoiseImage(3, 84, 84)), "two"),
 ]
+KEYS = [(0, 42, 1, i, 0) for i in range(3)]
+
+
+def rollout(policy: Policy, questions=QUESTIONS, length: int = 12) -> list[Group]:
+    """Four sampled completions of each question."""
+    prompts = policy.encode(questions)
+    keys = KEYS[: len(prompts)]
+    return policy.sample(prompts, 4, keys, temperature=1.0, max_completion_length=length)
+
+
+def completions(groups: list[Group]) -> list[list[int]]:
+    return [o.tolist() for group in groups for o in group.completions]
 
 
 def inputs(policy: Policy, question: Question, prompt: Prompt) -> dict[str, Tensor]:
