@@ -45,6 +45,9 @@ class Options:
     cache: str | None = option("machine", None, "Folder for image features; auto or none.")
 
 
+OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
+
+
 def open_policy(config: Config, adapter: Path | None = None) -> Policy:
     """The policy of a run: the model it names, with fresh adapters or those of a folder."""
     if config.threads:
@@ -73,16 +76,25 @@ def predict(
 ) -> list[Row]:
     """Answer each question greedily and score the answer, twice.
 
-    Strictly: the letter in the one answer block of the completion. By forced choice: the letter
-    that makes the completion likeliest when the policy's own reasoning is put in the right format;
-    this needs no format of it.
+    Strictly: the letter in the one answer block of the completion. By forced choice: the policy is
+    made to begin with a think block, and the letter counts that is likeliest after what it says
+    there; this asks no format of it.
     """
     prompts = policy.encode(examples)
-    groups = policy.sample(
-        prompts, 1, None, temperature=0.0, max_completion_length=max_completion_length
-    )
+
+    def answers(prompts: Sequence[Any]) -> list[Any]:
+        limits = {"temperature": 0.0, "max_completion_length": max_completion_length}
+        return policy.sample(prompts, 1, None, **limits)
+
+    groups = answers(prompts)
     texts = [policy.decode(group.completions[0]) for group in groups]
-    letter_logprobs = forced_choice(policy, prompts, examples, texts)
+    thoughts = list(texts)
+    astray = [i for i, text in enumerate(texts) if not text.startswith(OPENING)]
+    for i, group in zip(
+        astray, answers([policy.begin(prompts[i], OPENING) for i in astray]), strict=True
+    ):
+        thoughts[i] = OPENING + policy.decode(group.completions[0])
+    letter_logprobs = forced_choice(policy, prompts, examples, thoughts)
     rows = []
     for example, group, text, logprobs in zip(
         examples, groups, texts, letter_logprobs, strict=True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -38,7 +39,8 @@ PLAIN = {
 def attach(model: Qwen2VLForConditionalGeneration, r: int, alpha: int, seed: int) -> PeftModel:
     """The model with a trainable float32 adapter named "default"; A drawn from `seed`, B zero."""
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=True)
 

@@ -1,0 +1,190 @@
+"""train.py and evaluate.py as a user types them: what they write and print, how they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import Qwen2VLForConditionalGeneration
+
+import data
+from evaluate import open_policy, predict
+from grpo.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = ["--steps", "3", "--train-size", "24", "--eval-size", "12", "--prompts-per-step", "2"]
+
+
+def run(program: str, *flags: str, where: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / program), *flags],
+        cwd=where,
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `train.py` has run once, for 3 steps."""
+    where = tmp_path_factory.mktemp("work")
+    flags = [
+        "--modality",
+        "MRI",
+        "--group-size",
+        "8",
+        *SHORT,
+        "--eval-every",
+        "2",
+        "--val-size",
+        "6",
+    ]
+    done = run("train.py", *flags, where=where)
+    assert done.returncode == 0, done.stderr
+    assert "python evaluate.py --ood CT,XRAY" in done.stdout.splitlines()[-1]
+    return where
+
+
+@pytest.fixture
+def folder(trained: Path) -> Path:
+    (found,) = (trained / "runs").iterdir()
+    return found
+
+
+def test_a_run_folder_holds_everything(folder):
+    assert folder.name.endswith("-phantom-MRI-g8")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["group_size"] == 8
+    assert config["versions"]["torch"]
+    steps = lines(folder / "metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[0]["kl"] == 0.0
+    assert steps[0]["ratio/max"] == 1.0
+    assert {"reward", "rewards/format/mean", "time/rollout", "memory/peak_mb"} <= steps[0].keys()
+    assert ["val/accuracy" in step for step in steps] == [False, True, True]
+    assert (folder / "skipped.jsonl").read_text() == ""
+
+
+def test_the_table_has_base_and_trained_on_all_three_modalities(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["results"]["base"]) == ["MRI", "CT", "XRAY"]
+    for model in ("base", "trained"):
+        for modality, cell in summary["results"][model].items():
+            rows = lines(folder / "predictions" / f"{model}-{modality}.jsonl")
+            assert cell["n"] == len(rows) == 12
+            assert cell["correct"] == sum(row["answer"] == row["gold"] for row in rows)
+            low, high = cell["ci95"]
+            assert low <= cell["accuracy"] <= high
+    assert summary["chance"]["MRI"] == pytest.approx(0.45, abs=0.1)
+
+
+def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored(folder):
+    base = Qwen2VLForConditionalGeneration.from_pretrained(ROOT / "models" / "phantom")
+    PeftModel.from_pretrained(base, folder / "adapter")
+    config = Config.load(folder / "config.json")
+    policy = open_policy(config, folder / "adapter")
+    examples = data.load("phantom", "MRI", split="test", size=12, seed=config.seed)
+    again = predict(policy, examples, config.max_completion_length)
+    kept = lines(folder / "predictions" / "trained-MRI.jsonl")
+    assert [row["completion"] for row in again] == [row["completion"] for row in kept]
+
+
+def test_evaluate_takes_the_newest_run_and_asks_nothing_twice(trained, folder):
+    before = (folder / "predictions" / "base-MRI.jsonl").read_bytes()
+    done = run("evaluate.py", "--ood", "CT,XRAY", "--json", "table.json", where=trained)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((trained / "table.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert table["results"] == summary["results"]
+    assert table["chance"] == summary["chance"]
+    assert (folder / "predictions" / "base-MRI.jsonl").read_bytes() == before
+    assert "not medical data" in done.stdout
+
+
+def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    file = copy / "predictions" / "trained-CT.jsonl"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])  # also cuts a line in two
+    done = run("evaluate.py", "--run", str(copy), "--json", str(tmp_path / "t.json"), where=trained)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert table["results"] == json.loads((folder / "summary.json").read_text())["results"]
+
+
+def test_batch_size_changes_no_answer(trained, folder):
+    config = Config.load(folder / "config.json")
+    policy = open_policy(config, folder / "adapter")
+    examples = data.load("phantom", "XRAY", split="test", size=10, seed=0)
+    together = predict(policy, examples, 32)
+    alone = [row for e in examples for row in predict(policy, [e], 32)]
+    assert [r["completion"] for r in together] == [r["completion"] for r in alone]
+    assert [r["forced_answer"] for r in together] == [r["forced_answer"] for r in alone]
+
+
+def test_sft_then_grpo_from_its_adapter(trained):
+    done = run("train.py", "--method", "sft", *SHORT, "--out", "sft", where=trained)
+    assert done.returncode == 0, done.stderr
+    flags = ["--init", "sft:sft", *SHORT, "--out", "grpo"]
+    done = run("train.py", *flags, where=trained)
+    assert done.returncode == 0, done.stderr
+    assert lines(trained / "grpo" / "metrics.jsonl")[0]["kl"] == 0.0
+
+
+def test_a_reward_of_ones_own(trained):
+    (trained / "mine.py").write_text(
+        "def brief(prompts, completions, **columns):\n"
+        "    return [-len(text) / 100 for text in completions]\n"
+    )
+    flags = ["--reward", "accuracy,mine.py:brief=0.5", *SHORT, "--out", "own", "--eval-size", "0"]
+    done = run("train.py", *flags, where=trained)
+    assert done.returncode == 0, done.stderr
+    (first, *_) = lines(trained / "own" / "metrics.jsonl")
+    assert first["rewards/brief/mean"] < 0
+    total = first["rewards/accuracy/mean"] + 0.5 * first["rewards/brief/mean"]
+    assert first["reward"] == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "says"),
+    [
+        ("train.py", ["--group-size", "1"], "--group-size 8"),
+        ("train.py", ["--modality", "PET"], "MRI, CT, XRAY"),
+        ("train.py", ["--data", "omnimedvqa:/nowhere"], "/nowhere"),
+        ("train.py", ["--loss", "ppo"], "dr_grpo"),
+        ("train.py", ["--reward", "wisdom"], "format, accuracy"),
+        ("train.py", ["--model", "/no/model"], "/no/model"),
+        ("train.py", ["--init", "sft:/no/run"], "/no/run"),
+        ("train.py", ["--max-completion-length", "4000"], "--max-pixels"),
+        ("train.py", ["--grop-size", "8"], "--group-size"),
+        ("evaluate.py", ["--run", "/no/run"], "/no/run"),
+        ("evaluate.py", ["--ood", "PET"], "MRI, CT, XRAY"),
+    ],
+)
+def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(trained, program, flags, says):
+    done = run(program, *flags, *(SHORT if program == "train.py" else []), where=trained)
+    assert done.returncode == 2
+    complaint = done.stderr.splitlines()[-1]
+    assert says in complaint
+    assert complaint.startswith(f"{program}: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_never_written_over(trained, folder):
+    before = (folder / "metrics.jsonl").read_bytes()
+    done = run("train.py", *SHORT, "--out", str(folder), where=trained)
+    assert done.returncode == 2
+    assert (folder / "metrics.jsonl").read_bytes() == before
