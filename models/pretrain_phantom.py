@@ -12,7 +12,6 @@ the one file of models/ that imports data/.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import random
 import time
@@ -21,14 +20,13 @@ from string import ascii_uppercase
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers.processors import ByteLevel
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from data import phantom
 from data.example import VQAExample
 from data.prompts import completion_text, user_text
+from models.untrained import make_model, make_tokenizer
 
 POOL = 6_000  # pretraining questions a modality
 BATCH = 32
@@ -55,28 +53,6 @@ STYLES: tuple[tuple[float, str], ...] = (
     (0.24, completion_text("{findings}", "{letter}")),
 )
 
-SPECIAL = [
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
-    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
-    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-]
-# The chat format of Qwen2-VL: a default system turn, then turns of text and images.
-CHAT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if loop.first and m.role != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ m.role }}\n"
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Qwen2's pre-tokenizer: words with their leading space, single digits, runs of punctuation.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 ANSWERS = [text for _, answers in phantom.TYPES.values() for text in answers]
 CAPTION_PROMPT = "Describe the findings."
@@ -96,83 +72,6 @@ def answer(example: VQAExample, rng: random.Random) -> str:
     weights, styles = zip(*STYLES, strict=True)
     style = rng.choices(styles, weights)[0]
     return style.format(findings=example.reasoning, text=example.answer, letter=example.letter)
-
-
-def make_tokenizer(corpus: list[str], folder: Path, merges: int = 600) -> None:
-    """Byte-level BPE with Qwen2's pre-tokenizer, trained on `corpus`, then the special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = ByteLevel(trim_offsets=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.model.save(str(folder))  # vocab.json, merges.txt
-    first = tokenizer.get_vocab_size()
-    added = {
-        str(first + i): {"content": token, "special": True, "lstrip": False, "rstrip": False}
-        | {"normalized": False, "single_word": False}
-        for i, token in enumerate(SPECIAL)
-    }
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": added,
-        "additional_special_tokens": SPECIAL[1:],
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": None,
-        "bos_token": None,
-        "model_max_length": 2048,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def make_model(tokenizer: AutoTokenizer) -> Qwen2VLForConditionalGeneration:
-    """A random Qwen2-VL of 2 million parameters; its head has more rows than the vocabulary."""
-    token = tokenizer.convert_tokens_to_ids
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": -(-len(tokenizer) // 64) * 64 + 64,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [4, 6, 6],
-            },
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "tie_word_embeddings": True,
-            "initializer_range": 0.06,  # about 1 / sqrt(hidden): it sees sooner
-        },
-        vision_config={
-            "depth": 4,
-            "embed_dim": 128,
-            "num_heads": 4,
-            "mlp_ratio": 4,
-            "hidden_size": 128,
-        }
-        | {"initializer_range": 0.06},
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(SEED)
-    return Qwen2VLForConditionalGeneration(config)
 
 
 def read_image(example: VQAExample) -> np.ndarray:
@@ -292,7 +191,7 @@ def main() -> None:
     make_tokenizer(corpus, out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     PROCESSOR.save_pretrained(out)
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, SEED)
     with multiprocessing.Pool() as pool:
         patches = torch.from_numpy(np.stack(pool.map(read_image, examples, chunksize=64)))
     for seed, stage in enumerate(STAGES):

@@ -34,6 +34,7 @@ OTHERS = {"rewards": (), "grpo": ("torch", "safetensors", "jinja2"), "models": N
 RUNS_THE_USERS_CODE = {"rewards/__init__.py": ["exec"]}
 
 MAX_LINES = 260
+MAX_TEST_LINES = 300  # tables of cases
 MAX_LOOP_LINES = 140
 
 
@@ -121,7 +122,8 @@ def test_nothing_imports_a_program() -> None:
 def test_a_file_can_be_read_in_one_sitting(path: str) -> None:
     lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
 
-    assert lines <= (MAX_LOOP_LINES if path == "grpo/loop.py" else MAX_LINES)
+    most = MAX_TEST_LINES if path.startswith("tests/") else MAX_LINES
+    assert lines <= (MAX_LOOP_LINES if path == "grpo/loop.py" else most)
 
 
 def unsafe_calls(module: ast.Module) -> list[str]:
