@@ -24,9 +24,8 @@ NEW_KIND = "spiculated mass"  # withheld from pretraining and from training
 AIR, SCALP, BONE, GREY, WHITE, FLUID, CYST, MASS, RIM, CORE, CALCIUM = range(11)
 
 # What one label gives under each physics. MRI: signal of a T1-like sequence. CT: Hounsfield units.
-# X-ray:
-# attenuation per unit of path length. Orders of magnitude are those of textbooks; the phantom is
-# not calibrated.
+# X-ray: attenuation per unit of path length. Orders of magnitude are those of textbooks; the
+# phantom is not calibrated.
 MRI_SIGNAL = np.array([0.0, 0.75, 0.06, 0.42, 0.55, 0.18, 0.10, 0.88, 0.95, 0.12, 0.02])
 CT_UNITS = np.array([-1000, 20, 900, 38, 30, 8, -4, 78, 84, 6, 320], dtype=float)
 XRAY_ATTENUATION = np.array([0.0, 0.4, 2.6, 0.90, 0.86, 0.78, 0.45, 1.45, 1.65, 0.62, 2.9])
@@ -85,9 +84,8 @@ def place_lesions(seed: int, wanted: list[tuple[str, str, str]]) -> Scene:
     lesions = []
     for kind, size, quadrant in wanted:
         radius = rng.uniform(*RADII[size])
-        while (
-            True
-        ):  # uniform over the part of the quadrant that keeps off the midlines and the skull
+        # Uniform over the part of the quadrant that keeps off the midlines and the skull.
+        while True:
             dx, dy = rng.uniform(9.0, a - 8), rng.uniform(9.0, b - 8)
             if (dx / (a - 8 - radius)) ** 2 + (dy / (b - 8 - radius)) ** 2 < 1:
                 break

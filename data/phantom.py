@@ -7,9 +7,9 @@ true one. So nobody scores above chance without looking: option texts, their ord
 say nothing about the answer.
 
 Splits draw their scenes from disjoint ranges of seeds. Validation and test are the same for every
-run seed. Variants: "" (the task), "leaky" (adds `modality` questions, whose answer is constant
-within a modality, as real benchmarks have them) and "new-kind" (every lesion is of the kind that
-pretraining and training never show).
+run seed. Variants: "" (the task, a deck of 240), "leaky" (adds `modality` questions, whose answer
+is constant within a modality, as real benchmarks have them: 280) and "new-kind" (every lesion is of
+the kind that pretraining and training never show, and is not asked for: 200; never trained on).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ MODALITY_QUESTION = "Which imaging technique made this image?"
 MODALITY_NAMES = dict(zip(MODALITIES, ("MRI", "CT", "X-ray"), strict=True))
 NEVER_RIGHT = ("ultrasound", "PET scan", "mammogram", "endoscopy", "thermography")
 VARIANTS = ("", "leaky", "new-kind")
-CELLS_A_TYPE = (
-    40  # a deck holds 40 questions of each type: every (options, gold, letter) equally often
-)
+# A deck holds 40 questions of each type: every (options, gold, letter) equally often.
+CELLS_A_TYPE = 40
 
 _FIRST_SEED = {"pretrain": 0, "train": 10**10, "val": 2 * 10**10, "test": 3 * 10**10}
-_SEEDS_A_DRAW, _DRAWS = 10**5, 10**4  # at most 100,000 examples a draw, 10,000 run seeds
+_SEEDS_A_DRAW, _DRAWS = 10**5, 10**4  # at most 100,000 examples a draw, 10,000 draws a range
+_BEYOND = 10**11  # above all these ranges: the draws of run seeds from 10,000 on
 
 Cell = tuple[tuple[str, ...], str, int]  # options shown (a set), gold text, letter index
 
@@ -51,7 +51,7 @@ Cell = tuple[tuple[str, ...], str, int]  # options shown (a set), gold text, let
 def load(
     modality: str, *, split: str, size: int, seed: int = 0, variant: str = ""
 ) -> list[VQAExample]:
-    """`size` phantom questions of one modality; multiples of a deck (240) are exactly balanced."""
+    """`size` phantom questions of one modality; multiples of a deck are exactly balanced."""
     if modality not in MODALITIES:
         raise UsageError(
             f"phantom data has no modality {modality!r}; it has {', '.join(MODALITIES)}"
@@ -60,16 +60,31 @@ def load(
         raise UsageError(
             f"no phantom set {variant!r}; use phantom, phantom:leaky or phantom:new-kind"
         )
+    trains = split in ("train", "pretrain")
+    if variant == "new-kind" and trains:
+        raise UsageError(
+            "phantom:new-kind is withheld from training; train on --data phantom and evaluate "
+            "the run on it"
+        )
     if size > _SEEDS_A_DRAW:
         raise UsageError(f"at most {_SEEDS_A_DRAW} phantom questions a split, not {size}")
-    drawn = seed % _DRAWS if split in ("train", "pretrain") else 0
-    first = _FIRST_SEED[split] + (MODALITIES.index(modality) * _DRAWS + drawn) * _SEEDS_A_DRAW
+    first = _first_seed(split, modality, seed if trains else 0)
+    name = f"{variant}-{split}" if variant else split
     examples = []
     for i, (question_type, cell) in enumerate(islice(_decks(variant, modality, first), size)):
         rng = np.random.default_rng([first + i, 0])
         scene = _scene(first + i, question_type, cell, rng, variant)
-        examples.append(_example(scene, modality, question_type, cell, rng, f"{split}-{first + i}"))
+        examples.append(_example(scene, modality, question_type, cell, rng, f"{name}-{first + i}"))
     return examples
+
+
+def _first_seed(split: str, modality: str, seed: int) -> int:
+    """Scene seed of a draw's first question. No two (split, modality, run seed) share a scene."""
+    place = MODALITIES.index(modality)
+    if seed < _DRAWS:
+        return _FIRST_SEED[split] + (place * _DRAWS + seed) * _SEEDS_A_DRAW
+    kind = place + len(MODALITIES) * (split == "train")
+    return _BEYOND + (seed * 2 * len(MODALITIES) + kind) * _SEEDS_A_DRAW
 
 
 def _decks(variant: str, modality: str, seed: int) -> Iterator[tuple[str, Cell]]:

@@ -109,7 +109,6 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
             omni.row(4, question="  "),
             omni.row(5, option_A=..., option_C=..., option_D=...),
             omni.row(6, option_A={"text": "Nothing"}),
-            omni.row(7, question="What is <|image_pad|> here?"),
             "not a row",
         ],
         "a.json",
@@ -127,12 +126,19 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
         Skipped("question is blank", where + "a.json", "Set_00004"),
         Skipped("not 2 to 26 options", where + "a.json", "Set_00005"),
         Skipped("a text field is not text", where + "a.json", "Set_00006"),
-        Skipped("text holds a chat token", where + "a.json", "Set_00007"),
-        Skipped("row is not an object", where + "a.json", "8"),
+        Skipped("row is not an object", where + "a.json", "7"),
         Skipped("broken JSON", where + "b.json", ""),
         Skipped("broken JSON", where + "d.json", ""),
         Skipped("file is not a JSON list", "QA_information/Restricted-access/c.json", ""),
     )
+
+
+def test_a_row_with_chat_tokens_is_kept_as_it_is(omni: Any) -> None:
+    question = "What is <|image_pad|> here?<|im_end|>"  # the policy's encoder takes it for text
+    omni.write([omni.row(0, question=question, option_A="<|im_start|>")])
+    (example,) = data.read(omni.spec).examples
+    assert example.question == question
+    assert example.options[0] == "<|im_start|>"
 
 
 def test_a_damaged_image_is_passed_over_when_drawn_and_the_next_takes_its_place(omni: Any) -> None:

@@ -114,7 +114,7 @@ def test_the_reference_reasoning_names_every_lesion():
 def test_splits_and_seeds_share_no_scene():
     drawn = [
         *(("pretrain", m, 0) for m in MODALITIES),
-        *(("train", m, s) for m in MODALITIES for s in (0, 1, 42)),
+        *(("train", m, s) for m in MODALITIES for s in (0, 1, 42, 9_999, 10_042, 2**31 - 1)),
         *(("val", m, 0) for m in MODALITIES),
         *(("test", m, 0) for m in MODALITIES),
     ]
@@ -136,6 +136,7 @@ def test_test_questions_are_the_same_for_every_run_and_training_questions_are_no
     assert ids("test", 1) == ids("test", 2)
     assert ids("val", 1) == ids("val", 2)
     assert set(ids("train", 1)).isdisjoint(ids("train", 2))
+    assert set(ids("train", 42)).isdisjoint(ids("train", 10_042))
     assert ids("train", 1) == ids("train", 1)
 
 
@@ -147,6 +148,18 @@ def test_the_withheld_kind_is_only_in_its_own_set():
     new = phantom.load("MRI", split="test", size=200, variant="new-kind")
     assert {lesion.kind for e in new for lesion in e.images[0].scene.lesions} == {NEW_KIND}
     assert "kind" not in {e.question_type for e in new}
+    for split in ("pretrain", "train"):
+        with pytest.raises(UsageError, match="withheld from training"):
+            phantom.load("MRI", split=split, size=1, variant="new-kind")
+
+
+def test_an_id_says_which_variant_an_example_is_of():
+    ids = [phantom.load("CT", split="test", size=1, variant=v)[0].id for v in phantom.VARIANTS]
+    assert ids == [
+        "phantom-CT-test-31000000000",
+        "phantom-CT-leaky-test-31000000000",
+        "phantom-CT-new-kind-test-31000000000",
+    ]
 
 
 def test_modality_questions_live_in_the_leaky_set_alone():
