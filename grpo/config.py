@@ -81,7 +81,7 @@ class Config:
     """
 
     method: Method = _task("grpo", "Reinforcement (grpo) or the supervised baseline (sft).")
-    sft_target: Target = _task("answer", "sft imitates the answer, or the reasoning as well.")
+    sft_target: Target = _task("answer", "For sft; reasoning is privileged: grpo never sees it.")
     recipe: Recipe = _task("auto", "Named values to start from; auto looks at the machine.")
     model: str = _task("phantom", "The tiny model shipped here (phantom), a folder or a hub id.")
     init: str | None = _task(None, "sft:RUN starts from that run's adapter, also the reference.")
@@ -117,7 +117,7 @@ class Config:
     max_grad_norm: float = _adam(1.0, "Norm that the gradient is clipped to.", gt=0)
     weight_decay: float = _adam(0.0, "AdamW's decoupled weight decay.", ge=0)
 
-    seed: int = _run(42, "Seed of every random choice.", ge=0)
+    seed: int = _run(42, "Seed of every random choice.", ge=0, lt=2**31)
     out: str | None = _run(None, "Run folder (none: a new one under runs/).")
     cache: str = _run("auto", "Folder for image features; auto: in the user's cache; none: no.")
     device: str = _run("auto", "auto, cpu, cuda or cuda:N.")
@@ -140,6 +140,10 @@ class Config:
             )
         if self.init is not None and not re.fullmatch("sft:.+", self.init):
             raise UsageError(f"--init {self.init}: not of the form sft:RUN; use sft:runs/NAME")
+        try:
+            names_in(self.ood)
+        except UsageError as error:
+            raise UsageError(f"--ood {error}") from None
 
     @property
     def ood_modalities(self) -> tuple[str, ...]:
@@ -161,7 +165,7 @@ class Config:
             cls(**given)  # complains of a bad flag before anything else happens
             name = given.get("recipe", "auto")
             if name == "auto":
-                name, why = recipes.choose(given.get("device", "auto"))
+                name, why = recipes.choose(given.get("device", "auto"), "data" in given)
                 print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
             return cls(**{**recipes.RECIPES[name], **given, "recipe": name})
 

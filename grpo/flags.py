@@ -125,13 +125,17 @@ def flag(name: str) -> str:
 
 
 def names_in(text: str) -> tuple[str, ...]:
-    """The names of a comma list.
+    """The names of a comma list, each once. Raises UsageError for "none" among others.
 
-    >>> names_in("CT, XRAY"), names_in("none")
+    >>> names_in("CT, XRAY, CT"), names_in("None")
     (('CT', 'XRAY'), ())
     """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    return () if names == ("none",) else names
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if "none" not in map(str.lower, names):
+        return names
+    if {name.lower() for name in names} != {"none"}:
+        raise UsageError(f"{text}: none and something; give the names, or none alone")
+    return ()
 
 
 def _dashed(word: str) -> str:

@@ -62,24 +62,31 @@ RECIPES: dict[str, dict[str, Any]] = {
 BIG_ENOUGH = 15.5e9
 
 
-def choose(device: str) -> tuple[str, str]:
-    """The recipe for this machine and the reason in a few words; `device` as in Config."""
-    return recipe_for(None if device == "cpu" else _cuda_bytes(device))
+def choose(device: str, has_data: bool) -> tuple[str, str]:
+    """The recipe for this machine and the reason in a few words; `device` as in Config.
+
+    `has_data` says whether --data was typed: medvlm-r1's own has no place on disk to start from.
+    """
+    return recipe_for(None if device == "cpu" else _cuda_bytes(device), has_data)
 
 
-def recipe_for(memory: float | None) -> tuple[str, str]:
+def recipe_for(memory: float | None, has_data: bool) -> tuple[str, str]:
     """As `choose`, from the bytes of memory of the CUDA device (None: there is no such device).
 
-    >>> recipe_for(None)
+    >>> recipe_for(None, True)
     ('phantom', 'no CUDA device')
-    >>> recipe_for(40e9)
+    >>> recipe_for(40e9, True)
     ('medvlm-r1', 'a CUDA device of 40 GB')
+    >>> recipe_for(40e9, False)
+    ('phantom', 'a CUDA device of 40 GB, but no --data huatuo:FOLDER for medvlm-r1')
     """
     if memory is None:
         return "phantom", "no CUDA device"
     size = f"a CUDA device of {memory / 1e9:.0f} GB"
     if memory < BIG_ENOUGH:
         return "phantom", f"{size}, too small for a 2B model"
+    if not has_data:
+        return "phantom", f"{size}, but no --data huatuo:FOLDER for medvlm-r1"
     return "medvlm-r1", size
 
 
@@ -89,4 +96,7 @@ def _cuda_bytes(device: str) -> float | None:
     if not torch.cuda.is_available():
         return None
     where = device if device.startswith("cuda") else "cuda"
-    return float(torch.cuda.get_device_properties(where).total_memory)
+    try:
+        return float(torch.cuda.get_device_properties(where).total_memory)
+    except (RuntimeError, AssertionError):  # no such device: models/loading.py complains of it
+        return None

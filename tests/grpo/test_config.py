@@ -137,7 +137,14 @@ def test_every_recipe_is_a_choice_and_makes_a_valid_config() -> None:
     [(None, "phantom"), (8e9, "phantom"), (15.8e9, "medvlm-r1"), (141e9, "medvlm-r1")],
 )
 def test_the_machine_chooses_the_recipe(memory: float | None, name: str) -> None:
-    assert recipes.recipe_for(memory)[0] == name
+    assert recipes.recipe_for(memory, has_data=True)[0] == name
+    assert recipes.recipe_for(memory, has_data=False)[0] == "phantom"
+
+
+def test_a_device_that_is_not_there_chooses_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as on a machine with a GPU
+
+    assert recipes.choose("cuda:99", has_data=True) == ("phantom", "no CUDA device")
 
 
 def test_the_choice_of_recipe_is_said_in_one_line_and_recorded(
@@ -166,6 +173,8 @@ BAD = {
     "--lora-r none": "expected a whole number, such as 16",
     "--loss ppo": "unknown choice; use one of grpo, dapo, dr_grpo",
     "--recipe best": "unknown choice; use one of auto, phantom, medvlm-r1",
+    "--seed 2147483648": "must be less than 2147483648, such as 42",
+    "--ood none,CT": "none and something; give the names, or none alone",
     "--init runs/a": "not of the form sft:RUN; use sft:runs/NAME",
     "--eval-every 5 --val-size 0": "nothing to validate on with --val-size 0; use --val-size 100",
     "--group-sise 8": "unknown flag; did you mean --group-size?",
@@ -216,7 +225,8 @@ def test_a_whole_number_in_a_fractional_setting_becomes_a_float() -> None:
 def test_ood_modalities_leave_out_the_one_trained_on() -> None:
     assert Config().ood_modalities == ("CT", "XRAY")
     assert Config(modality="CT").ood_modalities == ("XRAY",)
-    assert Config(ood="none").ood_modalities == ()
+    assert Config(ood="none").ood_modalities == Config(ood="NONE").ood_modalities == ()
+    assert Config(ood="XRAY,CT,XRAY").ood_modalities == ("XRAY", "CT")
 
 
 def test_a_saved_config_comes_back_the_same(tmp_path: Path) -> None:
