@@ -123,7 +123,7 @@ def _load(path: Path, function: str) -> RewardFunction:
     module.__file__ = name
     try:
         exec(compile(path.read_bytes(), name, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's exit() must not end the run in silence
         raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -174,7 +174,7 @@ def _call(
     try:
         values = reward.function(prompts=prompts, completions=completions, **columns)
         values = asyncio.run(values) if inspect.iscoroutine(values) else values
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         remedy = "it must take (prompts, completions, **columns) and return a list"
         raise RewardError(f"reward {name!r} raised {_line(error)}; {remedy}") from error
     if not hasattr(values, "__len__") or isinstance(values, str | bytes | Mapping | set):

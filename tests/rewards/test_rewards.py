@@ -102,6 +102,7 @@ def test_numbers_of_other_libraries_will_do():
         ("{folder}/mine.py:unpaid", "reward 'unpaid': no such function in"),
         ("{folder}/mine.py:number", "reward 'number': no such function in"),
         ("{folder}/broken.py:paid", "SyntaxError"),
+        ("{folder}/exits.py:paid", "exits.py, SystemExit(0)"),
         ("{folder}/raises.py:paid", "raises.py, ZeroDivisionError('division by zero')"),
     ],
 )
@@ -109,6 +110,7 @@ def test_a_reward_that_cannot_be_built_says_so_in_one_line(spec, says, tmp_path)
     write(tmp_path, "number = 1\ndef paid(completions, **_): return [1.0] * len(completions)\n")
     (tmp_path / "broken.py").write_text("def paid(:\n")
     (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
     with pytest.raises(RewardError) as caught:
         parse_rewards(spec.format(folder=tmp_path))
     assert says in str(caught.value)
@@ -119,6 +121,10 @@ def divides(completions, **columns):
     return [1 / 0]
 
 
+def exits(completions, **columns):
+    raise SystemExit(0)
+
+
 def takes_a_column_that_is_not_there(completions, nonsense, **columns):
     return [1.0] * 4
 
@@ -127,6 +133,7 @@ def takes_a_column_that_is_not_there(completions, nonsense, **columns):
     ("function", "says"),
     [
         (divides, "raised ZeroDivisionError('division by zero'); it must take"),
+        (exits, "raised SystemExit(0); it must take"),
         (takes_a_column_that_is_not_there, "missing 1 required positional argument"),
         (lambda completions, **_: None, "returned NoneType; return a list of 4 numbers"),
         (lambda completions, **_: 1.0, "returned float; return a list"),
