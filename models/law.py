@@ -35,7 +35,7 @@ def uniforms(keys: Sequence[tuple[int, ...]], group_size: int, length: int) -> T
     return torch.from_numpy(np.stack(rows))
 
 
-def draw(logits: Tensor, u: Tensor) -> Tensor:
+def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     """Tokens (n,) by inverting the CDF of softmax(logits (n, V)) at u (n,).
 
     In float64: a float32 sum over 151,936 entries ends anywhere from 0.9999992 to 1.00001.

@@ -6,6 +6,7 @@ it wants torchvision, for a video processor that nobody here needs.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def pick_device(device: str) -> torch.device:
     """The device; "auto" takes a GPU where there is one. Raises UsageError for one that is not."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):  # not mps, meta, ...: untested here
+        raise UsageError(f"device {device}: unknown; use --device auto, cpu, cuda or cuda:N")
     try:
         picked = torch.device(device)
         torch.empty(0, device=picked)

@@ -162,8 +162,10 @@ class Policy:
         lora.read(self.model, Path(folder))
 
     def group(self, prompt: Prompt, texts: Sequence[str]) -> Group:
-        """Given texts as the completions of a prompt, each with its end of sequence."""
-        return Group(prompt, [self.completion_ids(text) for text in texts], [False] * len(texts))
+        """Given texts, each with its end of sequence, as completions; UsageError if too long."""
+        completions = [self.completion_ids(text) for text in texts]
+        self._check_length(prompt, max(map(len, completions), default=0), given=True)
+        return Group(prompt, completions, [False] * len(texts))
 
     def begin(self, prompt: Prompt, text: str) -> Prompt:
         """The prompt with the first words of its answer given: a completion goes on from there."""
@@ -187,14 +189,22 @@ class Policy:
         embeds = self.language_model.embed_tokens(input_ids)
         return place_images(embeds, input_ids == self.chat.image_pad, prompts)
 
-    def _check_length(self, prompt: Prompt, completion: int) -> None:
-        if len(prompt.input_ids) + completion > self.max_length:
-            images = sum(len(feature) for feature in prompt.features)
-            raise UsageError(
-                f"example {prompt.id}: its prompt has {len(prompt.input_ids)} tokens ({images} of "
-                f"images), which with {completion} of completion is more than the model's "
-                f"{self.max_length}; use a smaller --max-pixels or leave it out"
-            )
+    def _check_length(self, prompt: Prompt, completion: int, given: bool = False) -> None:
+        """Raise UsageError for a completion, `given` or drawn, that the model has no room for."""
+        length = len(prompt.input_ids)
+        room = self.max_length - length
+        if completion <= room:
+            return
+        images = sum(len(feature) for feature in prompt.features)
+        remedy = "use a smaller --max-pixels or leave it out"
+        if length - images + completion > self.max_length:  # too long without any image
+            remedy = "shorten its text or leave it out"
+            if room > 0 and not given:
+                remedy = f"use --max-completion-length {room}"
+        raise UsageError(
+            f"example {prompt.id}: its prompt has {length} tokens ({images} of images), which with "
+            f"{completion} of completion is more than the model's {self.max_length}; {remedy}"
+        )
 
     def _compute_dtype(self) -> torch.autocast:
         """float32 adapters compute in the base's dtype, and alike in every pass."""

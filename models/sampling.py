@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.decode import Decoder, KVCache
-from models.law import draw, law
+from models.law import draw_tokens, law
 from models.tree import Group, Prompt
 
 PREFILL_TOKENS = 16_384  # padded prompt tokens of one prefill batch; bounds its memory
@@ -105,7 +105,7 @@ def rollout(
         if temperature == 0:
             chosen = logits.argmax(dim=-1)
         else:
-            chosen = draw(logits, u[row.to(device), step])
+            chosen = draw_tokens(logits, u[row.to(device), step])
         if logprobs is not None:
             picked = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
             logprobs[row, step] = picked.cpu()

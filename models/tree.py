@@ -55,11 +55,6 @@ class Group:
     truncated: list[bool]  # no EOS was drawn: stopped by the maximum length
 
     @property
-    def tokens(self) -> int:
-        """How many completion tokens the group has: its share of N."""
-        return sum(len(completion) for completion in self.completions)
-
-    @property
     def row_length(self) -> int:
         """Length of the packed row. The last token of a completion predicts nothing: no input."""
         return len(self.prompt.input_ids) + sum(max(0, len(o) - 1) for o in self.completions)

@@ -65,14 +65,31 @@ def test_a_completion_survives_decoding_and_shows_special_tokens(trained):
 
 def test_a_prompt_that_is_too_long_names_its_example_and_a_remedy(trained):
     long = Question("why " * 600, id="case-17")
-    with pytest.raises(UsageError, match=r"case-17.*512.*--max-pixels") as error:
+    with pytest.raises(UsageError, match=r"case-17.*512.*leave it out") as error:
         trained.encode([long])
     assert "\n" not in str(error.value)
     short = trained.encode([Question("why", id="case-18")])
-    with pytest.raises(UsageError, match="case-18"):
+    room = 512 - len(short[0].input_ids)
+    remedy = f"case-18.*use --max-completion-length {room}$"
+    with pytest.raises(UsageError, match=remedy):
         trained.encode([Question("why", id="case-18")], max_completion_length=500)
-    with pytest.raises(UsageError, match="case-18"):
+    with pytest.raises(UsageError, match=remedy):
         trained.sample(short, 2, KEYS[:1], temperature=1.0, max_completion_length=500)
+    assert trained.encode([Question("why", id="case-18")], max_completion_length=room)
+
+
+def test_where_the_images_are_what_is_too_long_the_remedy_is_fewer_pixels(trained):
+    seen = Question("why", (NoiseImage(1, 280, 280),), id="case-19")  # 100 tokens
+    text = len(trained.encode([Question("why")])[0].input_ids)
+    with pytest.raises(UsageError, match=r"case-19.*100 of images.*--max-pixels"):
+        trained.encode([seen], max_completion_length=512 - text - 50)
+
+
+def test_a_given_completion_that_does_not_fit_is_refused_like_a_drawn_one(trained):
+    (prompt,) = trained.encode([Question("why", id="case-20")])
+    with pytest.raises(UsageError, match=r"case-20.*512.*shorten") as error:
+        trained.group(prompt, ["B", "why " * 600])
+    assert "\n" not in str(error.value)
 
 
 def test_a_begun_answer_goes_on_as_the_whole_one_would(trained):
@@ -94,7 +111,7 @@ def test_another_image_changes_its_own_groups_logprobs_and_no_others(trained):
     altered = [dataclasses.replace(groups[0], prompt=swapped), *groups[1:]]
     before, _ = trained.logprobs(groups, 1.0)
     after, _ = trained.logprobs(altered, 1.0)
-    mine = groups[0].tokens
+    mine = sum(map(len, groups[0].completions))
     assert (before - after)[:mine].abs().median() > 0.1
     torch.testing.assert_close(before[mine:], after[mine:], atol=1e-5, rtol=0)
 

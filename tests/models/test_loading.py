@@ -98,7 +98,9 @@ def test_a_limit_on_pixels_below_one_token_is_refused_and_a_larger_one_is_kept(t
 
 
 def test_an_unknown_device_or_dtype_is_one_line(tiny_folder):
-    assert "device tpu" in message(str(tiny_folder), device="tpu")
+    for device in ("tpu", "meta", "mps", "cuda:", "cuda:x", "cpu:0", ""):
+        assert f"device {device}: unknown" in message(str(tiny_folder), device=device)
+    assert "device cuda:99: is not" in message(str(tiny_folder), device="cuda:99")
     assert "float64" in message(str(tiny_folder), dtype="float64")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import sampling
-from models.law import draw, law, uniforms
+from models.law import draw_tokens, law, uniforms
 from models.tree import Group
 from tests.models import plain
 
@@ -151,7 +151,9 @@ def test_banned_ids_have_no_mass_in_sampler_and_scorer(trained, prompts):
 def test_the_policy_cannot_draw_an_image_token_even_if_it_is_by_far_the_likeliest(trained):
     logits = torch.zeros(1, len(trained.banned))
     logits[0, trained.chat.image_pad] = 1e4
-    tokens = draw(law(logits.expand(999, -1), 1.0, trained.banned), torch.linspace(0, 0.999, 999))
+    tokens = draw_tokens(
+        law(logits.expand(999, -1), 1.0, trained.banned), torch.linspace(0, 0.999, 999)
+    )
     assert not trained.banned[tokens].any()
 
 
@@ -177,12 +179,12 @@ def test_inverting_the_cdf_takes_the_interval_that_u_falls_into():
     logits = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0]).log().expand(6, -1)
     largest = math.nextafter(1.0, 0.0)
     u = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, largest], dtype=torch.float64)
-    assert draw(logits, u).tolist() == [1, 1, 2, 2, 4, 4]
+    assert draw_tokens(logits, u).tolist() == [1, 1, 2, 2, 4, 4]
 
 
 def test_logits_that_are_not_finite_raise_instead_of_drawing(trained):
     with pytest.raises(RuntimeError, match="without probability"):
-        draw(torch.full((2, 5), torch.nan), torch.tensor([0.1, 0.9]))
+        draw_tokens(torch.full((2, 5), torch.nan), torch.tensor([0.1, 0.9]))
 
 
 def test_uniforms_depend_on_the_key_of_their_row_alone():
