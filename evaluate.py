@@ -24,11 +24,13 @@ from tqdm import tqdm
 import data
 from data.example import VQAExample
 from data.prompts import completion_text
+from data.rows import modality_name
 from grpo.config import Config, UsageError, exit_on_usage_error
-from grpo.flags import names_in, option, parse_flags
+from grpo.flags import check_options, names_in, option, parse_flags
+from grpo.run import newest_run
 from models.policy import Policy, load_policy
 from rewards.parse import answer_letter, is_formatted, reasoning
-from rewards.table import MODELS, Row, cell, gain, render
+from rewards.table import MODELS, Row, cell, gain, kept_rows, render
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Options:
     """The flags of evaluate.py; what is not given is as the run had it."""
 
     run: str | None = option("what", None, "Run folder (none: the newest under runs/).")
+    data: str | None = option("what", None, "Another data set, such as phantom:new-kind.")
     ood: str | None = option("what", None, "Unseen modalities to score, or none.")
     eval_size: int | None = option("what", None, "Test questions of each modality.", ge=1)
     json: str | None = option("output", None, "Also write the table to this file.")
@@ -43,6 +46,9 @@ class Options:
     device: str | None = option("machine", None, "auto, cpu, cuda or cuda:N.")
     threads: int | None = option("machine", None, "CPU threads; 0 for torch's own choice.", ge=0)
     cache: str | None = option("machine", None, "Folder for image features; auto or none.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
@@ -65,6 +71,13 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
         cache=cache,
         seed=config.seed,
     )
+
+
+def with_names(config: Config) -> Config:
+    """The configuration with its modalities under the names that the data goes by."""
+    unseen = (modality_name(name) or name for name in names_in(config.ood))
+    name = modality_name(config.modality) or config.modality
+    return dataclasses.replace(config, modality=name, ood=",".join(unseen) or "none")
 
 
 def _user_cache() -> Path:
@@ -148,54 +161,57 @@ def forced_choice(
     return scores
 
 
-def kept_predictions(
-    policy: Policy, examples: Sequence[VQAExample], config: Config, file: Path, batch_size: int
-) -> list[Row]:
-    """`predict` for what `file` does not hold yet, added to it as it comes; all rows, in order."""
-    rows = {row["id"]: row for row in _read_rows(file)}
-    missing = [example for example in examples if example.id not in rows]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
-        bar = tqdm(total=len(missing), desc=file.stem, leave=False, disable=not missing)
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            for row in predict(policy, batch, config.max_completion_length):
-                rows[row["id"]] = row
-                out.write(json.dumps(row) + "\n")
-            out.flush()
+def predict_all(
+    policy: Policy, examples: Sequence[VQAExample], config: Config, batch_size: int = 64
+) -> Iterator[Row]:
+    """`predict` in batches, a row as soon as it is there."""
+    with tqdm(total=len(examples), desc="scoring", leave=False, disable=not examples) as bar:
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start : start + batch_size]
+            yield from predict(policy, batch, config.max_completion_length)
             bar.update(len(batch))
-        bar.close()
-    return [rows[example.id] for example in examples]
 
 
-def _read_rows(file: Path) -> Iterator[Row]:
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # cut off while it was written: that question is asked again
-                return
+def load_tests(config: Config) -> dict[str, list[VQAExample]]:
+    """The test questions of each modality to score: the one trained on first, then the unseen.
 
-
-def evaluate(
-    policy: Policy, config: Config, modalities: Sequence[str], run: Path, batch_size: int = 64
-) -> dict[str, Any]:
-    """Score base and trained on each modality's test split. Answers go to `run`/predictions."""
-    table: dict[str, Any] = {"results": {m: {} for m in MODELS}, "chance": {}, "gains": {}}
-    for modality in modalities:
+    Raises UsageError where there are none, and says so where there are fewer than asked for.
+    """
+    tests = {}
+    for modality in (config.modality, *config.ood_modalities):
         examples = data.load(
             config.data, modality, split="test", size=config.eval_size, seed=config.seed
         )
         if not examples:
-            raise UsageError(
-                f"--data {config.data} has no {modality} test question; drop {modality}"
-            )
+            remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
+            raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")
+        if len(examples) < config.eval_size:
+            there = f"{len(examples)} {modality} test questions, all that there are"
+            print(f"{there}; {config.eval_size} were asked for", file=sys.stderr)
+        tests[modality] = examples
+    return tests
+
+
+def evaluate(
+    policy: Policy,
+    config: Config,
+    tests: dict[str, list[VQAExample]],
+    run: Path,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Score base and trained on each modality's questions. Answers go to `run`/predictions."""
+    table: dict[str, Any] = {"results": {m: {} for m in MODELS}, "chance": {}, "gains": {}}
+    for modality, examples in tests.items():
         table["chance"][modality] = sum(1 / len(e.options) for e in examples) / len(examples)
         rows = {}
         for model in MODELS:
             file = run / "predictions" / f"{model}-{modality}.jsonl"
             with policy.base() if model == "base" else nullcontext():
-                rows[model] = kept_predictions(policy, examples, config, file, batch_size)
+                rows[model] = kept_rows(
+                    file,
+                    examples,
+                    lambda missing: predict_all(policy, missing, config, batch_size),
+                )
             table["results"][model][modality] = cell(rows[model])
         table["gains"][modality] = {
             "accuracy": gain(rows["base"], rows["trained"], "correct"),
@@ -204,29 +220,20 @@ def evaluate(
     return table
 
 
-def newest_run(root: Path = Path("runs")) -> Path:
-    """The run under `root` that finished last."""
-    runs = sorted(root.glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
-    if not runs:
-        raise UsageError(
-            f"no finished run under {root}/; train one: python train.py --modality MRI"
-        )
-    return runs[-1].parent
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     about = "Score a run's base and trained policy on seen and unseen modalities."
     options = Options(**parse_flags(Options, argv, "evaluate.py", about))
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise UsageError(f"--json {options.json}: no such folder; make it first")
     run = Path(options.run) if options.run else newest_run()
-    given = {
-        k: v
-        for k in ("ood", "eval_size", "device", "threads", "cache")
-        if (v := getattr(options, k)) is not None
-    }
-    config = dataclasses.replace(Config.load(run / "config.json"), **given)
-    modalities = [config.modality, *(m for m in names_in(config.ood) if m != config.modality)]
+    names = ("data", "ood", "eval_size", "device", "threads", "cache")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    config = with_names(dataclasses.replace(Config.load(run / "config.json"), **given))
+    tests = load_tests(config)
     policy = open_policy(config, run / "adapter")
-    table = evaluate(policy, config, modalities, run, options.batch_size)
+    # Answers to questions of another data set are kept apart, should two have the same ids.
+    folder = run / "other" / config.data.replace("/", "_") if options.data else run
+    table = evaluate(policy, config, tests, folder, options.batch_size)
     print(f"{run}: {config.model} on {config.data}, trained on {config.modality}, greedy")
     print(render(table))
     if config.data.startswith("phantom"):
@@ -237,4 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with exit_on_usage_error("evaluate.py"):
-        main(sys.argv[1:])
+        try:
+            main()
+        except OSError as error:  # answers are written all along
+            raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None

@@ -10,13 +10,10 @@ the work.
 from __future__ import annotations
 
 import json
-import platform
-import resource
-import subprocess
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +25,76 @@ import rewards
 from data.example import VQAExample
 from data.order import question_order
 from data.prompts import completion_text
-from evaluate import evaluate, open_policy, predict
+from data.rows import summary
+from evaluate import evaluate, load_tests, open_policy, predict_all, with_names
 from grpo.config import Config, UsageError, exit_on_usage_error
-from grpo.flags import names_in
 from grpo.loop import grpo
+from grpo.run import check_out, new_run, peak_memory
 from grpo.sft import sft
 from models.policy import Policy
 from rewards.table import cell, points
 
-PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
-    config = Config.from_flags(argv)
+    config = with_names(Config.from_flags(argv))
+    check_out(config)
     terms = rewards.parse_rewards(config.reward)
     skipped: set[Any] = set()
     examples = load_split(config, "train", config.train_size, skipped)
     validation = load_split(config, "val", config.val_size, skipped) if config.eval_every else []
+    tests = load_tests(config) if config.eval_size else {}
+    if skipped:
+        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
+    target = sft_target(config, examples)
     policy = open_policy(config, starting_adapter(config))
-    run = new_run(config)
-    (run / "skipped.jsonl").write_text("".join(f"{json.dumps(vars(s))}\n" for s in sorted(skipped)))
-
     draw = question_order(examples, config.seed, config.prompts_per_step)
     if config.method == "sft":
-        steps = sft(policy, draw, sft_target(config), config)
+        steps = sft(policy, draw, target, config)
     else:
         steps = grpo(policy, draw, reward_function(terms), config)
+    resolved = {
+        "device": str(policy.device),
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "gradient_checkpointing": policy.checkpointing,
+        "threads": torch.get_num_threads(),
+    }
+    run = new_run(config, resolved)
+    lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
+    (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
 
     bar = tqdm(total=config.steps, desc=f"{config.method} on {config.modality}", dynamic_ncols=True)
-    with (run / "metrics.jsonl").open("w", encoding="utf-8") as log:
-        for metrics in steps:
+    with bar, (run / "metrics.jsonl").open("w", encoding="utf-8") as log:
+        for metrics in interruptible(steps):
             step = int(metrics["step"])
             if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
                 metrics |= validate(policy, validation, config)
-            metrics["memory/peak_mb"] = peak_memory(policy)
-            log.write(json.dumps(metrics) + "\n")
-            log.flush()
+            metrics["memory/peak_mb"] = peak_memory(policy.device)
+            finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            print(json.dumps(finite), file=log, flush=True)
             bar.set_postfix_str(progress(metrics, terms))
             bar.update()
-    bar.close()
     policy.save(run / "adapter")
 
-    modalities = [config.modality, *(m for m in names_in(config.ood) if m != config.modality)]
-    table = evaluate(policy, config, modalities, run) if config.eval_size else {}
-    summary = {
+    table = evaluate(policy, config, tests, run) if tests else {}
+    record = {
         **table,
+        "data": config.data + (" (drawn, not medical data)" if is_phantom(config) else ""),
+        "privileged": config.method == "sft" and config.sft_target == "reasoning",
         "steps": config.steps,
         "seconds": round(time.monotonic() - started, 1),
-        "peak_mb": peak_memory(policy),
+        "peak_mb": peak_memory(policy.device),
     }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (run / "summary.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(closing_line(run, config, table))
+
+
+def interruptible(steps: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
+    """The steps until Ctrl-C: what was learned until then is saved and scored."""
+    try:
+        yield from steps
+    except KeyboardInterrupt:
+        print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
 
 
 def load_split(config: Config, split: str, size: int, skipped: set[Any]) -> list[VQAExample]:
@@ -96,13 +111,23 @@ def load_split(config: Config, split: str, size: int, skipped: set[Any]) -> list
 
 
 def starting_adapter(config: Config) -> Path | None:
-    """The adapter folder that --init sft:RUN names."""
+    """The adapter folder that --init sft:RUN names.
+
+    Another seed would split real images otherwise, and the adapter have seen what is now the test.
+    """
     if config.init is None:
         return None
-    folder = Path(config.init.removeprefix("sft:")) / "adapter"
-    if not folder.is_dir():
-        raise UsageError(f"--init {config.init}: no folder {folder}; name a finished run")
-    return folder
+    run = Path(config.init.removeprefix("sft:"))
+    if not (run / "adapter").is_dir():
+        raise UsageError(f"--init {config.init}: no folder {run}/adapter; name a finished run")
+    before = Config.load(run / "config.json")
+    for name in ("data", "modality", "seed"):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise UsageError(
+                f"--init {config.init}: it had --{name} {old}, not {new}; use the same"
+            )
+    return run / "adapter"
 
 
 def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
@@ -123,72 +148,24 @@ def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
     return reward
 
 
-def sft_target(config: Config) -> Callable[[VQAExample], str]:
+def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
     """What the supervised baseline imitates: the label alone, or (privileged) reasoning too."""
-
-    def target(example: VQAExample) -> str:
-        if config.sft_target == "answer":
-            return completion_text("", example.letter)
-        if not example.reasoning:
-            raise UsageError(
-                f"--sft-target reasoning: {example.id} has no reference reasoning; use answer"
-            )
-        return completion_text(example.reasoning, example.letter)
-
-    return target
+    if config.sft_target == "answer":
+        return lambda example: completion_text("", example.letter)
+    without = [example.id for example in examples if not example.reasoning]
+    if config.method == "sft" and without:
+        problem = f"{len(without)} questions have no reference reasoning, {without[0]} first"
+        raise UsageError(f"--sft-target reasoning: {problem}; use answer")
+    return lambda example: completion_text(example.reasoning, example.letter)
 
 
 def validate(policy: Policy, examples: Sequence[VQAExample], config: Config) -> dict[str, float]:
     """Greedy scores on the validation split."""
-    rows = []
-    for start in range(0, len(examples), 64):
-        rows += predict(policy, examples[start : start + 64], config.max_completion_length)
-    scores = cell(rows)
-    return {f"val/{name}": scores[name] for name in ("accuracy", "format_rate", "forced_choice")}
-
-
-def new_run(config: Config) -> Path:
-    """A new run folder with its config.json."""
-    name = (
-        f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.modality}-g{config.group_size}"
-    )
-    run = Path(config.out) if config.out else Path("runs") / name
-    if (run / "metrics.jsonl").exists():
-        raise UsageError(f"--out {run}: a run lies there already; name another folder")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        config.save(
-            run / "config.json",
-            versions={name: version(name) for name in PACKAGES}
-            | {"python": platform.python_version()},
-            git_commit=git_commit(),
-            threads=torch.get_num_threads(),
-        )
-    except OSError as error:
-        raise UsageError(
-            f"--out {run}: cannot write there ({error.strerror}); name another folder"
-        ) from None
-    return run
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, where there is one."""
-    where = Path(__file__).parent
-    try:
-        asked = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True
-        )
-    except OSError:
-        return None
-    return asked.stdout.strip() or None
-
-
-def peak_memory(policy: Policy) -> float:
-    """Most memory the run held so far, in MB: of the GPU, or of the process."""
-    if policy.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(policy.device) / 2**20
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
+    start = time.perf_counter()
+    scores = cell(list(predict_all(policy, examples, config)))
+    names = ("accuracy", "format_rate", "forced_choice")
+    seconds = time.perf_counter() - start
+    return {f"val/{name}": scores[name] for name in names} | {"time/validation": seconds}
 
 
 def progress(metrics: dict[str, float], terms: Sequence[rewards.Reward]) -> str:
@@ -203,15 +180,22 @@ def progress(metrics: dict[str, float], terms: Sequence[rewards.Reward]) -> str:
     )
 
 
+def is_phantom(config: Config) -> bool:
+    return config.data.partition(":")[0] == "phantom"
+
+
 def closing_line(run: Path, config: Config, table: dict[str, Any]) -> str:
     """What was gained, and what to type next."""
+    unseen = ",".join(config.ood_modalities) or "none"
+    again = f"python evaluate.py {f'--run {run} ' if config.out else ''}--ood {unseen}"
     if not table:
-        return f"{run}: trained, not scored. Next: python evaluate.py --run {run} --eval-size 300"
+        return f"{run}: trained, not scored. Next: {again} --eval-size 300"
     gains = "; ".join(
         f"{modality} strict {points(of['accuracy'])}, forced choice {points(of['forced_choice'])}"
         for modality, of in table["gains"].items()
     )
-    return f"{run}: {gains} (points, 95 % interval). Next: python evaluate.py --ood {config.ood}"
+    drawn = ", drawn phantoms, not medical data" if is_phantom(config) else ""
+    return f"{run}: {gains} (points, 95 % interval{drawn}). Next: {again}"
 
 
 if __name__ == "__main__":
@@ -220,3 +204,5 @@ if __name__ == "__main__":
             main()
         except rewards.RewardError as error:
             raise UsageError(str(error)) from None
+        except OSError as error:  # steps and answers are written all along
+            raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None

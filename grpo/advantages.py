@@ -6,7 +6,7 @@ from torch import Tensor
 def group_advantages(rewards: Tensor, scale_rewards: str = "group") -> Tensor:
     """A_i = (r_i - mean(r)) / (std(r) + 1e-4) within each group. (B, G) -> (B, G)
 
-    DeepSeekMath (2402.03300) eq. 10 region, with TRL's unbiased std (ddof 1) and its 1e-4.
+    DeepSeekMath (2402.03300) section 4.1, with TRL's unbiased std (ddof 1) and its 1e-4.
     `scale_rewards="none"` leaves the division out, as Dr. GRPO (2503.20783) does. A group of equal
     rewards gets exact zeros.
 

@@ -7,10 +7,10 @@ A step has B groups; a group is one prompt and G completions of it. Shapes:
     (N,)    every completion token of the step: logprobs, old_logprobs, ref_logprobs, weights
     (n,)    the tokens of one pass, where a step is too large for one
 
-Two things look like bugs and are not. On the first update after a rollout the policy that scores is
-the one that sampled: the ratio is exactly 1, and as advantages sum to 0 the loss is about 0. Its
-gradient is not; it is that of REINFORCE with a baseline. And the KL starts at exactly 0, because
-fresh adapters change nothing.
+Two things look like bugs and are not. On the first update after a rollout the policy that scores
+is the one that sampled: the ratio is exactly 1, and as advantages sum to 0 so does the `grpo` loss
+(but for beta KL). Its gradient does not; it is that of REINFORCE with a baseline. And the KL starts
+at exactly 0, because fresh adapters change nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ class Policy(Protocol):
         """Prompts: token ids, positions and kept image features of each question."""
 
     def sample(
-        self, prompts: list[Any], group_size: int, keys: list[tuple[int, ...]], **limits: float
+        self,
+        prompts: list[Any],
+        group_size: int,
+        keys: list[tuple[int, ...]],  # one a prompt, of the random numbers
+        *,
+        temperature: float,
+        max_completion_length: int,
     ) -> list[Group]:
         """`group_size` completions of every prompt, drawn from softmax(logits / temperature)."""
 
@@ -52,6 +58,9 @@ class Policy(Protocol):
 
     def passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Indices of the groups that go through the model together."""
+
+    def group(self, prompt: Any, texts: Sequence[str]) -> Group:
+        """Given texts as the completions of a prompt (supervised training)."""
 
     def decode(self, ids: Tensor) -> str: ...
     def parameters(self) -> list[Tensor]: ...
@@ -121,7 +130,7 @@ def grpo(
                 optimizer, learning_rate(step, config), config.max_grad_norm
             )
             updates.append(
-                update_metrics(seen, passes, token_advantages, eps, eps_high) | step_metrics
+                update_metrics(seen, passes, token_advantages, eps, eps_high, beta) | step_metrics
             )
         clock.lap("update")
 

@@ -40,8 +40,8 @@ def clipped_surrogate(
     tensor([ 1.2000, -1.5000,  0.5000, -0.8000])
     """
     assert ratio.shape == advantages.shape, "one advantage a token"
-    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps_high)
-    return torch.min(ratio * advantages, clipped * advantages)
+    bounded = ratio.clamp(1 - clip_eps, 1 + clip_eps_high)
+    return torch.min(ratio * advantages, bounded * advantages)
 
 
 def clipped(
@@ -78,9 +78,9 @@ def token_weights(lengths: Tensor, loss: str, max_completion_length: int) -> Ten
     tensor([0.5000, 0.1667, 0.1667, 0.1667])
     """
     rows = len(lengths)
-    per_row = {
-        "grpo": 1 / (rows * lengths.double()),
-        "dapo": torch.full((rows,), 1 / lengths.sum().item(), dtype=torch.float64),
-        "dr_grpo": torch.full((rows,), 1 / (rows * max_completion_length), dtype=torch.float64),
+    denominator = {
+        "grpo": rows * lengths.double(),
+        "dapo": lengths.sum().double().expand(rows),
+        "dr_grpo": torch.full_like(lengths, rows * max_completion_length, dtype=torch.float64),
     }[loss]
-    return per_row.repeat_interleave(lengths).float()
+    return (1 / denominator).repeat_interleave(lengths).float()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .advantages import zero_variance
-from .loss import clipped
+from .loss import LOG_RATIO_LIMIT, clipped, k3_kl
 from .rollout import Group, Rollout
 
 
@@ -20,6 +20,8 @@ class Clock:
         self.phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
+        if torch.cuda.is_available():  # kernels run on: wait, or the next phase pays for them
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.phases[f"time/{phase}"], self.last = now - self.last, now
 
@@ -51,19 +53,27 @@ def update_metrics(
     advantages: Tensor,
     eps: float,
     eps_high: float,
+    beta: float,
 ) -> dict[str, float]:
-    """Means over the scored tokens. `seen` (4, N): loss, ratio, kl, entropy; `advantages` (N,)."""
+    """Means over the scored tokens. `seen` (4, N): loss, ratio, kl, entropy; `advantages` (N,).
+
+    `clamped` is the share of tokens whose log-ratio, to the old policy or to the reference, was
+    held at its bound. Without a KL term there is no `kl`.
+    """
     if not passes:  # no group had signal
         return {"loss": 0.0}
     tokens = torch.cat([tokens for _, tokens in passes])
     loss, ratio, kl, entropy = seen[:, tokens]
     low, high = clipped(ratio, advantages[tokens], eps, eps_high)
+    bounds = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
+    clamped = torch.isin(ratio, bounds.exp()) | torch.isin(kl, k3_kl(bounds, 0 * bounds))
     return {
         "loss": loss.sum().item(),
-        "kl": kl.mean().item(),
+        **({"kl": kl.mean().item()} if beta > 0 else {}),
         "entropy": entropy.mean().item(),
         "ratio/mean": ratio.mean().item(),
         "ratio/max": ratio.max().item(),
+        "ratio/clamped": clamped.float().mean().item(),
         "clip_ratio/low_mean": low.float().mean().item(),
         "clip_ratio/high_mean": high.float().mean().item(),
         "clip_ratio/region_mean": (low | high).float().mean().item(),

@@ -1,12 +1,47 @@
-"""Answers to questions -> the figures of a table, and the table as text."""
+"""Answers to questions: kept in a file, made into the figures of a table, and into text."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rewards.metrics import paired_interval, wilson
 
 Row = dict[str, Any]  # one question and how it was answered, as evaluate.py writes it
 MODELS = ("base", "trained")
+
+
+def kept_rows(
+    file: Path, examples: Sequence[Any], predict: Callable[[list[Any]], Iterable[Row]]
+) -> list[Row]:
+    """The row of each example, in order: from `file`, or predicted now and added to it at once.
+
+    What was cut off goes on where it stopped. Raises OSError where the file cannot be written.
+    """
+    rows = _read_rows(file)
+    missing = [example for example in examples if example.id not in rows]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        for row in predict(missing):
+            rows[row["id"]] = row
+            print(json.dumps(row), file=out, flush=True)
+    return [rows[example.id] for example in examples]
+
+
+def _read_rows(file: Path) -> dict[str, Row]:
+    """The rows of a file by question. A line cut off while it was written is taken out of it."""
+    rows, whole = {}, True
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        except ValueError:
+            whole = False
+    if not whole:
+        mended = file.with_suffix(".tmp")
+        mended.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()))
+        mended.replace(file)
+    return rows
 
 
 def cell(rows: Sequence[Row]) -> dict[str, Any]:

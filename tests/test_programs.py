@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,9 +17,23 @@ from transformers import Qwen2VLForConditionalGeneration
 import data
 from evaluate import open_policy, predict
 from grpo.config import Config
+from models.policy import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = ["--steps", "3", "--train-size", "24", "--eval-size", "12", "--prompts-per-step", "2"]
+SHORT = [
+    "--recipe",
+    "phantom",
+    "--kl-coef",
+    "0.04",
+    "--steps",
+    "3",
+    "--train-size",
+    "24",
+    "--eval-size",
+    "12",
+    "--prompts-per-step",
+    "2",
+]
 
 
 def run(program: str, *flags: str, where: Path) -> subprocess.CompletedProcess[str]:
@@ -26,10 +41,16 @@ def run(program: str, *flags: str, where: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, str(ROOT / program), *flags],
         cwd=where,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
+        env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
+
+
+def scored_by(folder: Path) -> Policy:
+    """The policy that a run saved, here and on the CPU."""
+    config = dataclasses.replace(Config.load(folder / "config.json"), cache="none", device="cpu")
+    return open_policy(config, folder / "adapter")
 
 
 def lines(file: Path) -> list[dict]:
@@ -59,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path) -> Path:
-    (found,) = (trained / "runs").iterdir()
+    found = min((trained / "runs").iterdir())  # the first one
     return found
 
 
@@ -94,7 +115,7 @@ def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored
     base = Qwen2VLForConditionalGeneration.from_pretrained(ROOT / "models" / "phantom")
     PeftModel.from_pretrained(base, folder / "adapter")
     config = Config.load(folder / "config.json")
-    policy = open_policy(config, folder / "adapter")
+    policy = scored_by(folder)
     examples = data.load("phantom", "MRI", split="test", size=12, seed=config.seed)
     again = predict(policy, examples, config.max_completion_length)
     kept = lines(folder / "predictions" / "trained-MRI.jsonl")
@@ -123,11 +144,14 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "t.json").read_text())
     assert table["results"] == json.loads((folder / "summary.json").read_text())["results"]
+    assert len(lines(file)) == 12, "the half line is gone"
+    mended = file.read_bytes()
+    assert run("evaluate.py", "--run", str(copy), where=trained).returncode == 0
+    assert file.read_bytes() == mended
 
 
 def test_batch_size_changes_no_answer(trained, folder):
-    config = Config.load(folder / "config.json")
-    policy = open_policy(config, folder / "adapter")
+    policy = scored_by(folder)
     examples = data.load("phantom", "XRAY", split="test", size=10, seed=0)
     together = predict(policy, examples, 32)
     alone = [row for e in examples for row in predict(policy, [e], 32)]
@@ -170,7 +194,11 @@ def test_a_reward_of_ones_own(trained):
         ("train.py", ["--init", "sft:/no/run"], "/no/run"),
         ("train.py", ["--max-completion-length", "4000"], "--max-pixels"),
         ("train.py", ["--grop-size", "8"], "--group-size"),
+        ("train.py", ["--ood", "CT,PET"], "MRI, CT, XRAY"),
+        ("train.py", ["--out", "/proc/run"], "/proc/run"),
         ("evaluate.py", ["--run", "/no/run"], "/no/run"),
+        ("evaluate.py", ["--batch-size", "0"], "--batch-size"),
+        ("evaluate.py", ["--json", "/no/folder/table.json"], "/no/folder"),
         ("evaluate.py", ["--ood", "PET"], "MRI, CT, XRAY"),
     ],
 )
@@ -181,6 +209,44 @@ def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(trained, progra
     assert says in complaint
     assert complaint.startswith(f"{program}: ")
     assert "Traceback" not in done.stderr
+
+
+def test_modalities_go_by_one_name(trained):
+    """The modality that was trained on must not come back as an unseen one."""
+    flags = ["--modality", "mri", "--ood", "x-ray,MRI", *SHORT, "--out", "names"]
+    done = run("train.py", *flags, where=trained)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((trained / "names" / "summary.json").read_text())
+    assert list(summary["results"]["base"]) == ["MRI", "XRAY"]
+
+
+def test_an_adapter_of_another_split_is_refused(trained, folder):
+    """Another seed splits real images differently: its test images may be training images here."""
+    flags = ["--init", f"sft:{folder}", "--seed", "7", *SHORT, "--out", "leak"]
+    done = run("train.py", *flags, where=trained)
+    assert done.returncode == 2
+    assert "--seed" in done.stderr.splitlines()[-1]
+
+
+def test_the_withheld_kind_is_a_test_set_of_its_own(trained, folder):
+    flags = ["--run", str(folder), "--data", "phantom:new-kind", "--eval-size", "10"]
+    done = run("evaluate.py", *flags, "--json", "new.json", where=trained)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((trained / "new.json").read_text())["results"]["base"]["CT"]["n"] == 10
+
+
+@pytest.mark.skipif("MEDVQA_DATA" not in os.environ, reason="MEDVQA_DATA names no real images")
+def test_real_images_go_through_the_same_programs(trained):
+    place = Path(os.environ["MEDVQA_DATA"]) / "omnimedvqa"
+    flags = ["--data", f"omnimedvqa:{place}", "--modality", "MRI", *SHORT, "--steps", "1"]
+    done = run("train.py", *flags, "--out", "real", where=trained)
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate.py", "--run", "real", "--ood", "CT,XRAY", where=trained)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if " base " in line] == [
+        *("MRI", "CT", "XRAY")
+    ]
+    assert "not medical data" not in done.stdout
 
 
 def test_a_run_is_never_written_over(trained, folder):

@@ -1,0 +1,78 @@
+"""The run folder: a new one, the newest one, and what a run says of its machine."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Config, UsageError
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
+
+
+def check_out(config: Config) -> None:
+    """A run is never written over."""
+    try:
+        taken = config.out and (Path(config.out) / "metrics.jsonl").stat().st_size
+    except FileNotFoundError:
+        taken = False
+    except OSError as error:
+        raise UsageError(f"--out {config.out}: {error.strerror}; name another folder") from None
+    if taken:
+        raise UsageError(f"--out {config.out}: a run lies there already; name another folder")
+
+
+def new_run(config: Config, resolved: dict[str, Any]) -> Path:
+    """A new run folder with its config.json: the flags, and what "auto" was `resolved` to."""
+    name = (
+        f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.modality}-g{config.group_size}"
+    )
+    run = Path(config.out) if config.out else Path("runs") / name
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    try:
+        run.mkdir(parents=True, exist_ok=config.out is not None)
+        config.save(
+            run / "config.json", resolved=resolved, versions=versions, git_commit=git_commit()
+        )
+    except OSError as error:
+        problem = f"cannot write there ({error.strerror})"
+        raise UsageError(f"--out {run}: {problem}; name another folder") from None
+    return run
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run under `root` that finished last."""
+    runs = sorted(root.glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
+        raise UsageError(
+            f"no finished run under {root}/; train one: python train.py --modality MRI"
+        )
+    return runs[-1].parent
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, where there is one."""
+    where = Path(__file__).parent.parent
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return asked.stdout.strip() or None
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory the run held so far, in MB: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
