@@ -192,7 +192,7 @@ def test_a_reward_of_ones_own(trained):
         ("train.py", ["--reward", "wisdom"], "format, accuracy"),
         ("train.py", ["--model", "/no/model"], "/no/model"),
         ("train.py", ["--init", "sft:/no/run"], "/no/run"),
-        ("train.py", ["--max-completion-length", "4000"], "--max-pixels"),
+        ("train.py", ["--max-completion-length", "4000"], "--max-completion-length 19"),
         ("train.py", ["--grop-size", "8"], "--group-size"),
         ("train.py", ["--ood", "CT,PET"], "MRI, CT, XRAY"),
         ("train.py", ["--out", "/proc/run"], "/proc/run"),
