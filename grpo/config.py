@@ -52,6 +52,7 @@ TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
 
 Method = Literal["grpo", "sft"]
 Target = Literal["answer", "reasoning"]
+Prompt = Literal["reason", "direct"]
 Recipe = Literal["auto", "phantom", "medvlm-r1"]
 Loss = Literal["grpo", "dapo", "dr_grpo"]
 Scale = Literal["group", "none"]
@@ -88,13 +89,15 @@ class Config:
     lora_r: int = _task(16, "Rank of the LoRA matrices A and B (r).", ge=1)
     lora_alpha: int = _task(32, "Their scale: a weight moves by B A alpha / r (alpha).", ge=1)
 
-    data: str = _data("phantom", "Data set, as NAME or NAME:FOLDER.")
+    data: str = _data("phantom", "Data set, as NAME or NAME:PATH; huatuo, omnimedvqa: fetched.")
+    prompt: Prompt = _data("reason", "Ask to think and then answer, or (direct) to answer only.")
     modality: str = _data("MRI", "Modality to train on.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)
     val_size: int = _data(100, "Validation questions, drawn from the training images.", ge=0)
     eval_size: int = _data(300, "Test questions of each modality, scored at the end.", ge=0)
     eval_every: int = _data(0, "Steps between two validations; 0 for none.", ge=0)
+    strict: bool = _data(False, "Stop at rows that cannot be used, which are else left out.")
 
     group_size: int = _draw(8, "Completions drawn for each prompt (G).", ge=1)
     prompts_per_step: int = _draw(4, "Prompts of a step, each with its group (B).", ge=1)
@@ -117,7 +120,8 @@ class Config:
     max_grad_norm: float = _adam(1.0, "Norm that the gradient is clipped to.", gt=0)
     weight_decay: float = _adam(0.0, "AdamW's decoupled weight decay.", ge=0)
 
-    seed: int = _run(42, "Seed of every random choice.", ge=0, lt=2**31)
+    seed: int = _run(42, "Seed of every random choice but the next.", ge=0, lt=2**31)
+    data_seed: int = _run(42, "Seed of the split and of the questions drawn.", ge=0, lt=2**31)
     out: str | None = _run(None, "Run folder (none: a new one under runs/).")
     cache: str = _run("auto", "Folder for image features; auto: in the user's cache; none: no.")
     device: str = _run("auto", "auto, cpu, cuda or cuda:N.")
@@ -165,7 +169,7 @@ class Config:
             cls(**given)  # complains of a bad flag before anything else happens
             name = given.get("recipe", "auto")
             if name == "auto":
-                name, why = recipes.choose(given.get("device", "auto"), "data" in given)
+                name, why = recipes.choose(given.get("device", "auto"))
                 print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
             return cls(**{**recipes.RECIPES[name], **given, "recipe": name})
 

@@ -23,7 +23,7 @@ BOUNDS = {
     "gt": (operator.gt, "greater than"),
     "lt": (operator.lt, "less than"),
 }
-EXPECTED = {int: "a whole number", float: "a finite number", str: "text"}
+EXPECTED = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -42,7 +42,10 @@ def exit_on_usage_error(prog: str) -> Iterator[None]:
 
 
 def option(group: str, default: Any, help: str, **bounds: float) -> Any:
-    """A dataclass field that is also a flag. Bounds: ge, gt and lt (x >= ge, x > gt, x < lt)."""
+    """A dataclass field that is also a flag; a bool, False by default, is a flag without a value.
+
+    Bounds: ge, gt and lt (x >= ge, x > gt, x < lt).
+    """
     metadata = {"group": group, "help": help, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -105,14 +108,21 @@ def parse_flags(
             *map(flag, names),
             dest=field.name,
             default=argparse.SUPPRESS,
-            metavar="{" + ",".join(choices) + "}" if choices else METAVARS[kind],
             help=_help(field, presets or {}),
+            **_argument(kind, choices),
         )
     typed, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.refuse(unknown[0])
     fields = cls.__dataclass_fields__
     return {name: _read(fields[name], text, hints[name]) for name, text in vars(typed).items()}
+
+
+def _argument(kind: type, choices: Sequence[str]) -> dict[str, Any]:
+    """What argparse is told of a flag's value: how --help shows it, or that there is none."""
+    if kind is bool:
+        return {"action": "store_true"}
+    return {"metavar": "{" + ",".join(choices) + "}" if choices else METAVARS[kind]}
 
 
 def flag(name: str) -> str:
@@ -154,9 +164,11 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:
     return members[0], (), type(None) in members
 
 
-def _read(field: dataclasses.Field[Any], text: str, hint: Any) -> Any:
-    """What was typed, in the field's type."""
+def _read(field: dataclasses.Field[Any], text: str | bool, hint: Any) -> Any:
+    """What was typed, in the field's type; a flag without a value is True already."""
     kind, _, optional = _kind(hint)
+    if isinstance(text, bool):
+        return text
     if optional and text.lower() == "none":
         return None
     try:
@@ -168,6 +180,8 @@ def _read(field: dataclasses.Field[Any], text: str, hint: Any) -> Any:
 
 def _help(field: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
     """The help sentence, then the default and the presets that differ from it."""
+    if field.default is False:
+        return field.metadata["help"].replace("%", "%%")
     values_shown = [f"default {shown(field.default)}"]
     for preset, values in presets.items():
         if values.get(field.name, field.default) != field.default:

@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # MedVLM-R1: 600 MRI questions, tested on MRI, CT and X-ray.
     "medvlm-r1": {
         "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
-        "data": "huatuo",  # the collection its released code reads
+        "data": "huatuo",  # the collection its released code reads; fetched from the hub
         "modality": "MRI",  # paper
         "ood": "CT,XRAY",  # paper
         "train_size": 600,  # paper; the released code takes 500
@@ -62,31 +62,24 @@ RECIPES: dict[str, dict[str, Any]] = {
 BIG_ENOUGH = 15.5e9
 
 
-def choose(device: str, has_data: bool) -> tuple[str, str]:
-    """The recipe for this machine and the reason in a few words; `device` as in Config.
-
-    `has_data` says whether --data was typed: medvlm-r1's own has no place on disk to start from.
-    """
-    return recipe_for(None if device == "cpu" else _cuda_bytes(device), has_data)
+def choose(device: str) -> tuple[str, str]:
+    """The recipe for this machine and the reason in a few words; `device` as in Config."""
+    return recipe_for(None if device == "cpu" else _cuda_bytes(device))
 
 
-def recipe_for(memory: float | None, has_data: bool) -> tuple[str, str]:
+def recipe_for(memory: float | None) -> tuple[str, str]:
     """As `choose`, from the bytes of memory of the CUDA device (None: there is no such device).
 
-    >>> recipe_for(None, True)
+    >>> recipe_for(None)
     ('phantom', 'no CUDA device')
-    >>> recipe_for(40e9, True)
+    >>> recipe_for(40e9)
     ('medvlm-r1', 'a CUDA device of 40 GB')
-    >>> recipe_for(40e9, False)
-    ('phantom', 'a CUDA device of 40 GB, but no --data huatuo:FOLDER for medvlm-r1')
     """
     if memory is None:
         return "phantom", "no CUDA device"
     size = f"a CUDA device of {memory / 1e9:.0f} GB"
     if memory < BIG_ENOUGH:
         return "phantom", f"{size}, too small for a 2B model"
-    if not has_data:
-        return "phantom", f"{size}, but no --data huatuo:FOLDER for medvlm-r1"
     return "medvlm-r1", size
 
 

@@ -7,12 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from grpo import recipes
-from grpo.config import TRL_NAMES, Config, Recipe, UsageError
+from grpo.config import TRL_NAMES, Config, UsageError
 from grpo.flags import flag
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +30,7 @@ OTHER = {
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
     "threads": "2",
 }  # fmt: skip
+BARE = ["strict"]  # flags without a value
 
 
 def flags(*argv: str) -> Config:
@@ -49,7 +49,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return captured.err.strip()
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in BARE])
 def test_every_setting_is_a_flag_in_both_spellings(name: str) -> None:
     dashes = flags("--recipe", "phantom", flag(name), OTHER[name])
     underscores = flags("--recipe", "phantom", f"--{name}={OTHER[name]}")
@@ -58,6 +58,13 @@ def test_every_setting_is_a_flag_in_both_spellings(name: str) -> None:
     assert dashes == underscores
     assert str(changed) == OTHER[name] or float(changed) == float(OTHER[name])
     assert changed != FIELDS[name].default
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_setting_that_is_on_or_off_is_a_flag_without_a_value(name: str) -> None:
+    assert getattr(flags(), name) is False
+    assert getattr(flags(flag(name), "--steps", "5"), name) is True
+    assert flags(flag(name)).overrides() == {name: True}
 
 
 @pytest.mark.parametrize(("theirs", "ours"), TRL_NAMES.items())
@@ -126,39 +133,6 @@ def test_a_flag_given_twice_takes_the_last_value() -> None:
     assert flags("--beta", "0.5", "--kl-coef", "0").kl_coef == 0
 
 
-def test_every_recipe_is_a_choice_and_makes_a_valid_config() -> None:
-    assert {"auto", *recipes.RECIPES} == {*get_args(Recipe)}
-    for name, values in recipes.RECIPES.items():
-        assert Config(**values, recipe=name).to_dict().items() >= values.items()
-
-
-@pytest.mark.parametrize(
-    ("memory", "name"),
-    [(None, "phantom"), (8e9, "phantom"), (15.8e9, "medvlm-r1"), (141e9, "medvlm-r1")],
-)
-def test_the_machine_chooses_the_recipe(memory: float | None, name: str) -> None:
-    assert recipes.recipe_for(memory, has_data=True)[0] == name
-    assert recipes.recipe_for(memory, has_data=False)[0] == "phantom"
-
-
-def test_a_device_that_is_not_there_chooses_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as on a machine with a GPU
-
-    assert recipes.choose("cuda:99", has_data=True) == ("phantom", "no CUDA device")
-
-
-def test_the_choice_of_recipe_is_said_in_one_line_and_recorded(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config = Config.from_flags(["--device", "cpu", "--modality", "CT"])
-
-    assert config.recipe == "phantom"
-    assert config.overrides() == {"device": "cpu", "modality": "CT"}
-    assert capsys.readouterr().err == (
-        "train.py: no CUDA device: recipe phantom (--recipe chooses)\n"
-    )
-
-
 BAD = {
     "--group-size 1": "a group needs at least 2 completions to compare; use --group-size 8",
     "--num_generations 1": "a group needs at least 2 completions to compare; use --group-size 8",
@@ -182,6 +156,8 @@ BAD = {
     "-g 8": "unknown flag; see train.py --help",
     "8": "unknown word; see train.py --help",
     "--steps": "expected one argument; --help explains the flags",
+    "--strict yes": "unknown word; see train.py --help",
+    "--strict=yes": "ignored explicit argument 'yes'; --help explains the flags",
 }
 
 
@@ -211,7 +187,15 @@ def test_a_supervised_run_has_no_groups_and_needs_no_group_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": True}, {"steps": 3.0}, {"temperature": "1"}, {"data": None}, {"seed": -1}]
+    "wrong",
+    [
+        {"steps": True},
+        {"steps": 3.0},
+        {"temperature": "1"},
+        {"data": None},
+        {"seed": -1},
+        {"strict": 1},
+    ],
 )
 def test_python_values_are_held_to_the_same_rules(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=flag(next(iter(wrong)))):
