@@ -8,9 +8,12 @@ from typing import Protocol
 from PIL import Image, ImageOps
 
 from data.prompts import user_text
+from data.scans import MAX_PIXELS, check_size, scan_reader
 from grpo.config import UsageError
 
-MAX_PIXELS = 64_000_000  # 8000 x 8000: above any detector, far below what a crafted file can claim
+
+class UnusableImage(UsageError):
+    """One image file is at fault, so that its questions can be left out."""
 
 
 class ImageSource(Protocol):
@@ -36,19 +39,28 @@ class ImageFile:
         return str(self.path)
 
     def open(self) -> Image.Image:
-        """The upright image in mode RGB. UsageError for a file unreadable or far too large."""
+        """The upright image in mode RGB; of a medical scan, one slice (data/scans.py).
+
+        Raises UnusableImage for a file missing, unreadable or far too large, and UsageError where
+        the package that reads such scans is not installed.
+        """
+        read = scan_reader(self.path) or _read_picture
         try:
-            with Image.open(self.path) as image:  # reads the header only
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(read(self.path))
         except Image.DecompressionBombError:
             problem = f"claims more than {MAX_PIXELS:,} pixels: scale it down"
         except FileNotFoundError:
             problem = "is missing: put it there"
         except Exception as error:  # the decoders raise almost anything on bad bytes
-            problem = f"cannot be read ({type(error).__name__}: {error}): replace it"
-        raise UsageError(f"image {self.path} {problem}, or leave its question out")
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            problem = f"cannot be read ({what}): replace it"
+        raise UnusableImage(f"image {self.path} {problem}, or leave its question out")
+
+
+def _read_picture(path: Path) -> Image.Image:
+    with Image.open(path) as image:  # reads the header only
+        check_size(image.height, image.width)
+        return ImageOps.exif_transpose(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

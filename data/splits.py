@@ -13,9 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-from data.example import ImageSource, VQAExample
+from data.example import ImageSource, UnusableImage, VQAExample
 from data.rows import Skipped, fold
-from grpo.config import UsageError
 
 Split = Literal["train", "val", "test"]
 TEST_SHARE = 0.4  # of the image groups; a modality may be small, and a test of 100 says little
@@ -151,7 +150,7 @@ def _names(example: VQAExample) -> list[tuple[str, str]]:
 def _is_damaged(image: ImageSource) -> bool:
     try:
         image.open()
-    except UsageError:
+    except UnusableImage:
         return True
     return False
 
