@@ -4,6 +4,8 @@
 `omnimedvqa:FOLDER`                              OmniMedVQA as it lies on disk (data/omnimedvqa.py)
 `huatuo:FILE_OR_FOLDER`                          Medical_Multimodal_Evaluation_Data (data/huatuo.py)
 `jsonl:FILE`                                     your own questions (data/jsonl.py)
+
+`omnimedvqa` and `huatuo` alone are fetched from the hub (data/download.py).
 """
 
 from collections import Counter
@@ -11,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from data import huatuo, jsonl, omnimedvqa
+from data.download import HUB, fetch
 from data.example import VQAExample
 from data.rows import Listing, Skipped, modality_name, summary
 from data.splits import Split, balanced_order, image_groups, split_of, take_readable
@@ -76,9 +79,9 @@ def read(spec: str) -> Listing:
     if name not in _READERS:
         kinds = "phantom, omnimedvqa:FOLDER, huatuo:FILE_OR_FOLDER or jsonl:FILE"
         raise UsageError(f"no data set {name!r}: use {kinds}")
-    if not place:
+    if not place and name not in HUB:
         raise UsageError(f"{name} needs a place: --data {name}:PATH")
-    listing = _READERS[name](Path(place).expanduser())
+    listing = _READERS[name](Path(place).expanduser() if place else fetch(name))
     if not listing.examples:
         raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
     return listing

@@ -203,7 +203,7 @@ def test_wrong_places_are_usage_errors_that_say_what_is_expected(tmp_path: Path,
         f"omnimedvqa:{tmp_path / 'nowhere'}": "expected the folder that holds Images/",
         f"huatuo:{tmp_path / 'nowhere'}": "expected a JSON list",
         f"jsonl:{tmp_path / 'nowhere'}": "expected one JSON object a line",
-        "omnimedvqa": "omnimedvqa:PATH",
+        "jsonl": "jsonl:PATH",
         "slake:here": "no data set 'slake'.*jsonl:FILE",
     }.items():
         with pytest.raises(UsageError, match=words) as error:

@@ -1,0 +1,217 @@
+"""Data sets of the Hugging Face hub: fetched once, unpacked, and then a folder like any other.
+
+They land under the user's cache folder, in medvqa-grpo/data/NAME. What is half fetched goes on
+where it stopped; what is half unpacked is thrown away.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from tqdm import tqdm
+
+from data.huatuo import HUB_NAME
+from grpo.config import UsageError
+
+RECORD = "fetched.json"  # what was fetched; written last, so a folder that holds it is whole
+BLOCK = 2**25  # bytes of one request: few requests, and little is lost when one fails
+MAX_FILES = 1_000_000
+MAX_GROWTH = 20  # unpacked over packed: images grow little, a zip bomb a thousandfold
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the hub: its repository, a revision, and the files, of which one is a zip.
+
+    `sha256` holds a file to its content, whatever the revision names today.
+    """
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    sha256: dict[str, str]
+
+
+HUB = {
+    "omnimedvqa": HubData(
+        "foreverbeliever/OmniMedVQA",
+        "1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
+        ("OmniMedVQA.zip",),
+        {"OmniMedVQA.zip": "12245e0f99afbc7d6f70e4ca3c2e5a7979a01816cd8159ae34539f4aa76adee0"},
+    ),
+    # Which of its commits to pin is not known to us, nor the hash of its images. So the newest is
+    # taken and written down, and the questions, which decide the splits, are held to their hash.
+    "huatuo": HubData(
+        "FreedomIntelligence/Medical_Multimodal_Evaluation_Data",
+        "main",
+        (HUB_NAME, "images.zip"),
+        {HUB_NAME: "9ba3cdeb31dcfc084703db145802380e861d3a32f2c3500154284a754c8ad9cf"},
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """The folder of a data set of `HUB`, which is fetched and unpacked when it is not there.
+
+    Raises UsageError where it cannot be, saying how to bring it there by hand.
+    """
+    folder = user_cache() / "data" / name
+    if (folder / RECORD).is_file():
+        return folder
+    try:
+        from filelock import FileLock  # comes with torch
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):
+            if not (folder / RECORD).is_file():  # another process may just have put it there
+                _install(name, HUB[name], folder)
+    except UsageError as error:
+        raise UsageError(f"--data {name}: {error}, or {by_hand(name)}") from None
+    except Exception as error:  # the network, and the libraries on the way to it, raise anything
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        problem = f"could not be fetched ({what}): run again to go on"
+        raise UsageError(f"--data {name}: {problem}, or {by_hand(name)}") from None
+    return folder
+
+
+def by_hand(name: str) -> str:
+    """What to put where on a machine that does not reach the hub."""
+    source = HUB[name]
+    files = " and ".join(source.files)
+    where = f"https://huggingface.co/datasets/{source.repo}"
+    return f"bring {files} of {where}, unpack the zip and give its folder: --data {name}:FOLDER"
+
+
+def user_cache() -> Path:
+    """The folder that this program may fill in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
+
+
+def _install(name: str, source: HubData, folder: Path) -> None:
+    """Fetch, unpack, and put the whole in place with one rename."""
+    if folder.exists():
+        raise UsageError(f"{folder} is not of this program's making: move it away")
+    downloads, unpacked = (folder.with_name(f"{name}.{part}") for part in ("fetched", "unpacked"))
+    shutil.rmtree(unpacked, ignore_errors=True)
+    unpacked.mkdir()
+    record = _download(name, source, downloads)
+    try:
+        for file in source.files:
+            if file.endswith(".zip"):
+                unpack(downloads / file, unpacked)
+            else:
+                shutil.copy(downloads / file, unpacked / file)
+        (unpacked / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unpacked.rename(folder)
+    except UsageError:
+        shutil.rmtree(downloads)  # another try must not meet the same archive
+        raise
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    shutil.rmtree(downloads)
+
+
+def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
+    """All files of a data set into a folder; what is already there is not fetched again.
+
+    Returns what to write down: repository, commit, and size and hash of each file.
+    """
+    from huggingface_hub import HfApi, HfFileSystem
+
+    commit = HfApi().dataset_info(source.repo, revision=source.revision, timeout=30).sha
+    hub = HfFileSystem()
+    paths = {file: f"datasets/{source.repo}@{commit}/{file}" for file in source.files}
+    infos = {file: hub.info(path) for file, path in paths.items()}
+    listed = ", ".join(f"{file} ({_size(info['size'])})" for file, info in infos.items())
+    print(f"{name}: fetching {listed} of {source.repo} at commit {commit}", file=sys.stderr)
+    downloads.mkdir(exist_ok=True)
+    _check_room(downloads, sum(info["size"] for info in infos.values()))
+    record = {"repo": source.repo, "commit": commit, "files": {}}
+    for file, path in paths.items():
+        _download_file(hub, path, downloads / file, infos[file]["size"])
+        digest = _sha256(downloads / file)
+        wanted = source.sha256.get(file) or (infos[file].get("lfs") or {}).get("sha256", digest)
+        if digest != wanted:
+            (downloads / file).unlink()
+            raise UsageError(
+                f"{file} at commit {commit} has sha256 {digest}, not {wanted}: try again"
+            )
+        record["files"][file] = {"bytes": infos[file]["size"], "sha256": digest}
+    return record
+
+
+def _download_file(hub: Any, path: str, file: Path, size: int) -> None:
+    """One file, from where an earlier try stopped. The hub's own download starts anew."""
+    with (
+        hub.open(path, block_size=BLOCK, cache_type="none") as remote,
+        file.open("ab") as local,
+        tqdm(total=size, desc=file.name, unit="B", unit_scale=True) as bar,
+    ):
+        bar.update(local.tell())
+        remote.seek(local.tell())
+        while block := remote.read(BLOCK):
+            local.write(block)
+            bar.update(len(block))
+
+
+def _check_room(downloads: Path, size: int) -> None:
+    """Raises UsageError where the disk does not hold the archive and what is in it."""
+    there = sum(file.stat().st_size for file in downloads.iterdir())
+    need, free = 2 * size - there, shutil.disk_usage(downloads).free
+    if need > free:
+        problem = f"needs {_size(need)} in {downloads.parent}, which has {_size(free)}"
+        raise UsageError(
+            f"{problem}: make room, or set XDG_CACHE_HOME to a folder on a larger disk"
+        )
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip into a folder.
+
+    Raises UsageError for a damaged one, and, before anything is written, for one with a member
+    that would land outside the folder, is no plain file, or with far more in it than images need.
+    """
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = zipped.infolist()
+            grown = sum(member.file_size for member in members)
+            if len(members) > MAX_FILES or grown > MAX_GROWTH * archive.stat().st_size + 2**30:
+                problem = f"holds {len(members):,} files of {_size(grown)}, too much to be images"
+                raise UsageError(f"{archive.name} {problem}: it was not unpacked; try again")
+            for member in members:
+                _check_member(archive, member)
+            for member in tqdm(members, desc=f"unpacking {archive.name}", unit=" files"):
+                zipped.extract(member, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(f"{archive.name} is damaged ({error}): try again") from None
+
+
+def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+    # A Windows path is the strictest reading: both slashes separate, and drives are absolute too.
+    path = PureWindowsPath(member.filename)
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was not packed on Unix
+    if path.anchor or ".." in path.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        problem = f"holds {member.filename!r}, which leads out of its folder"
+        raise UsageError(f"{archive.name} {problem}: it was not unpacked; try again")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _size(count: float) -> str:
+    """A number of bytes as people say it.
+
+    >>> _size(10_698_178_715), _size(5_980_000)
+    ('10.7 GB', '6.0 MB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
