@@ -51,6 +51,7 @@ class Chat:
         specials = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, specials)))
         self._frame = lru_cache(maxsize=None)(self._render)
+        self._frame(1)  # complains of an unsuitable template now rather than at the first question
 
     def banned(self, head_rows: int) -> Tensor:
         """(head_rows,) bool: vision placeholders, and head rows that no token of the tokenizer has.
@@ -92,7 +93,8 @@ class Chat:
         if chat.count(PLACE) != 1 or chat.count(IMAGE_PAD) != images:
             raise UsageError(
                 f"the chat template of {self.tokenizer.name_or_path} does not write {images} "
-                f"images as {IMAGE_PAD} and the text once; use Qwen2-VL's own template"
+                f"images as {IMAGE_PAD} and the text once; use an -Instruct model, which has "
+                "Qwen2-VL's own template"
             )
         left, right = chat.split(PLACE)
         cut = max((match.end() for match in self._special.finditer(left)), default=0)

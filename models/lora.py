@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -69,6 +71,28 @@ def save(model: PeftModel, folder: Path) -> None:
     config.save_pretrained(str(folder))
     base = {"name": config.base_model_name_or_path, "fingerprint": fingerprint(model)}
     (folder / BASE).write_text(json.dumps(base, indent=2) + "\n")
+    shutil.copymode(folder / BASE, folder / WEIGHTS)  # safetensors makes files for their owner only
+
+
+@torch.no_grad()
+def merged(model: PeftModel) -> dict[str, Tensor]:
+    """All weights of the base by its own names, with W + (alpha / r) B A in place of W.
+
+    Computed in float32 and rounded once, to the base's dtype; on the CPU. The model stays as it is:
+    merging in place and back again would move the frozen weights.
+    """
+    base = model.get_base_model()
+    layers = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+    tensors = {}
+    for name, tensor in base.state_dict().items():
+        if "lora_" in name:
+            continue
+        layer = layers.get(name.removesuffix(".base_layer.weight"))
+        if layer is not None:
+            delta = layer.get_delta_weight("default")  # (out, in) float32, scaled
+            tensor = (tensor.float() + delta).to(tensor.dtype)
+        tensors[name.replace(".base_layer.", ".")] = tensor.cpu()
+    return tensors
 
 
 def read_config(folder: Path) -> tuple[int, int]:
@@ -107,12 +131,13 @@ def read(model: PeftModel, folder: Path) -> None:
     try:
         tensors = load_file(folder / WEIGHTS)
         made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
-    except (OSError, SafetensorError, ValueError) as error:
+        expected = made_for.get("fingerprint") or fingerprint(model)
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise UsageError(f"adapter {folder}: damaged ({error}); save it again") from None
     target = weights(model)
     shapes = {name: tuple(p.shape) for name, p in target.items()}
     fits = {name: tuple(p.shape) for name, p in tensors.items()} == shapes
-    if not fits or made_for.get("fingerprint", fingerprint(model)) != fingerprint(model):
+    if not fits or expected != fingerprint(model):
         name = made_for.get("name") or json.loads((folder / CONFIG).read_text()).get(
             "base_model_name_or_path"
         )

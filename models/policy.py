@@ -96,12 +96,12 @@ class Policy:
         for prompt in prompts:
             self._check_length(prompt, max_completion_length)
         u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
-        with torch.no_grad(), self._compute_dtype():
+        with torch.no_grad(), self.compute_dtype():
             return sampling.rollout(
                 self.language_model,
                 self.head,
                 prompts,
-                [self._embed(p.input_ids.to(self.device)[None], [p])[0] for p in prompts],
+                [self.embed(p.input_ids.to(self.device)[None], [p])[0] for p in prompts],
                 group_size=group_size,
                 u=u,
                 temperature=temperature,
@@ -119,8 +119,8 @@ class Policy:
         """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups:
         group-major, then completion-major. The entropy is of the whole distribution, detached."""
         tree = pack(groups, self.device)
-        with self._compute_dtype(), self._checkpointed_layers():
-            embeds = self._embed(tree.input_ids, [group.prompt for group in groups])
+        with self.compute_dtype(), self._checkpointed_layers():
+            embeds = self.embed(tree.input_ids, [group.prompt for group in groups])
             hidden = sampling.run(self.language_model, embeds, tree.position_ids, tree.mask)
             # The prompt's last state is gathered once a completion: its gradient is their sum.
             hidden = hidden.flatten(0, 1)[tree.predictors]  # (N, hidden)
@@ -184,7 +184,7 @@ class Policy:
             tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
-    def _embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(n, T, hidden): token embeddings, with the image features at the image tokens."""
         embeds = self.language_model.embed_tokens(input_ids)
         return place_images(embeds, input_ids == self.chat.image_pad, prompts)
@@ -206,7 +206,7 @@ class Policy:
             f"{completion} of completion is more than the model's {self.max_length}; {remedy}"
         )
 
-    def _compute_dtype(self) -> torch.autocast:
+    def compute_dtype(self) -> torch.autocast:
         """float32 adapters compute in the base's dtype, and alike in every pass."""
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if lower else None, enabled=lower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from models.policy import Policy, load_policy
+from tests.models.hub import make_hub_folder
 from tests.tiny import make_model
 
 
@@ -22,6 +24,20 @@ def one_thread() -> None:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random tiny Qwen2VLForConditionalGeneration. Read only."""
     return make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def true_tokenizer() -> Path | None:
+    """The folder of Qwen2-VL's own vocabulary, where MEDVQA_DATA has it."""
+    place = os.environ.get("MEDVQA_DATA")
+    folder = Path(place) / "qwen2vl_tokenizer" if place else None
+    return folder if folder and folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def hub_folder(tmp_path_factory: pytest.TempPathFactory, true_tokenizer: Path | None) -> Path:
+    """A folder as the hub's Qwen/Qwen2-VL-2B-Instruct, small and random. Read only."""
+    return make_hub_folder(tmp_path_factory.mktemp("hub") / "model", true_tokenizer)
 
 
 def randomise(policy: Policy, seed: int = 7, scale: float = 0.05) -> Policy:

@@ -13,12 +13,19 @@ from safetensors.torch import load_file, save_file
 from grpo.config import UsageError
 from models import loading
 from models.policy import load_policy
+from tests.models.hub import INDEX, SHARDS, make_hub_folder
 from tests.tiny import make_model
 
 
 @pytest.fixture
 def copy(tiny_folder, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """A folder as the hub's, with a tokenizer that loads fast. Read only."""
+    return make_hub_folder(tmp_path_factory.mktemp("hub") / "model")
 
 
 def edit(file: Path, **changes) -> None:
@@ -48,19 +55,99 @@ def test_a_hub_id_out_of_reach_is_one_line(monkeypatch):
     assert "network" in message("nobody/there")
 
 
-def test_another_model_type_says_what_is_supported(copy):
-    edit(copy / "config.json", model_type="qwen2_5_vl")
-    assert "its type is qwen2_5_vl; only qwen2_vl" in message(str(copy))
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llama"])
+def test_another_model_type_says_what_is_supported(copy, kind):
+    edit(copy / "config.json", model_type=kind)
+    assert f"its type is {kind}; only qwen2_vl" in message(str(copy))
 
 
 def test_a_config_that_is_no_json_is_one_line(copy):
     (copy / "config.json").write_text("{ not json")
-    assert "cannot be loaded" in message(str(copy))
+    assert "config.json' is not a valid JSON" in message(str(copy))
 
 
 def test_a_folder_without_a_config_is_one_line(copy):
     (copy / "config.json").unlink()
-    assert str(copy) in message(str(copy))
+    assert f"{copy}: no readable config.json" in message(str(copy))
+    (copy / "config.json").write_text("[]")
+    assert f"{copy}: no readable config.json" in message(str(copy))
+
+
+def drop(*names: str):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def fill(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def halve(name: str):
+    def cut(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return cut
+
+
+def change(name: str, **changes):
+    return lambda folder: edit(folder / name, **changes)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3989163248\n"
+BASE_TEMPLATE = "{% for m in messages %}{% if 'text' in m %}{{ m['text'] }}{% endif %}{% endfor %}"
+FAULTS = {
+    "a shard not downloaded": (drop(SHARDS[1]), f"{SHARDS[1]} is missing; download it again"),
+    "a shard half downloaded": (halve(SHARDS[1]), f"{SHARDS[1]} is damaged or only half downl"),
+    "a shard that is a web page": (fill(SHARDS[0], "<html>"), f"{SHARDS[0]} is damaged"),
+    "a clone without git-lfs": (fill(SHARDS[0], POINTER), f"{SHARDS[0]} is a git-lfs pointer"),
+    "no index": (drop(INDEX), f"lacks model.safetensors or {INDEX}; download"),
+    "half an index": (halve(INDEX), f"{INDEX} is damaged"),
+    "no vocabulary": (drop("vocab.json"), "lacks tokenizer.json or vocab.json; download"),
+    "no tokenizer files": (
+        drop("vocab.json", "merges.txt"),
+        "lacks tokenizer.json or vocab.json, tokenizer.json or merges.txt; download",
+    ),
+    "merges of no bytes": (fill("merges.txt", ""), "lacks tokenizer.json or merges.txt"),
+    "half a tokenizer": (halve("tokenizer_config.json"), "tokenizer_config.json is damaged"),
+    "no processor": (drop("preprocessor_config.json"), "lacks preprocessor_config.json or"),
+    "other patches": (change("preprocessor_config.json", patch_size=16), "different patches"),
+    "quantized": (change("config.json", quantization_config={"bits": 4}), "are quantized"),
+    "another vocabulary size": (
+        change("config.json", vocab_size=151_552),
+        "1 weights are missing or misshapen (model.language_model.embed_tokens.weight",
+    ),
+    "a layer too many": (change("config.json", num_hidden_layers=1), "have no place in the model"),
+    "another tokenizer": (change("config.json", image_token_id=7), "are of two models"),
+    "a base model's template": (
+        change("tokenizer_config.json", chat_template=BASE_TEMPLATE),
+        "use an -Instruct model",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_hub_folder_gets_one_line_that_names_what_is_wrong(
+    sharded, tmp_path, fault, capfd
+):
+    folder = Path(shutil.copytree(sharded, tmp_path / "model"))
+    break_it, says = FAULTS[fault]
+    break_it(folder)
+    text = message(str(folder))
+    assert text.startswith(("model ", "the chat template of "))
+    assert str(folder) in text
+    assert says in text
+    assert capfd.readouterr().err == ""  # nothing from transformers before it
+
+
+def test_a_template_that_only_the_processor_has_is_used(sharded, tmp_path):
+    folder = Path(shutil.copytree(sharded, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    _, tokenizer, _ = loading.load(str(folder), torch.float32)
+    assert tokenizer.chat_template == template
+    (folder / "chat_template.json").unlink()
+    assert "has no chat template; use an -Instruct model" in message(str(folder))
 
 
 def test_missing_weights_are_an_error_and_not_random_numbers(copy):
@@ -75,7 +162,7 @@ def test_pickled_weights_are_refused(copy):
     weights = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
-    assert "cannot be loaded" in message(str(copy))
+    assert "only safetensors are read" in message(str(copy))
 
 
 def test_a_tokenizer_that_is_not_qwen2_vls_is_refused(copy):
@@ -114,6 +201,12 @@ def test_adapters_that_do_not_fit_are_refused_with_the_reason(trained, tiny_fold
     larger = make_model(tmp_path / "larger", layers=3)
     (saved / "base.json").unlink()  # as in an adapter that peft wrote
     assert "another base" in message(str(larger), adapter=saved)
+    (saved / "base.json").write_text("[]")
+    assert "damaged" in message(base, adapter=saved)
+    (saved / "base.json").unlink()
+    content = (saved / "adapter_model.safetensors").read_bytes()
+    (saved / "adapter_model.safetensors").write_bytes(content[: len(content) // 2])
+    assert "damaged (Error while deserializing" in message(base, adapter=saved)
     edit(saved / "adapter_config.json", use_dora=True)
     assert "not plain LoRA (LORA, use_dora)" in message(base, adapter=saved)
     (saved / "adapter_config.json").write_text("[]")
