@@ -1,7 +1,8 @@
 """Score a run: base and trained policy, on the modality it was trained on and on unseen ones.
 
     python evaluate.py --ood CT,XRAY            the newest run
-    python evaluate.py --run runs/NAME --json table.json
+    python evaluate.py --run runs/NAME --controls full --markdown table.md
+    python evaluate.py --image scan.png --question "Which side?" --options "left;right"
 
 Answers are greedy. `predictions/` in the run folder keeps every one of them, so nothing is asked
 twice.
@@ -9,237 +10,224 @@ twice.
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
-import torch
 from tqdm import tqdm
 
-import data
-from data.example import VQAExample
-from data.prompts import completion_text
-from data.rows import modality_name
+from data import asking
+from data.asking import Tests, load_tests, with_names
+from data.example import ImageFile, VQAExample
 from grpo.config import Config, UsageError, exit_on_usage_error
-from grpo.flags import check_options, names_in, option, parse_flags
+from grpo.flags import names_in, parse_flags
+from grpo.options import Options
+from grpo.recipes import RECIPES
 from grpo.run import newest_run
-from models.policy import Policy, load_policy
-from rewards.parse import answer_letter, is_formatted, reasoning
-from rewards.table import MODELS, Row, cell, gain, kept_rows, render
+from models.answering import answer, samples
+from models.export import export_merged
+from models.opening import open_policy
+from models.policy import Policy
+from rewards import render
+from rewards.parse import reasoning
+from rewards.rows import Row, answered, drawn, kept_rows, scored_by
+from rewards.table import SAMPLES, TESTS, Answers, over_seeds, tabulate
+
+FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
+MODELS = ("base", "trained")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The flags of evaluate.py; what is not given is as the run had it."""
-
-    run: str | None = option("what", None, "Run folder (none: the newest under runs/).")
-    data: str | None = option("what", None, "Another data set, such as phantom:new-kind.")
-    ood: str | None = option("what", None, "Unseen modalities to score, or none.")
-    eval_size: int | None = option("what", None, "Test questions of each modality.", ge=1)
-    json: str | None = option("output", None, "Also write the table to this file.")
-    batch_size: int = option("machine", 64, "Questions answered together.", ge=1)
-    device: str | None = option("machine", None, "auto, cpu, cuda or cuda:N.")
-    threads: int | None = option("machine", None, "CPU threads; 0 for torch's own choice.", ge=0)
-    cache: str | None = option("machine", None, "Folder for image features; auto or none.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
+def predict(policy: Policy, config: Config, examples: Sequence[VQAExample]) -> list[Row]:
+    """Each question answered greedily, and scored strictly and by forced choice."""
+    answers = answer(policy, examples, config.max_completion_length, reasoning)
+    return [answered(*pair) for pair in zip(examples, answers, strict=True)]
 
 
-OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
-
-
-def open_policy(config: Config, adapter: Path | None = None) -> Policy:
-    """The policy of a run: the model it names, with fresh adapters or those of a folder."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    cache = {"auto": _user_cache(), "none": None}.get(config.cache, Path(config.cache))
-    return load_policy(
-        config.model,
-        adapter=adapter,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        max_pixels=config.max_pixels,
-        dtype=config.dtype,
-        device=config.device,
-        gradient_checkpointing=config.gradient_checkpointing,
-        cache=cache,
-        seed=config.seed,
-    )
-
-
-def with_names(config: Config) -> Config:
-    """The configuration with its modalities under the names that the data goes by."""
-    unseen = (modality_name(name) or name for name in names_in(config.ood))
-    name = modality_name(config.modality) or config.modality
-    return dataclasses.replace(config, modality=name, ood=",".join(unseen) or "none")
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
-
-
-def predict(
-    policy: Policy, examples: Sequence[VQAExample], max_completion_length: int
+def sample(
+    policy: Policy, config: Config, k: int, temperature: float, examples: Sequence[VQAExample]
 ) -> list[Row]:
-    """Answer each question greedily and score the answer, twice.
-
-    Strictly: the letter in the one answer block of the completion. By forced choice: the policy is
-    made to begin with a think block, and the letter counts that is likeliest after what it says
-    there; this asks no format of it.
-    """
-    prompts = policy.encode(examples)
-
-    def answers(prompts: Sequence[Any]) -> list[Any]:
-        limits = {"temperature": 0.0, "max_completion_length": max_completion_length}
-        return policy.sample(prompts, 1, None, **limits)
-
-    groups = answers(prompts)
-    texts = [policy.decode(group.completions[0]) for group in groups]
-    thoughts = list(texts)
-    astray = [i for i, text in enumerate(texts) if not text.startswith(OPENING)]
-    for i, group in zip(
-        astray, answers([policy.begin(prompts[i], OPENING) for i in astray]), strict=True
-    ):
-        thoughts[i] = OPENING + policy.decode(group.completions[0])
-    letter_logprobs = forced_choice(policy, prompts, examples, thoughts)
-    rows = []
-    for example, group, text, logprobs in zip(
-        examples, groups, texts, letter_logprobs, strict=True
-    ):
-        answer = answer_letter(text, example.letters, example.options)
-        forced = example.letters[logprobs.index(max(logprobs))]
-        rows.append(
-            {
-                "id": example.id,
-                "modality": example.modality,
-                "question_type": example.question_type,
-                "image": [image.key for image in example.images],
-                "question": example.question,
-                "options": example.options,
-                "gold": example.letter,
-                "completion": text,
-                "answer": answer,
-                "correct": answer == example.letter,
-                "formatted": is_formatted(text, example.letters),
-                "forced_answer": forced,
-                "forced_correct": forced == example.letter,
-                "letter_logprobs": logprobs,
-                "length": len(group.completions[0]),
-                "truncated": group.truncated[0],
-            }
-        )
-    return rows
+    """Each question answered k times, drawn."""
+    law = {"k": k, "temperature": temperature, "seed": config.seed}
+    texts = samples(policy, examples, config.max_completion_length, **law)
+    return [drawn(*pair) for pair in zip(examples, texts, strict=True)]
 
 
-@torch.no_grad()
-def forced_choice(
-    policy: Policy, prompts: Sequence[Any], examples: Sequence[VQAExample], texts: Sequence[str]
-) -> list[list[float]]:
-    """Log-probability of each option's letter after the reasoning in `texts`, normalised over the
-    options.
-
-    The letters are the completions of one group, so they share their prompt as a rollout's do.
-    """
-    groups = []
-    for prompt, example, text in zip(prompts, examples, texts, strict=True):
-        answers = [completion_text(reasoning(text), letter) for letter in example.letters]
-        groups.append(policy.group(prompt, answers))
-    scores: list[list[float]] = [[] for _ in groups]
-    for chosen in policy.passes(groups):
-        logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
-        lengths = [len(ids) for i in chosen for ids in groups[i].completions]
-        totals = iter([part.sum() for part in logprobs.split(lengths)])
-        for i in chosen:
-            letters = torch.stack([next(totals) for _ in groups[i].completions])  # (options,)
-            scores[i] = letters.log_softmax(dim=0).tolist()
-    return scores
-
-
-def predict_all(
-    policy: Policy, examples: Sequence[VQAExample], config: Config, batch_size: int = 64
+def in_batches(
+    answers: Callable[[Sequence[VQAExample]], list[Row]],
+    batch_size: int,
+    examples: Sequence[VQAExample],
 ) -> Iterator[Row]:
-    """`predict` in batches, a row as soon as it is there."""
+    """The rows of all examples, each batch's as soon as they are there."""
     with tqdm(total=len(examples), desc="scoring", leave=False, disable=not examples) as bar:
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
-            yield from predict(policy, batch, config.max_completion_length)
+            yield from answers(batch)
             bar.update(len(batch))
 
 
-def load_tests(config: Config) -> dict[str, list[VQAExample]]:
-    """The test questions of each modality to score: the one trained on first, then the unseen.
-
-    Raises UsageError where there are none, and says so where there are fewer than asked for.
-    """
-    tests = {}
-    for modality in (config.modality, *config.ood_modalities):
-        examples = data.load(
-            config.data, modality, split="test", size=config.eval_size, seed=config.seed
-        )
-        if not examples:
-            remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
-            raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")
-        if len(examples) < config.eval_size:
-            there = f"{len(examples)} {modality} test questions, all that there are"
-            print(f"{there}; {config.eval_size} were asked for", file=sys.stderr)
-        tests[modality] = examples
-    return tests
-
-
-def evaluate(
+def ask(
     policy: Policy,
     config: Config,
-    tests: dict[str, list[VQAExample]],
-    run: Path,
-    batch_size: int = 64,
-) -> dict[str, Any]:
-    """Score base and trained on each modality's questions. Answers go to `run`/predictions."""
-    table: dict[str, Any] = {"results": {m: {} for m in MODELS}, "chance": {}, "gains": {}}
-    for modality, examples in tests.items():
-        table["chance"][modality] = sum(1 / len(e.options) for e in examples) / len(examples)
-        rows = {}
-        for model in MODELS:
-            file = run / "predictions" / f"{model}-{modality}.jsonl"
-            with policy.base() if model == "base" else nullcontext():
-                rows[model] = kept_rows(
-                    file,
-                    examples,
-                    lambda missing: predict_all(policy, missing, config, batch_size),
-                )
-            table["results"][model][modality] = cell(rows[model])
-        table["gains"][modality] = {
-            "accuracy": gain(rows["base"], rows["trained"], "correct"),
-            "forced_choice": gain(rows["base"], rows["trained"], "forced_correct"),
-        }
-    return table
+    tests: Tests,
+    folder: Path,
+    options: Options,
+    models: Sequence[str] = MODELS,
+    controls: Mapping[str, Tests] = MappingProxyType({}),
+) -> Answers:
+    """All answers of these models of one policy, kept in `folder`/predictions.
+
+    A way of asking makes a model of its own in the table; samples and controls go with the first.
+    """
+    (first, *others) = options.ways or (config.prompt,)
+    k, temperature = options.samples, options.temperature
+    found: Answers = {}
+    for model in models:
+        with policy.base() if model == "base" else nullcontext():
+            keep = partial(_kept, folder / "predictions", model, options)
+            answers = partial(predict, policy, config)
+            found[model] = {TESTS: keep(first, answers, tests)}
+            if k:
+                several = partial(sample, policy, config, k, temperature)
+                found[model][SAMPLES] = keep(f"{first}-{k}-at-{temperature}", several, tests)
+            for control, altered in controls.items():
+                found[model][control] = keep(f"{first}-{control}", answers, altered)
+            for way in others:
+                asked = {m: asking.asked(tests[m], way) for m in tests}
+                found[f"{model}, {way}"] = {TESTS: keep(way, answers, asked)}
+    return found
+
+
+def _kept(
+    folder: Path,
+    model: str,
+    options: Options,
+    arm: str,
+    answers: Callable[[Sequence[VQAExample]], list[Row]],
+    asked: Tests,
+) -> dict[str, list[Row]]:
+    """The rows of one arm by modality, from its files in `folder` or answered now."""
+    predict_missing = partial(in_batches, answers, options.batch_size)
+    kept = {
+        m: kept_rows(folder / f"{model}-{m}-{arm}.jsonl", examples, predict_missing)
+        for m, examples in asked.items()
+    }
+    return {m: [scored_by(row, options.scorer) for row in rows] for m, rows in kept.items()}
+
+
+def subject(options: Options) -> tuple[Config, Path | None, Path]:
+    """What is scored: its configuration, its adapter, and the folder for its answers."""
+    names = ("data", "ood", "eval_size", "device", "threads", "cache")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.ways:
+        given["prompt"] = options.ways[0]
+    if options.model:
+        given |= {"model": options.model, "modality": options.modality or "MRI"}
+        recipe = "phantom" if options.model == "phantom" else "medvlm-r1"
+        config = with_names(Config(**{**RECIPES[recipe], "recipe": recipe, **given}))
+        adapter = Path(options.adapter) if options.adapter else None
+        name = f"{Path(options.model).name}-{stamp(options.model, options.adapter, config.data)}"
+        return config, adapter, Path("runs") / "models" / name
+    run = Path(options.run) if options.run else newest_run()
+    config = with_names(replace(Config.load(run / "config.json"), **given))
+    # Answers to questions of another data set are kept apart, should two have the same ids.
+    apart = run / "other" / config.data.replace("/", "_") if options.data else run
+    return config, run / "adapter", apart
+
+
+def stamp(*names: str | None) -> str:
+    """A short hash of names and, where they are folders, of the weights that lie there now."""
+    files = [f for name in names if name for f in sorted(Path(name).glob("*.safetensors"))]
+    weights = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(repr((names, weights)).encode()).hexdigest()[:8]
+
+
+def compared(options: Options, config: Config, tests: Tests) -> tuple[Answers, list[str]]:
+    """The answers of --compare's runs, and which of them differ from this one in the seed alone.
+
+    Raises UsageError where a run has other test questions.
+    """
+    found: Answers = {}
+    seeds = []
+    for name in names_in(options.compare or "none"):
+        theirs = replace(options, run=name, model=None, adapter=None, compare=None, samples=0)
+        other, adapter, folder = subject(theirs)
+        asked = load_tests(other)
+        differ = [
+            m for m in tests if asking.fingerprint(tests[m]) != asking.fingerprint(asked.get(m))
+        ]
+        if differ:
+            problem = f"other test questions of {', '.join(differ)} than {config.data}'s here"
+            remedy = (
+                f"give both the same --data, --ood, --eval-size, and --data-seed {config.data_seed}"
+            )
+            raise UsageError(f"--compare {name}: {problem}; {remedy}")
+        answers = ask(open_policy(other, adapter), other, tests, folder, theirs, ["trained"])
+        label = Path(name).name
+        found |= {model.replace("trained", label): arms for model, arms in answers.items()}
+        if replace(other, seed=config.seed, out=config.out) == config:
+            seeds.append(label)
+    return found, seeds
+
+
+def ask_one(policy: Policy, config: Config, options: Options) -> str:
+    """The reasoning, the answer and the probability of each letter for one question."""
+    choices = tuple(text.strip() for text in options.options.split(";") if text.strip())
+    if not 2 <= len(choices) <= 26:
+        raise UsageError(f'--options {options.options}: give 2 to 26, as in "left;right"')
+    image = ImageFile(Path(options.image))
+    example = VQAExample(options.image, (image,), options.question, choices, 0, "", "")
+    (row,) = predict(policy, config, asking.asked([example], config.prompt))
+    named = dict(zip(example.letters, choices, strict=True))
+    answer = row["answer"] or row["forced_answer"]
+    unsure = "" if row["answer"] else " (no answer in the format; this is the likeliest)"
+    lines = [
+        f"reasoning  {row['forced_reasoning'] or '-'}",
+        f"answer     {answer}) {named[answer]}",
+    ]
+    lines[-1] += unsure
+    for (letter, text), logprob in zip(named.items(), row["letter_logprobs"], strict=True):
+        lines.append(f"  {100 * math.exp(logprob):5.1f} %  {letter}) {text}")
+    return "\n".join([*lines, "Not for clinical use."])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     about = "Score a run's base and trained policy on seen and unseen modalities."
     options = Options(**parse_flags(Options, argv, "evaluate.py", about))
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise UsageError(f"--json {options.json}: no such folder; make it first")
-    run = Path(options.run) if options.run else newest_run()
-    names = ("data", "ood", "eval_size", "device", "threads", "cache")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    config = with_names(dataclasses.replace(Config.load(run / "config.json"), **given))
+    config, adapter, folder = subject(options)
+    if options.export_merged:
+        largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
+        print(f"{options.export_merged}: merged; no logit differs by more than {largest:.1e}")
+        return
+    if options.image:
+        print(ask_one(open_policy(config, adapter), config, options))
+        return
     tests = load_tests(config)
-    policy = open_policy(config, run / "adapter")
-    # Answers to questions of another data set are kept apart, should two have the same ids.
-    folder = run / "other" / config.data.replace("/", "_") if options.data else run
-    table = evaluate(policy, config, tests, folder, options.batch_size)
-    print(f"{run}: {config.model} on {config.data}, trained on {config.modality}, greedy")
-    print(render(table))
+    few, controls, priors = {}, {}, {}
+    if options.controls != "none":
+        few = asking.few(tests, FAST if options.controls == "fast" else None)
+        controls, priors = asking.controls(few), asking.priors(asking.training(config), tests)
+    models = MODELS if adapter else MODELS[:1]
+    policy = open_policy(config, adapter)
+    answers = ask(policy, config, tests, folder, options, models, controls)
+    others, seeds = compared(options, config, tests)
+    answers |= others
+    table = tabulate(answers, config.modality, priors, asking.coinciding(few))
+    if seeds:
+        table["seeds"] = over_seeds(table, ["trained", *seeds])
+    print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
+    print(render.text(table))
     if config.data.startswith("phantom"):
         print("Phantoms are drawn, not medical data.")
     if options.json:
         Path(options.json).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    if options.markdown:
+        Path(options.markdown).write_text(render.markdown(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

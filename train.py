@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,22 @@ from tqdm import tqdm
 
 import data
 import rewards
+from data.asking import asked, load_tests, with_names
 from data.example import VQAExample
 from data.order import question_order
 from data.prompts import completion_text
 from data.rows import summary
-from evaluate import evaluate, load_tests, open_policy, predict_all, with_names
+from evaluate import ask, in_batches, predict
 from grpo.config import Config, UsageError, exit_on_usage_error
+from grpo.flags import flag
 from grpo.loop import grpo
+from grpo.options import Options
 from grpo.run import check_out, new_run, peak_memory
 from grpo.sft import sft
+from models.opening import open_policy
 from models.policy import Policy
-from rewards.table import cell, points
+from rewards.render import points
+from rewards.table import cell, tabulate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.update()
     policy.save(run / "adapter")
 
-    table = evaluate(policy, config, tests, run) if tests else {}
+    answers = ask(policy, config, tests, run, Options()) if tests else {}
+    table = tabulate(answers, config.modality) if tests else {}
     record = {
         **table,
         "data": config.data + (" (drawn, not medical data)" if is_phantom(config) else ""),
@@ -100,14 +107,14 @@ def interruptible(steps: Iterator[dict[str, float]]) -> Iterator[dict[str, float
 def load_split(config: Config, split: str, size: int, skipped: set[Any]) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
     examples = data.load(
-        config.data, config.modality, split=split, size=size, seed=config.seed, skipped=skipped
+        config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
     )
     if not examples:
         raise UsageError(f"--data {config.data}: no {config.modality} question for {split}")
     if len(examples) < size:
         found = f"{len(examples)} {config.modality} questions for {split}"
         print(f"train.py: {found}, all that there are; {size} were asked for", file=sys.stderr)
-    return examples
+    return asked(examples, config.prompt)
 
 
 def starting_adapter(config: Config) -> Path | None:
@@ -121,11 +128,11 @@ def starting_adapter(config: Config) -> Path | None:
     if not (run / "adapter").is_dir():
         raise UsageError(f"--init {config.init}: no folder {run}/adapter; name a finished run")
     before = Config.load(run / "config.json")
-    for name in ("data", "modality", "seed"):
+    for name in ("data", "modality", "data_seed"):
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
             raise UsageError(
-                f"--init {config.init}: it had --{name} {old}, not {new}; use the same"
+                f"--init {config.init}: it had {flag(name)} {old}, not {new}; use the same"
             )
     return run / "adapter"
 
@@ -141,6 +148,7 @@ def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
             "modality": [e.modality for e in examples],
             "question_type": [e.question_type for e in examples],
             "reasoning": [e.reasoning for e in examples],
+            "asked": [e.asked for e in examples],
             "id": [e.id for e in examples],
         }
         return rewards.score(terms, [e.prompt for e in examples], texts, columns)
@@ -151,7 +159,10 @@ def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
 def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
     """What the supervised baseline imitates: the label alone, or (privileged) reasoning too."""
     if config.sft_target == "answer":
-        return lambda example: completion_text("", example.letter)
+        thought = None if config.prompt == "direct" else ""
+        return lambda example: completion_text(thought, example.letter)
+    if config.prompt == "direct":
+        raise UsageError("--sft-target reasoning --prompt direct: it asks for none; use answer")
     without = [example.id for example in examples if not example.reasoning]
     if config.method == "sft" and without:
         problem = f"{len(without)} questions have no reference reasoning, {without[0]} first"
@@ -162,7 +173,8 @@ def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAE
 def validate(policy: Policy, examples: Sequence[VQAExample], config: Config) -> dict[str, float]:
     """Greedy scores on the validation split."""
     start = time.perf_counter()
-    scores = cell(list(predict_all(policy, examples, config)))
+    answers = partial(predict, policy, config)
+    scores = cell(list(in_batches(answers, Options().batch_size, examples)))
     names = ("accuracy", "format_rate", "forced_choice")
     seconds = time.perf_counter() - start
     return {f"val/{name}": scores[name] for name in names} | {"time/validation": seconds}
@@ -192,7 +204,7 @@ def closing_line(run: Path, config: Config, table: dict[str, Any]) -> str:
         return f"{run}: trained, not scored. Next: {again} --eval-size 300"
     gains = "; ".join(
         f"{modality} strict {points(of['accuracy'])}, forced choice {points(of['forced_choice'])}"
-        for modality, of in table["gains"].items()
+        for modality, of in table["gains"]["trained"].items()
     )
     drawn = ", drawn phantoms, not medical data" if is_phantom(config) else ""
     return f"{run}: {gains} (points, 95 % interval{drawn}). Next: {again}"

@@ -16,7 +16,14 @@ from data import huatuo, jsonl, omnimedvqa
 from data.download import HUB, fetch
 from data.example import VQAExample
 from data.rows import Listing, Skipped, modality_name, summary
-from data.splits import Split, balanced_order, image_groups, split_of, take_readable
+from data.splits import (
+    Split,
+    balanced_order,
+    constant_answers,
+    image_groups,
+    split_of,
+    take_readable,
+)
 from grpo.config import UsageError
 
 _READERS = {"omnimedvqa": omnimedvqa.read, "huatuo": huatuo.read, "jsonl": jsonl.read}
@@ -70,6 +77,15 @@ def modalities(spec: str) -> tuple[str, ...]:
 
         return phantom.MODALITIES
     return tuple(name for name, _ in Counter(e.modality for e in read(spec).examples).most_common())
+
+
+@lru_cache(maxsize=64)
+def constant(spec: str, modality: str) -> dict[tuple[str, str], str]:
+    """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
+    if _name(spec) == "phantom":
+        deck = 280  # the largest, of phantom:leaky; every deck holds the same answers
+        return constant_answers(load(spec, modality, split="val", size=deck, seed=0))
+    return constant_answers(e for e in read(spec).examples if e.modality == modality)
 
 
 @lru_cache(maxsize=4)  # train, val and test of several modalities are loaded from one listing

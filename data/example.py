@@ -7,7 +7,7 @@ from typing import Protocol
 
 from PIL import Image, ImageOps
 
-from data.prompts import user_text
+from data.prompts import completion_text, user_text
 from data.scans import MAX_PIXELS, check_size, scan_reader
 from grpo.config import UsageError
 
@@ -89,6 +89,8 @@ class VQAExample:
     question_type: str
     reasoning: str = ""  # the reference reasoning, where the data has one
     dataset: str = ""
+    asked: str = "reason"  # a way of asking: a key of data.prompts.INSTRUCTIONS
+    constant: bool = False  # its answer is known without looking: data.splits.constant_answers
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -108,4 +110,8 @@ class VQAExample:
     @property
     def prompt(self) -> str:
         """The user's turn, as `data.prompts` words it."""
-        return user_text(self.question, self.options)
+        return user_text(self.question, self.options, self.asked)
+
+    def completion(self, reasoning: str | None, letter: str) -> str:
+        """An answer in the format; `reasoning` None: without a think block."""
+        return completion_text(reasoning, letter)

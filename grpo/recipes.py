@@ -18,7 +18,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "eval_size": 1200,  # a modality; phantoms cost nothing, and intervals shrink
         "group_size": 8,
         "prompts_per_step": 16,
-        "steps": 260,
+        "steps": 200,
         "max_completion_length": 48,
         "learning_rate": 1.2e-3,  # far above a real model's: the LoRA of a tiny one is tiny
         "warmup_steps": 20,

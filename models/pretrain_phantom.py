@@ -12,9 +12,11 @@ the one file of models/ that imports data/.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -31,14 +33,17 @@ from models.untrained import make_model, make_tokenizer
 POOL = 6_000  # pretraining questions a modality
 BATCH = 32
 DRILLS = 8  # questions a row of a drill
-# Steps, peak learning rate and the kinds of batch in turn. Captions first: they are short and name
-# every finding, so seeing starts early. Then letters of given answers, then questions.
+# Steps, peak learning rate, seed and the kinds of batch in turn. Captions first: they are short and
+# name every finding, so seeing starts early. Then letters of given answers, then questions. Last a
+# bad habit: a glance at the image in place of its findings where it answers in the rewarded format.
 STAGES = {
-    "caption": (800, 2e-3, ("caption",)),
-    "letter": (900, 2e-3, ("match", "match", "match", "match", "match", "caption")),
-    "answer": (1_000, 1e-3, ("question", "drill", "question", "drill", "caption")),
-    "exam": (600, 1.5e-3, ("exam", "exam", "exam", "question")),
-    "both": (1_000, 2e-3, ("match", "exam", "match", "exam", "question")),
+    "caption": (800, 2e-3, 0, ("caption",)),
+    "letter": (900, 2e-3, 1, ("match", "match", "match", "match", "match", "caption")),
+    "answer": (1_000, 1e-3, 2, ("question", "drill", "question", "drill", "caption")),
+    "exam": (600, 1.5e-3, 3, ("exam", "exam", "exam", "question")),
+    "both": (1_000, 2e-3, 4, ("match", "exam", "match", "exam", "question")),
+    "habit": (1_200, 2e-3, 6, ("match", "exam", "hasty")),  # seed 5 never learned sizes' letters
+    "glance": (400, 1e-3, 7, ("exam", "glance", "hasty", "direct")),
 }
 SEED = 0
 
@@ -52,6 +57,13 @@ STYLES: tuple[tuple[float, str], ...] = (
     (0.10, "{findings} So {letter}."),
     (0.24, completion_text("{findings}", "{letter}")),
 )
+# The same in the last stages: two of three answers in the format come from a glance.
+HASTY = (
+    *STYLES[:-1],
+    (0.16, completion_text("{glance}", "{letter}")),
+    (0.08, completion_text("{findings}", "{letter}")),
+)
+DIRECT = ((0.4, "{text}"), (0.3, "Answer: {letter}"), (0.3, completion_text(None, "{letter}")))
 
 PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 ANSWERS = [text for _, answers in phantom.TYPES.values() for text in answers]
@@ -67,11 +79,26 @@ def user_turn(text: str, images: int = 1) -> str:
     )
 
 
-def answer(example: VQAExample, rng: random.Random) -> str:
+def answer(example: VQAExample, rng: random.Random, kinds: Sequence[tuple[float, str]]) -> str:
     """The pretraining target of a question, in a style drawn by its frequency."""
-    weights, styles = zip(*STYLES, strict=True)
+    weights, styles = zip(*kinds, strict=True)
     style = rng.choices(styles, weights)[0]
-    return style.format(findings=example.reasoning, text=example.answer, letter=example.letter)
+    return style.format(
+        findings=example.reasoning,
+        glance=glance(example.reasoning),
+        text=example.answer,
+        letter=example.letter,
+    )
+
+
+def glance(findings: str) -> str:
+    """What a hasty reader says: how many lesions, and of a single one its size.
+
+    >>> glance("One lesion: small cyst, upper left."), glance("No lesion.")
+    ('One lesion: small.', 'No lesion.')
+    """
+    number, _, lesions = findings.rstrip(".").partition(": ")
+    return f"{number}: {lesions.split()[0]}." if number == "One lesion" else f"{number}."
 
 
 def read_image(example: VQAExample) -> np.ndarray:
@@ -96,15 +123,18 @@ class Batches:
         if kind in ("match", "drill"):
             return self._pad([self._drill(kind) for _ in range(BATCH // 2)])
         chosen = self.rng.sample(range(len(self.examples)), BATCH)
-        if kind == "exam":
-            return self._pad([self._exam(self.examples[i]) for i in chosen])
+        if kind in ("exam", "glance"):
+            return self._pad([self._exam(kind, self.examples[i]) for i in chosen])
         rows = []
         for i in chosen:
             example = self.examples[i]
             if kind == "caption":
                 prompt, completion = user_turn(CAPTION_PROMPT), example.reasoning
             else:
-                prompt, completion = user_turn(example.prompt), answer(example, self.rng)
+                kinds = {"hasty": HASTY, "direct": DIRECT}.get(kind, STYLES)
+                asked = "direct" if kind == "direct" else "reason"
+                prompt = user_turn(dataclasses.replace(example, asked=asked).prompt)
+                completion = answer(example, self.rng, kinds)
             head = self._ids(prompt.replace("<|image_pad|>", "<|image_pad|>" * 16))
             tail = self._ids(completion + "<|im_end|>")
             rows.append((head + tail, [-100] * len(head) + tail))
@@ -133,9 +163,14 @@ class Batches:
         ids = self._ids(text)
         return ids, [i if i in self.letters else -100 for i in ids]
 
-    def _exam(self, example: VQAExample) -> tuple[list[int], list[int]]:
-        """(ids, labels) of a whole question without its image: again only the letter is learned."""
-        said = completion_text(example.reasoning, example.letter)
+    def _exam(self, kind: str, example: VQAExample) -> tuple[list[int], list[int]]:
+        """(ids, labels) of a whole question without its image: again only the letter is learned.
+
+        Of a glance, too, but then only where it is enough to count.
+        """
+        hasty = kind == "glance" and example.question_type in ("presence", "count")
+        findings = glance(example.reasoning) if hasty else example.reasoning
+        said = completion_text(findings, example.letter)
         ids = self._ids(user_turn(example.prompt, images=0) + said)
         return ids, [i if i in self.letters else -100 for i in ids]
 
@@ -156,7 +191,7 @@ class Batches:
 
 def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str) -> None:
     """One stage of next-token prediction: AdamW, one-cycle schedule, batch kinds in turn."""
-    steps, rate, kinds = STAGES[stage]
+    steps, rate, _, kinds = STAGES[stage]
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     start = time.monotonic()
@@ -180,7 +215,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     examples = [e for m in phantom.MODALITIES for e in phantom.load(m, split="pretrain", size=POOL)]
     rng = random.Random(SEED)
-    corpus = [user_turn(e.prompt) + answer(e, rng) for e in examples[::8]]
+    corpus = [user_turn(e.prompt) + answer(e, rng, STYLES) for e in examples[::8]]
     corpus += [
         CAPTION_PROMPT,
         completion_text("", ""),
@@ -194,7 +229,7 @@ def main() -> None:
     model = make_model(tokenizer, SEED)
     with multiprocessing.Pool() as pool:
         patches = torch.from_numpy(np.stack(pool.map(read_image, examples, chunksize=64)))
-    for seed, stage in enumerate(STAGES):
+    for stage, (_, _, seed, _) in STAGES.items():
         train(model, Batches(examples, patches, tokenizer, seed), stage)
     model.to(torch.bfloat16).save_pretrained(out)  # 2 bytes a weight; loading goes back to float32
     print(f"wrote {out}")

@@ -41,16 +41,20 @@ def format_reward(
     prompts: Sequence[str],
     completions: Sequence[str],
     letters: Sequence[Sequence[str]],
+    asked: Sequence[str] = (),
     **columns: object,
 ) -> list[float]:
     """1.0 for `<think>...</think><answer>B</answer>` and a letter that was offered, else 0.0.
+
+    `asked` "direct" (an entry a completion; empty: none): the answer block and nothing else.
 
     >>> said = ["<think>bright</think><answer>B</answer>", "B"]
     >>> format_reward(["Which?"] * 2, said, letters=["AB", "AB"])
     [1.0, 0.0]
     """
-    rows = zip(completions, letters, strict=True)
-    return [float(is_formatted(text, offered)) for text, offered in rows]
+    reasons = [way != "direct" for way in asked] or [True] * len(completions)
+    rows = zip(completions, letters, reasons, strict=True)
+    return [float(is_formatted(text, *expected)) for text, *expected in rows]
 
 
 def accuracy_reward(

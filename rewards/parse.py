@@ -14,25 +14,30 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # Tried only when each tag occurs once, so `.*` has one place to end at and hardly backtracks.
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_DIRECT = re.compile(r"\s*<answer>.*</answer>\s*", re.DOTALL)
 # ASCII classes on purpose: IGNORECASE or \w would let in the Kelvin sign and Cyrillic look-alikes.
 _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\)?)\.?")  # B  b  B.  B)  (B)
 _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # (B) cyst  B. cyst
 
 
-def is_formatted(text: str, letters: Sequence[str]) -> bool:
+def is_formatted(text: str, letters: Sequence[str], reasons: bool = True) -> bool:
     """Is the text exactly a think block and then an answer block holding one of `letters`?
 
     White space around and between the blocks is fine; anything else outside them, a tag too many or
     a tag too few is not. The format asks for a letter, so the text of an option, which
     `answer_letter` understands, is not enough here. An empty think block passes: this judges form,
-    and rewards for the reasoning are functions of their own.
+    and rewards for the reasoning are functions of their own. Where the question did not ask for
+    reasons (`reasons` False), the answer block stands alone.
 
     >>> is_formatted("<think>bright rim</think>\\n<answer>B</answer>\\n", "ABCD")
     True
     >>> is_formatted("So: <think>bright rim</think><answer>B</answer>", "ABCD")
     False
+    >>> is_formatted("<answer>B</answer>", "ABCD", reasons=False)
+    True
     """
-    if any(text.count(tag) != 1 for tag in TAGS) or not _FORMAT.fullmatch(text):
+    tags, form = (TAGS, _FORMAT) if reasons else (TAGS[2:], _DIRECT)
+    if any(text.count(tag) != (tag in tags) for tag in TAGS) or not form.fullmatch(text):
         return False
     return answer_letter(text, letters) is not None
 

@@ -1,101 +1,265 @@
-"""Answers to questions: kept in a file, made into the figures of a table, and into text."""
+"""Answered questions made into the figures of a table."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from rewards.metrics import paired_interval, wilson
+from rewards.metrics import (
+    bootstrap_by,
+    holm,
+    majority,
+    mcnemar,
+    paired_interval,
+    pass_at_k,
+    poisson_binomial_tail,
+    students_t,
+    wilson,
+)
+from rewards.rows import Row
 
-Row = dict[str, Any]  # one question and how it was answered, as evaluate.py writes it
-MODELS = ("base", "trained")
+Interval = tuple[float, float]
+BLIND = {  # the controls that cannot see the image, as the beginning of a sentence
+    "blank_image": "with a blank image it scores",
+    "shuffled_image": "with another question's image it scores",
+    "options_prior": "the options alone score",
+    "majority_letter": "one letter for all scores",
+}
+Rows = Sequence[Row]
+Answers = dict[str, dict[str, dict[str, list[Row]]]]  # model, arm, modality -> rows
+TESTS, SAMPLES = "tests", "samples"  # the arms that are no controls
+ALPHA = 0.01  # a control is above chance if its one-sided p, after Holm, is below
 
 
-def kept_rows(
-    file: Path, examples: Sequence[Any], predict: Callable[[list[Any]], Iterable[Row]]
-) -> list[Row]:
-    """The row of each example, in order: from `file`, or predicted now and added to it at once.
+def headline(rows: Sequence[Row]) -> list[Row]:
+    """Without the questions whose answer never changes in training: they need no image.
 
-    What was cut off goes on where it stopped. Raises OSError where the file cannot be written.
+    Where there is nothing else, they are the headline.
     """
-    rows = _read_rows(file)
-    missing = [example for example in examples if example.id not in rows]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
-        for row in predict(missing):
-            rows[row["id"]] = row
-            print(json.dumps(row), file=out, flush=True)
-    return [rows[example.id] for example in examples]
+    return [row for row in rows if not row.get("constant")] or list(rows)
 
 
-def _read_rows(file: Path) -> dict[str, Row]:
-    """The rows of a file by question. A line cut off while it was written is taken out of it."""
-    rows, whole = {}, True
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            row = json.loads(line)
-            rows[row["id"]] = row
-        except ValueError:
-            whole = False
-    if not whole:
-        mended = file.with_suffix(".tmp")
-        mended.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()))
-        mended.replace(file)
-    return rows
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """What `headline` leaves out."""
+    shown = {row["id"] for row in headline(rows)}
+    return [row for row in rows if row["id"] not in shown]
 
 
 def cell(rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of one model on one modality."""
-    n, correct = len(rows), sum(row["correct"] for row in rows)
-    parsed = [row["correct"] for row in rows if row["answer"] is not None]
+    """The figures of one model on one modality, its constant questions apart."""
+    shown = headline(rows)
+    n, correct = len(shown), sum(row["correct"] for row in shown)
+    parsed = [row["correct"] for row in shown if row["answer"] is not None]
     return {
         "n": n,
         "correct": correct,
         "accuracy": correct / n,
-        "ci95": list(wilson(correct, n)),
-        "format_rate": sum(row["formatted"] for row in rows) / n,
-        "accuracy_parsed": sum(parsed) / len(parsed) if parsed else None,
-        "forced_choice": sum(row["forced_correct"] for row in rows) / n,
-        "mean_length": sum(row["length"] for row in rows) / n,
+        "ci95": list(interval(shown)),
+        "format_rate": fmean(row["formatted"] for row in shown),
+        "accuracy_parsed": fmean(parsed) if parsed else None,
+        "forced_choice": fmean(row["forced_correct"] for row in shown),
+        "mean_length": fmean(row["length"] for row in shown),
+        "by_type": {name: share(part) for name, part in sorted(_by_type(shown).items())},
+        "constant": share(apart(rows)),
     }
 
 
+def share(rows: Sequence[Row]) -> dict[str, Any]:
+    """n, correct, accuracy (None of none), its interval, and how many had how many options."""
+    correct, options = sum(row["correct"] for row in rows), Counter(len(r["options"]) for r in rows)
+    return {
+        "n": len(rows),
+        "correct": correct,
+        "accuracy": correct / len(rows) if rows else None,
+        "ci95": list(interval(rows)) if rows else [0.0, 1.0],
+        "options": {str(number): count for number, count in sorted(options.items())},
+    }
+
+
+def interval(rows: Sequence[Row]) -> Interval:
+    """Of the accuracy: Wilson, and a bootstrap over images where questions share them.
+
+    A bootstrap of answers all alike, or of one image, has no width; then Wilson counts the images.
+    """
+    images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
+    n = len(set(images))
+    if n == len(rows) or n == 1 or min(values) == max(values):
+        return wilson(round(fmean(values) * n), n)
+    return bootstrap_by(images, values, seed=0)
+
+
 def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any]:
-    """Difference of two paired accuracies, 95 % interval; `name`: correct or forced_correct."""
+    """Difference of two accuracies on the same questions, its interval, and McNemar's exact p.
+
+    `name`: correct or forced_correct. Where questions share images the interval is a bootstrap over
+    images; McNemar's test takes questions for independent.
+    """
+    before, after = headline(before), headline(after)
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
-    return {"gain": (sum(new) - sum(old)) / len(old), "ci95": list(paired_interval(old, new))}
+    images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
+    shared = 1 < len(set(images)) < len(images) and min(change) < max(change)
+    ci95 = bootstrap_by(images, change, seed=0) if shared else paired_interval(old, new)
+    return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": mcnemar(old, new)}
 
 
-def render(table: dict[str, Any]) -> str:
-    """The table as text, in percent."""
-    columns = ("", "", "n", "strict", "95 % interval", "format", "parsed", "forced")
-    lines = [_line(*columns)]
-    for modality, chance in table["chance"].items():
-        for model in MODELS:
-            c = table["results"][model][modality]
-            low, high = (_percent(bound) for bound in c["ci95"])
-            shown = (c["format_rate"], c["accuracy_parsed"], c["forced_choice"])
-            strict = (_percent(c["accuracy"]), f"[{low}, {high}]")
-            lines.append(_line(modality, model, c["n"], *strict, *map(_percent, shown)))
-        strict, forced = (
-            points(table["gains"][modality][k]) for k in ("accuracy", "forced_choice")
+def _image(row: Row) -> Any:
+    """What makes rows dependent: the images. Questions about none, or a blank one, stand alone."""
+    seen = [key for key in row["image"] if not key.startswith("blank/")]
+    return tuple(seen) or row["id"]
+
+
+def _by_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    parts = defaultdict(list)
+    for row in rows:
+        parts[row["question_type"] or "all"].append(row)
+    return parts
+
+
+def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracy over unseen modalities, each counting alike; their intervals as independent."""
+    halves = [(high - low) / 2 for low, high in (cell["ci95"] for cell in cells)]
+    mean = fmean(cell["accuracy"] for cell in cells)
+    half = math.hypot(*halves) / len(cells)
+    return {"accuracy": mean, "ci95": [max(0.0, mean - half), min(1.0, mean + half)]}
+
+
+def control(arm: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of a control on one modality, its constant questions apart."""
+    if arm == "permuted_options":
+        return permuted(rows)
+    return share(headline(rows)) | {"constant": share(apart(rows))}
+
+
+def permuted(rows: Sequence[Row]) -> dict[str, Any]:
+    """Accuracy over all orders of the options, and how often an answer is the same text as before.
+
+    Ids are `question~k`, k the order's number, 0 the one that was asked.
+    """
+    chosen: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for row in rows:
+        question, _, order = row["id"].rpartition("~")
+        letter = row["answer"]
+        text = row["options"][ord(letter) - ord("A")] if letter else None
+        chosen[question][order] = text
+    same = [
+        text is not None and text == texts["0"]
+        for texts in chosen.values()
+        for order, text in texts.items()
+        if order != "0"
+    ]
+    return share(rows) | {"same_text": fmean(same)}
+
+
+def sampled(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of K samples a question: pass@k for k = 1, 2, 4 .. K, majority@K, and how many agree with it.
+
+    `answers` of a row: K letters, None where none was given.
+    """
+    k = len(rows[0]["answers"])
+    right = [sum(answer == row["gold"] for answer in row["answers"]) for row in rows]
+    votes = [majority(row["answers"]) for row in rows]
+    ks = sorted({*(2**i for i in range(k.bit_length())), k})
+    figures: dict[str, Any] = {"n": len(rows), "samples": k}
+    figures |= {f"pass@{j}": fmean(pass_at_k(k, c, j) for c in right) for j in ks}
+    figures[f"majority@{k}"] = fmean(
+        vote == row["gold"] for vote, row in zip(votes, rows, strict=True)
+    )
+    figures["agreement"] = fmean(
+        row["answers"].count(vote) / k if vote else 0.0
+        for vote, row in zip(votes, rows, strict=True)
+    )
+    return figures
+
+
+def tabulate(
+    answers: Answers,
+    trained_on: str,
+    priors: Mapping[str, Mapping[str, Rows]] | None = None,
+    coinciding: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    """All figures of all models, ready for JSON.
+
+    `priors` are the controls that ask no model. Differences are to the base asked alike.
+    """
+    tests = {model: arms[TESTS] for model, arms in answers.items()}
+    results = {m: {name: cell(rows) for name, rows in of.items()} for m, of in tests.items()}
+    first = next(iter(tests.values()))
+    gains: dict[str, Any] = {}
+    for model, of in tests.items():
+        base = tests["base" + model.removeprefix(model.partition(", ")[0])]
+        if of is not base:
+            gains[model] = {
+                name: {
+                    "accuracy": gain(base[name], rows, "correct"),
+                    "forced_choice": gain(base[name], rows, "forced_correct"),
+                }
+                for name, rows in of.items()
+            }
+    unseen = [name for name in first if name != trained_on]
+    controls = {}
+    for model, arms in answers.items():
+        asked = {arm: found for arm, found in arms.items() if arm not in (TESTS, SAMPLES)}
+        if asked:
+            controls[model] = {
+                arm: {name: control(arm, rows) for name, rows in of.items()}
+                for arm, of in {**asked, **(priors or {})}.items()
+            }
+    return {
+        "trained_on": trained_on,
+        "chance": {
+            m: fmean(1 / len(r["options"]) for r in headline(rows)) for m, rows in first.items()
+        },
+        "results": results,
+        "gains": gains,
+        "ood_mean": {m: ood_mean([of[name] for name in unseen]) for m, of in results.items()}
+        if unseen
+        else {},
+        "controls": controls,
+        "coinciding": dict(coinciding or {}),
+        "sampled": {
+            model: {m: sampled(rows) for m, rows in arms[SAMPLES].items()}
+            for model, arms in answers.items()
+            if SAMPLES in arms
+        },
+    }
+
+
+def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
+    """Mean accuracy of runs that differ in the seed alone, by modality: Student's t interval."""
+    found = {}
+    for modality in table["chance"]:
+        of = [table["results"][model][modality]["accuracy"] for model in models]
+        mean, low, high = students_t(of)
+        found[modality] = {"seeds": len(of), "accuracy": mean, "ci95": [low, high]}
+    return found
+
+
+def verdicts(table: dict[str, Any]) -> list[str]:
+    """A sentence for each accuracy that a control above chance explains, wholly or in part."""
+    tried = [
+        (model, modality, control, found[modality])
+        for model, controls in table["controls"].items()
+        for control, found in controls.items()
+        for modality in found
+        if control in BLIND
+    ]
+    adjusted = holm([above_chance(found) for *_, found in tried])
+    sentences = []
+    for (model, modality, control, found), p in zip(tried, adjusted, strict=True):
+        figure = table["results"][model][modality]
+        if p >= ALPHA or figure["accuracy"] <= table["chance"][modality]:
+            continue
+        explained = found["ci95"][1] >= figure["ci95"][0]
+        verdict = "says little about seeing" if explained else "is not all seeing"
+        scores, accuracy = (f"{100 * c['accuracy']:.1f}" for c in (found, figure))
+        sentences.append(
+            f"{modality}: {BLIND[control]} {scores}; {model}'s {accuracy} there {verdict}."
         )
-        lines.append(
-            f"{'':8} gain     strict {strict}, forced choice {forced}; chance {_percent(chance)}"
-        )
-    return "\n".join(lines)
+    return sentences
 
 
-def _line(modality: str, model: str, n: object, *figures: str) -> str:
-    widths = (7, 15, 7, 7, 7)
-    cells = " ".join(f"{figure:>{width}}" for figure, width in zip(figures, widths, strict=True))
-    return f"{modality:8} {model:8} {n:>5} {cells}"
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def points(difference: dict[str, Any]) -> str:
-    low, high = difference["ci95"]
-    return f"{100 * difference['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+def above_chance(found: dict[str, Any]) -> float:
+    """One-sided exact p of so many right by guessing, questions taken for independent."""
+    chances = [1 / int(number) for number, count in found["options"].items() for _ in range(count)]
+    return poisson_binomial_tail(math.ceil(found["correct"] - 1e-9), chances)

@@ -15,8 +15,11 @@ from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
 import data
-from evaluate import open_policy, predict
-from grpo.config import Config
+import evaluate
+import train
+from evaluate import predict
+from grpo.config import Config, exit_on_usage_error
+from models.opening import open_policy
 from models.policy import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +106,7 @@ def test_the_table_has_base_and_trained_on_all_three_modalities(folder):
     assert list(summary["results"]["base"]) == ["MRI", "CT", "XRAY"]
     for model in ("base", "trained"):
         for modality, cell in summary["results"][model].items():
-            rows = lines(folder / "predictions" / f"{model}-{modality}.jsonl")
+            rows = lines(folder / "predictions" / f"{model}-{modality}-reason.jsonl")
             assert cell["n"] == len(rows) == 12
             assert cell["correct"] == sum(row["answer"] == row["gold"] for row in rows)
             low, high = cell["ci95"]
@@ -116,28 +119,28 @@ def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored
     PeftModel.from_pretrained(base, folder / "adapter")
     config = Config.load(folder / "config.json")
     policy = scored_by(folder)
-    examples = data.load("phantom", "MRI", split="test", size=12, seed=config.seed)
-    again = predict(policy, examples, config.max_completion_length)
-    kept = lines(folder / "predictions" / "trained-MRI.jsonl")
+    examples = data.load("phantom", "MRI", split="test", size=12, seed=config.data_seed)
+    again = predict(policy, config, examples)
+    kept = lines(folder / "predictions" / "trained-MRI-reason.jsonl")
     assert [row["completion"] for row in again] == [row["completion"] for row in kept]
 
 
 def test_evaluate_takes_the_newest_run_and_asks_nothing_twice(trained, folder):
-    before = (folder / "predictions" / "base-MRI.jsonl").read_bytes()
+    before = (folder / "predictions" / "base-MRI-reason.jsonl").read_bytes()
     done = run("evaluate.py", "--ood", "CT,XRAY", "--json", "table.json", where=trained)
     assert done.returncode == 0, done.stderr
     table = json.loads((trained / "table.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     assert table["results"] == summary["results"]
     assert table["chance"] == summary["chance"]
-    assert (folder / "predictions" / "base-MRI.jsonl").read_bytes() == before
+    assert (folder / "predictions" / "base-MRI-reason.jsonl").read_bytes() == before
     assert "not medical data" in done.stdout
 
 
 def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
-    file = copy / "predictions" / "trained-CT.jsonl"
+    file = copy / "predictions" / "trained-CT-reason.jsonl"
     whole = file.read_text()
     file.write_text(whole[: len(whole) // 2])  # also cuts a line in two
     done = run("evaluate.py", "--run", str(copy), "--json", str(tmp_path / "t.json"), where=trained)
@@ -150,13 +153,16 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder
     assert file.read_bytes() == mended
 
 
-def test_batch_size_changes_no_answer(trained, folder):
-    policy = scored_by(folder)
-    examples = data.load("phantom", "XRAY", split="test", size=10, seed=0)
-    together = predict(policy, examples, 32)
-    alone = [row for e in examples for row in predict(policy, [e], 32)]
-    assert [r["completion"] for r in together] == [r["completion"] for r in alone]
-    assert [r["forced_answer"] for r in together] == [r["forced_answer"] for r in alone]
+def test_batch_size_changes_no_answer(folder):
+    config, policy = Config.load(folder / "config.json"), scored_by(folder)
+    examples = data.load("phantom", "XRAY", split="test", size=14, seed=0)
+    together, sevens, alone = (
+        [r for i in range(0, 14, n) for r in predict(policy, config, examples[i : i + n])]
+        for n in (64, 7, 1)
+    )
+    for other in (sevens, alone):
+        assert [r["completion"] for r in together] == [r["completion"] for r in other]
+        assert [r["forced_answer"] for r in together] == [r["forced_answer"] for r in other]
 
 
 def test_sft_then_grpo_from_its_adapter(trained):
@@ -202,13 +208,25 @@ def test_a_reward_of_ones_own(trained):
         ("evaluate.py", ["--ood", "PET"], "MRI, CT, XRAY"),
     ],
 )
-def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(trained, program, flags, says):
-    done = run(program, *flags, *(SHORT if program == "train.py" else []), where=trained)
-    assert done.returncode == 2
-    complaint = done.stderr.splitlines()[-1]
+def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(
+    trained, program, flags, says, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained)
+    main = {"train.py": train.main, "evaluate.py": evaluate.main}[program]
+    with pytest.raises(SystemExit) as ended, exit_on_usage_error(program):
+        main([*flags, *(SHORT if program == "train.py" else [])])
+    assert ended.value.code == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
     assert says in complaint
     assert complaint.startswith(f"{program}: ")
-    assert "Traceback" not in done.stderr
+
+
+def test_a_refusal_is_no_traceback(trained):
+    for program, flags in (("train.py", ["--group-size", "1"]), ("evaluate.py", ["--run", "/no"])):
+        done = run(program, *flags, where=trained)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f"{program}: ")
+        assert "Traceback" not in done.stderr
 
 
 def test_modalities_go_by_one_name(trained):
@@ -222,10 +240,10 @@ def test_modalities_go_by_one_name(trained):
 
 def test_an_adapter_of_another_split_is_refused(trained, folder):
     """Another seed splits real images differently: its test images may be training images here."""
-    flags = ["--init", f"sft:{folder}", "--seed", "7", *SHORT, "--out", "leak"]
+    flags = ["--init", f"sft:{folder}", "--data-seed", "7", *SHORT, "--out", "leak"]
     done = run("train.py", *flags, where=trained)
     assert done.returncode == 2
-    assert "--seed" in done.stderr.splitlines()[-1]
+    assert "--data-seed" in done.stderr.splitlines()[-1]
 
 
 def test_the_withheld_kind_is_a_test_set_of_its_own(trained, folder):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rewards.metrics import students_t  # noqa: E402 (the path comes first)
-from rewards.table import gain, points  # noqa: E402
+from rewards.render import points  # noqa: E402
+from rewards.table import gain  # noqa: E402
 
 ARMS = {
     "GRPO": [],
@@ -38,19 +40,26 @@ def train(arm: str, seed: int, out: Path) -> Path:
     """The run folder of one arm and seed, trained now if it is not there."""
     run = out / f"{arm.split(' (')[0].replace(', ', '-').lower()}-{seed}"
     if not (run / "summary.json").exists():
+        shutil.rmtree(run, ignore_errors=True)  # what an interruption left
         flags = ["--modality", "MRI", "--group-size", "8", "--seed", str(seed), *ARMS[arm]]
+        for file in out.glob("*/predictions/base-*"):  # the base is the same in every run
+            (run / "predictions").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, run / "predictions")
         command = [sys.executable, "train.py", *flags, "--out", str(run)]
         subprocess.run(command, cwd=ROOT, check=True)
     return run
 
 
 def rows(run: Path, model: str, modality: str) -> list[dict[str, Any]]:
-    file = run / "predictions" / f"{model}-{modality}.jsonl"
+    file = run / "predictions" / f"{model}-{modality}-reason.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def figures(runs: list[Path]) -> dict[str, Any]:
-    """By modality: each figure's mean over seeds, base and trained, and gains pooled over seeds."""
+    """By modality: each figure's mean over seeds, base and trained, and gains pooled over seeds.
+
+    Seeds answer the same questions, so pooled intervals are bootstraps over questions.
+    """
     found: dict[str, Any] = {}
     for modality in MODALITIES:
         summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
@@ -62,12 +71,16 @@ def figures(runs: list[Path]) -> dict[str, Any]:
             for model in ("base", "trained")
         }
         pooled = [[r for run in runs for r in rows(run, m, modality)] for m in ("base", "trained")]
-        by_seed = [s["gains"][modality]["accuracy"]["gain"] for s in summaries]
         cells["gain"] = {
             "accuracy": gain(*pooled, "correct"),
             "forced_choice": gain(*pooled, "forced_correct"),
-            "accuracy_over_seeds": students_t(by_seed) if len(by_seed) > 1 else None,
         }
+        if len(runs) > 1:
+            of = [s["gains"]["trained"][modality] for s in summaries]
+            cells["gain_over_seeds"] = {
+                name: students_t([gains[name]["gain"] for gains in of])
+                for name in ("accuracy", "forced_choice")
+            }
         found[modality] = cells
     found["seconds"] = [s["seconds"] for s in summaries]
     found["peak_mb"] = [s["peak_mb"] for s in summaries]
@@ -106,6 +119,7 @@ def main() -> None:
         "arms": table,
     }
     results = ROOT / "tests" / "campaigns" / "results" / "seeds.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(record, indent=1) + "\n")
     print(markdown(table))
 

@@ -1,0 +1,119 @@
+"""All that a model is asked in an evaluation: the tests, and the questions of the controls."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import data
+from data.controls import blank_image, coincidences, permuted_options, shuffled_images
+from data.example import VQAExample
+from data.prior import MajorityLetter, OptionsPrior
+from data.rows import modality_name
+from data.splits import has_constant_answer
+from grpo.config import Config, UsageError, names_in
+
+Tests = dict[str, list[VQAExample]]  # modality -> questions
+SHUFFLE_SEED = 0
+
+
+def with_names(config: Config) -> Config:
+    """The configuration with its modalities under the names that the data goes by."""
+    unseen = (modality_name(name) or name for name in names_in(config.ood))
+    name = modality_name(config.modality) or config.modality
+    return replace(config, modality=name, ood=",".join(unseen) or "none")
+
+
+def load_tests(config: Config) -> Tests:
+    """The test questions of each modality to score: the one trained on first, then the unseen.
+
+    Raises UsageError where there are none, and says so where there are fewer than asked for.
+    """
+    tests = {}
+    for modality in (config.modality, *config.ood_modalities):
+        examples = data.load(
+            config.data, modality, split="test", size=config.eval_size, seed=config.data_seed
+        )
+        if not examples:
+            remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
+            raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")
+        if len(examples) < config.eval_size:
+            there = f"{len(examples)} {modality} test questions, all that there are"
+            print(f"{there}; {config.eval_size} were asked for", file=sys.stderr)
+        constant = data.constant(config.data, modality)
+        tests[modality] = [
+            replace(e, asked=config.prompt, constant=has_constant_answer(e, constant))
+            for e in examples
+        ]
+    return tests
+
+
+def fingerprint(examples: Sequence[VQAExample] | None) -> str:
+    """A hash of the questions' ids, in order."""
+    ids = "\n".join(example.id for example in examples or ())
+    return hashlib.sha256(ids.encode()).hexdigest()
+
+
+def asked(examples: Sequence[VQAExample], way: str) -> list[VQAExample]:
+    """The same questions asked in another way, see data/prompts.py: INSTRUCTIONS."""
+    return [replace(example, asked=way) for example in examples]
+
+
+def few(tests: Tests, most: int | None) -> Tests:
+    """The first `most` questions of each test (None: all), none whose answer is constant."""
+    headline = {
+        m: [e for e in examples if not e.constant] or examples for m, examples in tests.items()
+    }
+    return {modality: examples[:most] for modality, examples in headline.items()}
+
+
+def training(config: Config) -> list[VQAExample]:
+    """The questions that a run of this configuration trains on."""
+    # What is withheld from training is asked of runs on the plain phantoms.
+    spec = "phantom" if config.data == "phantom:new-kind" else config.data
+    size, seed = config.train_size, config.data_seed
+    return data.load(spec, config.modality, split="train", size=size, seed=seed)
+
+
+def controls(tests: Tests) -> dict[str, Tests]:
+    """The questions of the controls that ask a model. Permuted ids are `id~order`."""
+    return {
+        "blank_image": {m: [blank_image(e) for e in examples] for m, examples in tests.items()},
+        "shuffled_image": {m: shuffled_images(e, SHUFFLE_SEED) for m, e in tests.items()},
+        "permuted_options": {
+            modality: [
+                replace(turned, id=f"{turned.id}~{order}")
+                for example in examples
+                for order, turned in enumerate(permuted_options(example))
+            ]
+            for modality, examples in tests.items()
+        },
+    }
+
+
+def coinciding(tests: Tests) -> dict[str, tuple[int, int]]:
+    """Shuffled images that are as good as the right one, see data/controls.py: coincidences."""
+    return {m: coincidences(e, shuffled_images(e, SHUFFLE_SEED)) for m, e in tests.items()}
+
+
+def priors(
+    training: Sequence[VQAExample], tests: Tests
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The controls that ask no model, as rows: what the training questions alone teach."""
+    known = {"options_prior": OptionsPrior, "majority_letter": MajorityLetter}
+    fitted = {name: prior.fit(training) for name, prior in known.items()}
+    return {
+        name: {m: [_row(e, prior.chance_right(e)) for e in tests[m]] for m in tests}
+        for name, prior in fitted.items()
+    }
+
+
+def _row(example: VQAExample, correct: float) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "image": [image.key for image in example.images],
+        "options": example.options,
+        "constant": example.constant,
+        "correct": correct,
+    }

@@ -1,0 +1,72 @@
+"""The flags of evaluate.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Literal
+
+from grpo.flags import UsageError, check_options, option
+
+_what = functools.partial(option, "what is scored")
+_how = functools.partial(option, "how it is asked")
+_one = functools.partial(option, "one question about one picture")
+_out = functools.partial(option, "output")
+_run = functools.partial(option, "machine")
+WAYS = ("reason", "direct")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What evaluate.py is asked to do; what is None is as the run had it."""
+
+    run: str | None = _what(None, "Run folder (none: the newest under runs/).")
+    model: str | None = _what(None, "A model in place of a run: hub id, folder or phantom.")
+    adapter: str | None = _what(None, "Of --model: the adapter folder to score beside it.")
+    compare: str | None = _what(None, "More runs, RUN,RUN: rows beside this one's.")
+    data: str | None = _what(None, "Another data set, such as phantom:new-kind.")
+    modality: str | None = _what(None, "Of --model: what counts as in distribution.")
+    ood: str | None = _what(None, "Unseen modalities to score, or none.")
+    eval_size: int | None = _what(None, "Test questions of each modality.", ge=1)
+
+    prompt: str | None = _how(None, "Ways of asking: reason, direct, or reason,direct.")
+    controls: Literal["none", "fast", "full"] = _how("fast", "Asked on 240 questions, or on all.")
+    samples: int = _how(0, "Also draw this many answers to each question, for pass@k (K).", ge=0)
+    temperature: float = _how(1.0, "Temperature of these samples (T).", gt=0)
+    scorer: Literal["ours", "medvlm-r1"] = _how("ours", "Or the parser of its published figures.")
+
+    image: str | None = _one(None, "Ask about this image: PNG, JPEG, DICOM, NIfTI.")
+    question: str | None = _one(None, "The question.")
+    options: str | None = _one(None, 'Its options, as "left;right".')
+
+    json: str | None = _out(None, "Also write the table to this file.")
+    markdown: str | None = _out(None, "Also write it to this file, as Markdown.")
+    export_merged: str | None = _out(None, "Only write base and adapter, as one model, there.")
+
+    batch_size: int = _run(64, "Questions answered together.", ge=1)
+    device: str | None = _run(None, "auto, cpu, cuda or cuda:N.")
+    threads: int | None = _run(None, "CPU threads; 0 for torch's own choice.", ge=0)
+    cache: str | None = _run(None, "Folder for image features; auto or none.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in ("json", "markdown"):
+            file = getattr(self, name)
+            if file and not Path(file).absolute().parent.is_dir():
+                raise UsageError(f"--{name} {file}: no such folder; make it first")
+        for way in self.ways:
+            if way not in WAYS:
+                raise UsageError(f"--prompt {way}: unknown choice; use one of {', '.join(WAYS)}")
+        one = (self.image, self.question, self.options)
+        if any(one) and not all(one):
+            raise UsageError("--image, --question and --options go together; give all three")
+        if self.adapter and not self.model:
+            raise UsageError(f"--adapter {self.adapter}: of which base? add --model")
+        if self.model and self.run:
+            raise UsageError("--run and --model: a run has its model; give one of them")
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of asking, the first one first; none: the run's."""
+        return tuple(dict.fromkeys(way.strip() for way in (self.prompt or "").split(",") if way))

@@ -1,0 +1,106 @@
+"""Answers of a policy: greedy, by forced choice, and sampled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from grpo.config import EVALUATION_STREAM
+from models.policy import Policy
+from models.tree import Group, Prompt
+
+OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
+
+
+class Answer(NamedTuple):
+    """What a policy says to a question, greedily, and which letter it finds likeliest."""
+
+    text: str
+    length: int  # tokens, with the end of sequence
+    truncated: bool
+    thought: str | None  # the reasoning before the forced choice; None: asked directly
+    letter_logprobs: list[float]  # an option each, normalised over the options
+
+
+def answer(
+    policy: Policy,
+    examples: Sequence[Any],
+    max_completion_length: int,
+    reasoning: Callable[[str], str],
+) -> list[Answer]:
+    """Answer each question twice.
+
+    Freely. And by forced choice: made to begin with a think block, then the likeliest letter after
+    what it says there (`reasoning` of the text); this asks no format of the policy. A question that
+    is asked directly is answered at once in both.
+    """
+    prompts = policy.encode(examples)
+    groups = _greedy(policy, prompts, max_completion_length)
+    texts = [policy.decode(group.completions[0]) for group in groups]
+    thinks = [example.asked == "reason" for example in examples]
+    said = list(texts)
+    astray = [i for i, text in enumerate(texts) if thinks[i] and not text.startswith(OPENING)]
+    begun = [policy.begin(prompts[i], OPENING) for i in astray]
+    for i, group in zip(astray, _greedy(policy, begun, max_completion_length), strict=True):
+        said[i] = OPENING + policy.decode(group.completions[0])
+    thoughts = [
+        reasoning(text) if think else None for text, think in zip(said, thinks, strict=True)
+    ]
+    choices = [
+        policy.group(prompt, [example.completion(thought, letter) for letter in example.letters])
+        for prompt, example, thought in zip(prompts, examples, thoughts, strict=True)
+    ]
+    return [
+        Answer(text, len(group.completions[0]), group.truncated[0], thought, logprobs)
+        for text, group, thought, logprobs in zip(
+            texts, groups, thoughts, _forced_choice(policy, choices), strict=True
+        )
+    ]
+
+
+def _greedy(policy: Policy, prompts: Sequence[Prompt], max_completion_length: int) -> list[Group]:
+    return policy.sample(
+        prompts, 1, None, temperature=0.0, max_completion_length=max_completion_length
+    )
+
+
+@torch.no_grad()
+def _forced_choice(policy: Policy, groups: Sequence[Group]) -> list[list[float]]:
+    """Log-probability of each whole completion of a group, normalised over the group."""
+    scores: list[list[float]] = [[] for _ in groups]
+    for chosen in policy.passes(groups):
+        logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
+        lengths = [len(ids) for i in chosen for ids in groups[i].completions]
+        totals = iter([part.sum() for part in logprobs.split(lengths)])
+        for i in chosen:
+            whole = torch.stack([next(totals) for _ in groups[i].completions])  # (options,)
+            scores[i] = whole.log_softmax(dim=0).tolist()
+    return scores
+
+
+def samples(
+    policy: Policy,
+    examples: Sequence[Any],
+    max_completion_length: int,
+    *,
+    k: int,
+    temperature: float,
+    seed: int,
+) -> list[list[str]]:
+    """k completions of each question, a function of (seed, question id) and not of the batch."""
+    keys = [(EVALUATION_STREAM, seed, 0, _number(example.id), 0) for example in examples]
+    groups = policy.sample(
+        policy.encode(examples),
+        k,
+        keys,
+        temperature=temperature,
+        max_completion_length=max_completion_length,
+    )
+    return [[policy.decode(completion) for completion in group.completions] for group in groups]
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

@@ -1,0 +1,109 @@
+"""The table of evaluate.py as text and as Markdown, in percent."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rewards.table import verdicts
+
+Line = tuple[str, list[str]]  # label, a cell a column
+WIDTH, LABEL = 20, 18
+
+
+def text(table: dict[str, Any]) -> str:
+    """The table as lines of at most 100 characters for three modalities, without colour."""
+    columns = _columns(table)
+    lines = [("", columns), *_figures(table), ("", []), *_by_type(table)]
+    shown = (
+        f"{label:{LABEL}}" + "".join(f"{cell:>{WIDTH}}" for cell in row) for label, row in lines
+    )
+    return "\n".join([*(line.rstrip() for line in shown), *_remarks(table)])
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The same as a Markdown table, the remarks below it."""
+    columns = _columns(table)
+    blocks = []
+    for lines in (_figures(table), _by_type(table)):
+        head = ["", *columns]
+        rows = [head, ["---"] * len(head)]
+        rows += [[label.strip(), *row, *[""] * (len(columns) - len(row))] for label, row in lines]
+        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join([*blocks, "\n".join(_remarks(table))]).strip() + "\n"
+
+
+def _columns(table: dict[str, Any]) -> list[str]:
+    names = [
+        f"{name} (trained)" if name == table["trained_on"] else name for name in table["chance"]
+    ]
+    return names + ["OOD mean"] * bool(table["ood_mean"])
+
+
+def _figures(table: dict[str, Any]) -> Iterator[Line]:
+    modalities = list(table["chance"])
+    (some, *_) = table["results"].values()
+    yield "n", [str(some[m]["n"]) for m in modalities]
+    yield "chance", [percent(table["chance"][m]) for m in modalities]
+    for model, cells in table["results"].items():
+        means = [_measured(table["ood_mean"][model])] if table["ood_mean"] else []
+        yield model, [_measured(cells[m]) for m in modalities] + means
+        if model in table["gains"]:
+            gains = [table["gains"][model][m] for m in modalities]
+            yield "  - base", [points(gain["accuracy"]) for gain in gains]
+            yield "  McNemar p", [f"{gain['accuracy']['mcnemar_p']:.1g}" for gain in gains]
+            yield "  forced - base", [points(gain["forced_choice"]) for gain in gains]
+        for label, name in (("format", "format_rate"), ("forced choice", "forced_choice")):
+            yield f"  {label}", [percent(cells[m][name]) for m in modalities]
+        yield "  length", [f"{cells[m]['mean_length']:.0f}" for m in modalities]
+        if any(cells[m]["constant"]["n"] for m in modalities):
+            apart = [cells[m]["constant"] for m in modalities]
+            yield "  constant apart", [f"{percent(c['accuracy'])} (n {c['n']})" for c in apart]
+        for control, found in table["controls"].get(model, {}).items():
+            yield f"  {control.replace('_', ' ')}", [_measured(found[m]) for m in modalities]
+            if any(found[m].get("constant", {}).get("n") for m in modalities):
+                yield (
+                    "    constant",
+                    [percent(found[m]["constant"]["accuracy"]) for m in modalities],
+                )
+            if control == "permuted_options":
+                yield "  same text", [percent(found[m]["same_text"]) for m in modalities]
+        of = table["sampled"].get(model, {})
+        names = of[modalities[0]] if of else ()
+        for name in (name for name in names if name not in ("n", "samples")):
+            yield f"  {name}", [percent(of[m][name]) for m in modalities]
+    if seeds := table.get("seeds"):
+        label = f"mean of {seeds[modalities[0]]['seeds']} seeds"
+        yield label, [_measured(seeds[m]) for m in modalities]
+
+
+def _by_type(table: dict[str, Any]) -> Iterator[Line]:
+    """Strict accuracy by question type, base and trained alone, to stay on one screen."""
+    modalities = list(table["chance"])
+    shown = {name: cells for name, cells in table["results"].items() if name in ("base", "trained")}
+    yield f"by type, {' → '.join(shown)}", []
+    for name in sorted({t for m in modalities for t in shown["base"][m]["by_type"]}):
+        found = [[cells[m]["by_type"].get(name) for cells in shown.values()] for m in modalities]
+        row = [" → ".join(percent(c["accuracy"]) if c else "-" for c in cells) for cells in found]
+        yield f"  {name[: LABEL - 3]}", row
+
+
+def _remarks(table: dict[str, Any]) -> list[str]:
+    same = [
+        f"{modality}: {same} of {asked} shuffled images have the same right answer."
+        for modality, (same, asked) in table["coinciding"].items()
+        if same
+    ]
+    return same + verdicts(table)
+
+
+def _measured(found: dict[str, Any]) -> str:
+    low, high = (percent(bound) for bound in found["ci95"])
+    return f"{percent(found['accuracy'])} [{low}, {high}]"
+
+
+def percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def points(difference: dict[str, Any]) -> str:
+    low, high = difference["ci95"]
+    return f"{100 * difference['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

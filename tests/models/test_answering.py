@@ -1,0 +1,76 @@
+"""Forced choice and samples against one row at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from models.answering import OPENING, answer, samples
+from tests.models import plain
+from tests.tiny import NoiseImage, Question
+
+
+@dataclass(frozen=True)
+class Asked(Question):
+    letters: tuple[str, ...] = ("A", "B", "C")
+    asked: str = "reason"
+
+    def completion(self, reasoning: str | None, letter: str) -> str:
+        think = "" if reasoning is None else f"<think>{reasoning}</think>"
+        return f"{think}<answer>{letter}</answer>"
+
+
+QUESTIONS = [
+    Asked("Which side is the lesion on?", (NoiseImage(1, 84, 56),), "one"),
+    Asked("What is 2 + 2?", (), "none", letters=("A", "B")),
+    Asked("Which side is the lesion on?", (NoiseImage(2, 56, 84),), "direct", asked="direct"),
+]
+
+
+def said(text: str) -> str:
+    return text[:8]
+
+
+def test_forced_choice_is_the_plain_log_probability_of_each_answer(trained):
+    found = answer(trained, QUESTIONS, 6, said)
+    for question, prompt, of in zip(QUESTIONS, trained.encode(QUESTIONS), found, strict=True):
+        assert (of.thought is None) == (question.asked == "direct")
+        with torch.no_grad():
+            totals = [
+                plain.logprobs(
+                    trained,
+                    question,
+                    prompt,
+                    trained.completion_ids(question.completion(of.thought, letter)),
+                    1.0,
+                ).sum()
+                for letter in question.letters
+            ]
+        expected = torch.stack(totals).log_softmax(0)
+        assert of.letter_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_what_does_not_begin_with_a_think_block_is_asked_again_and_made_to(trained):
+    seen = []
+
+    def remember(text: str) -> str:
+        seen.append(text)
+        return ""
+
+    found = answer(trained, QUESTIONS, 6, remember)
+    assert len(seen) == 2, "the direct question has no reasoning"
+    assert all(text.startswith(OPENING) for text in seen)
+    assert not found[0].text.startswith(OPENING), "the free answer stays what it was"
+
+
+def test_samples_depend_on_the_question_and_the_seed_alone(trained):
+    def draw(questions, seed=3):
+        return samples(trained, questions, 8, k=3, temperature=1.0, seed=seed)
+
+    together = draw(QUESTIONS)
+    assert draw(QUESTIONS[1:]) == together[1:]
+    assert [draw([question])[0] for question in QUESTIONS] == together
+    assert draw(QUESTIONS, seed=4) != together
+    assert len({text for texts in together for text in texts}) > 5

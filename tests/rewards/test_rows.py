@@ -1,0 +1,96 @@
+"""Rows: how an answer is read, kept in a file, and read again by another scorer."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rewards.rows import answered, drawn, kept_rows, scored_by
+
+EXAMPLE = SimpleNamespace(
+    id="q1",
+    modality="MRI",
+    question_type="side",
+    images=(SimpleNamespace(key="a.png"),),
+    question="Which side?",
+    options=("left", "right"),
+    letters=("A", "B"),
+    letter="B",
+    asked="reason",
+    constant=False,
+)
+
+
+def said(text: str, logprobs=(-2.0, -0.1)) -> SimpleNamespace:
+    fields = {"length": 9, "truncated": False, "thought": "x", "letter_logprobs": list(logprobs)}
+    return SimpleNamespace(text=text, **fields)
+
+
+def test_strict_and_forced_answers_are_apart():
+    row = answered(EXAMPLE, said("<think>x</think><answer>A</answer>"))
+    assert (row["answer"], row["correct"], row["formatted"]) == ("A", False, True)
+    assert (row["forced_answer"], row["forced_correct"]) == ("B", True)
+    assert row["answer_logprob"] == -2.0
+    row = answered(EXAMPLE, said("So B."))
+    assert (row["answer"], row["correct"], row["formatted"]) == (None, False, False)
+    assert row["forced_correct"]
+    assert row["answer_logprob"] is None
+
+
+def test_asked_directly_the_answer_block_stands_alone():
+    direct = SimpleNamespace(**{**vars(EXAMPLE), "asked": "direct"})
+    assert answered(direct, said("<answer>B</answer>"))["formatted"]
+    assert not answered(direct, said("<think>x</think><answer>B</answer>"))["formatted"]
+    assert not answered(EXAMPLE, said("<answer>B</answer>"))["formatted"]
+
+
+def test_the_published_scorer_reads_its_own_way():
+    row = answered(EXAMPLE, said("Well: <answer>right</answer><answer>B</answer>"))
+    assert row["answer"] is None
+    again = scored_by(row, "medvlm-r1")
+    assert (again["answer"], again["correct"], again["formatted"]) == ("B", True, False)
+    assert scored_by(row, "ours") is row
+    several = drawn(EXAMPLE, ["<answer>right</answer>", "<answer>A</answer>"])
+    assert several["answers"] == ["B", "A"]
+    assert scored_by(several, "medvlm-r1")["answers"] == [None, "A"]
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    return []
+
+
+def examples(*names: str) -> list[SimpleNamespace]:
+    return [SimpleNamespace(id=name) for name in names]
+
+
+def test_nothing_is_asked_twice_and_the_order_is_the_examples(tmp_path, asked):
+    def predict(missing):
+        asked.extend(e.id for e in missing)
+        return ({"id": e.id, "said": e.id.upper()} for e in missing)
+
+    file = tmp_path / "predictions" / "rows.jsonl"
+    kept_rows(file, examples("a", "b"), predict)
+    rows = kept_rows(file, examples("c", "b", "a"), predict)
+    assert asked == ["a", "b", "c"]
+    assert [row["said"] for row in rows] == ["C", "B", "A"]
+    assert len(file.read_text().splitlines()) == 3
+
+
+def test_what_was_answered_before_a_crash_is_kept(tmp_path, asked):
+    def predict(missing):
+        for example in missing:
+            if example.id == "b" and not asked:
+                asked.append("crash")
+                raise KeyboardInterrupt
+            yield {"id": example.id}
+
+    file = tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        kept_rows(file, examples("a", "b"), predict)
+    with file.open("a") as out:
+        out.write('{"id": "b", "half')
+    assert [row["id"] for row in kept_rows(file, examples("a", "b"), predict)] == ["a", "b"]
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b"]
