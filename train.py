@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from data.asking import asked, load_tests, with_names
 from data.example import VQAExample
 from data.order import question_order
 from data.prompts import completion_text
-from data.rows import summary
+from data.rows import Skipped, summary
+from data.splits import constant_answers, has_constant_answer
 from evaluate import ask, in_batches, predict
 from grpo.config import Config, UsageError, exit_on_usage_error
 from grpo.flags import flag
@@ -46,12 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = with_names(Config.from_flags(argv))
     check_out(config)
     terms = rewards.parse_rewards(config.reward)
-    skipped: set[Any] = set()
+    skipped: set[Skipped] = set()
     examples = load_split(config, "train", config.train_size, skipped)
     validation = load_split(config, "val", config.val_size, skipped) if config.eval_every else []
     tests = load_tests(config) if config.eval_size else {}
-    if skipped:
-        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
+    say_of_data(config, examples, tests, skipped)
     target = sft_target(config, examples)
     policy = open_policy(config, starting_adapter(config))
     draw = question_order(examples, config.seed, config.prompts_per_step)
@@ -104,7 +104,7 @@ def interruptible(steps: Iterator[dict[str, float]]) -> Iterator[dict[str, float
         print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
 
 
-def load_split(config: Config, split: str, size: int, skipped: set[Any]) -> list[VQAExample]:
+def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
     examples = data.load(
         config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
@@ -115,6 +115,27 @@ def load_split(config: Config, split: str, size: int, skipped: set[Any]) -> list
         found = f"{len(examples)} {config.modality} questions for {split}"
         print(f"train.py: {found}, all that there are; {size} were asked for", file=sys.stderr)
     return asked(examples, config.prompt)
+
+
+def say_of_data(
+    config: Config,
+    examples: Sequence[VQAExample],
+    tests: Mapping[str, Sequence[VQAExample]],
+    skipped: set[Skipped],
+) -> None:
+    """What to know of the data before training. With --strict, a bad row is the end of it."""
+    if skipped and config.strict:
+        first = min(skipped, key=lambda row: (row.file, row.row))
+        where = f"the first is {first.row or 'all'} of {first.file}: {first.reason}"
+        raise UsageError(f"--strict: {summary(skipped)}; {where}; mend them, or leave --strict out")
+    if skipped:
+        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
+    if tests and (constant := constant_answers(examples)):
+        counts = ", ".join(
+            f"{sum(has_constant_answer(e, constant) for e in test)} of {len(test)} {modality}"
+            for modality, test in tests.items()
+        )
+        print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)
 
 
 def starting_adapter(config: Config) -> Path | None:

@@ -28,7 +28,7 @@ OTHER = {
     "learning_rate": "3e-5", "warmup_steps": "19", "lr_schedule": "constant",
     "max_grad_norm": "0.3", "weight_decay": "0.01", "seed": "20", "out": "here", "cache": "none",
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
-    "threads": "2",
+    "threads": "2", "prompt": "direct", "data_seed": "21",
 }  # fmt: skip
 BARE = ["strict"]  # flags without a value
 
