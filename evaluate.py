@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -64,7 +65,8 @@ def in_batches(
     examples: Sequence[VQAExample],
 ) -> Iterator[Row]:
     """The rows of all examples, each batch's as soon as they are there."""
-    with tqdm(total=len(examples), desc="scoring", leave=False, disable=not examples) as bar:
+    quiet = not examples or not sys.stderr.isatty()
+    with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             yield from answers(batch)

@@ -38,8 +38,9 @@ from grpo.run import check_out, new_run, peak_memory
 from grpo.sft import sft
 from models.opening import open_policy
 from models.policy import Policy
+from rewards.figures import cell
 from rewards.render import points
-from rewards.table import cell, tabulate
+from rewards.table import tabulate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
     (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    bar = tqdm(total=config.steps, desc=f"{config.method} on {config.modality}", dynamic_ncols=True)
+    name = f"{config.method} on {config.modality}"
+    seldom = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two lines in a log file
+    bar = tqdm(total=config.steps, desc=name, mininterval=seldom, dynamic_ncols=True)
     with bar, (run / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for metrics in interruptible(steps):
             step = int(metrics["step"])
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics["memory/peak_mb"] = peak_memory(policy.device)
             finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
             print(json.dumps(finite), file=log, flush=True)
-            bar.set_postfix_str(progress(metrics, terms))
+            bar.set_postfix_str(progress(metrics, terms), refresh=False)
             bar.update()
     policy.save(run / "adapter")
 

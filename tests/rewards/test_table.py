@@ -7,18 +7,9 @@ import json
 import pytest
 
 from rewards import render
+from rewards.figures import cell, gain, interval, ood_mean, permuted, sampled
 from rewards.metrics import paired_interval, wilson
-from rewards.table import (
-    cell,
-    gain,
-    interval,
-    ood_mean,
-    over_seeds,
-    permuted,
-    sampled,
-    tabulate,
-    verdicts,
-)
+from rewards.table import over_seeds, tabulate, verdicts
 
 
 def row(i: int, correct: bool, *, image: str | None = None, **fields) -> dict:

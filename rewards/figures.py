@@ -1,0 +1,159 @@
+"""Answered questions made into figures: accuracies, intervals, differences."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from rewards.metrics import (
+    bootstrap_by,
+    majority,
+    mcnemar,
+    paired_interval,
+    pass_at_k,
+    wilson,
+)
+from rewards.rows import Row
+
+Interval = tuple[float, float]
+
+
+def headline(rows: Sequence[Row]) -> list[Row]:
+    """Without the questions whose answer never changes in training: they need no image.
+
+    Where there is nothing else, they are the headline.
+    """
+    return [row for row in rows if not row.get("constant")] or list(rows)
+
+
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """What `headline` leaves out."""
+    shown = {row["id"] for row in headline(rows)}
+    return [row for row in rows if row["id"] not in shown]
+
+
+def cell(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of one model on one modality, its constant questions apart."""
+    shown = headline(rows)
+    n, correct = len(shown), sum(row["correct"] for row in shown)
+    parsed = [row["correct"] for row in shown if row["answer"] is not None]
+    return {
+        "n": n,
+        "correct": correct,
+        "accuracy": correct / n,
+        "ci95": list(interval(shown)),
+        "format_rate": fmean(row["formatted"] for row in shown),
+        "accuracy_parsed": fmean(parsed) if parsed else None,
+        "forced_choice": fmean(row["forced_correct"] for row in shown),
+        "mean_length": fmean(row["length"] for row in shown),
+        "by_type": {name: share(part) for name, part in sorted(_by_type(shown).items())},
+        "constant": share(apart(rows)),
+    }
+
+
+def share(rows: Sequence[Row]) -> dict[str, Any]:
+    """n, correct, accuracy (None of none), its interval, and how many had how many options."""
+    correct, options = sum(row["correct"] for row in rows), Counter(len(r["options"]) for r in rows)
+    return {
+        "n": len(rows),
+        "correct": correct,
+        "accuracy": correct / len(rows) if rows else None,
+        "ci95": list(interval(rows)) if rows else [0.0, 1.0],
+        "options": {str(number): count for number, count in sorted(options.items())},
+    }
+
+
+def interval(rows: Sequence[Row]) -> Interval:
+    """Of the accuracy: Wilson, and a bootstrap over images where questions share them.
+
+    A bootstrap of answers all alike, or of one image, has no width; then Wilson counts the images.
+    """
+    images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
+    n = len(set(images))
+    if n == len(rows) or n == 1 or min(values) == max(values):
+        return wilson(round(fmean(values) * n), n)
+    return bootstrap_by(images, values, seed=0)
+
+
+def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any]:
+    """Difference of two accuracies on the same questions, its interval, and McNemar's exact p.
+
+    `name`: correct or forced_correct. Where questions share images the interval is a bootstrap over
+    images; McNemar's test takes questions for independent.
+    """
+    before, after = headline(before), headline(after)
+    old, new = ([int(row[name]) for row in rows] for rows in (before, after))
+    images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
+    shared = 1 < len(set(images)) < len(images) and min(change) < max(change)
+    ci95 = bootstrap_by(images, change, seed=0) if shared else paired_interval(old, new)
+    return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": mcnemar(old, new)}
+
+
+def _image(row: Row) -> Any:
+    """What makes rows dependent: the images. Questions about none, or a blank one, stand alone."""
+    seen = [key for key in row["image"] if not key.startswith("blank/")]
+    return tuple(seen) or row["id"]
+
+
+def _by_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    parts = defaultdict(list)
+    for row in rows:
+        parts[row["question_type"] or "all"].append(row)
+    return parts
+
+
+def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracy over unseen modalities, each counting alike; their intervals as independent."""
+    halves = [(high - low) / 2 for low, high in (cell["ci95"] for cell in cells)]
+    mean = fmean(cell["accuracy"] for cell in cells)
+    half = math.hypot(*halves) / len(cells)
+    return {"accuracy": mean, "ci95": [max(0.0, mean - half), min(1.0, mean + half)]}
+
+
+def control(arm: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of a control on one modality, its constant questions apart."""
+    if arm == "permuted_options":
+        return permuted(rows)
+    return share(headline(rows)) | {"constant": share(apart(rows))}
+
+
+def permuted(rows: Sequence[Row]) -> dict[str, Any]:
+    """Accuracy over all orders of the options, and how often an answer is the same text as before.
+
+    Ids are `question~k`, k the order's number, 0 the one that was asked.
+    """
+    chosen: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for row in rows:
+        question, _, order = row["id"].rpartition("~")
+        letter = row["answer"]
+        text = row["options"][ord(letter) - ord("A")] if letter else None
+        chosen[question][order] = text
+    same = [
+        text is not None and text == texts["0"]
+        for texts in chosen.values()
+        for order, text in texts.items()
+        if order != "0"
+    ]
+    return share(rows) | {"same_text": fmean(same)}
+
+
+def sampled(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of K samples a question: pass@k for k = 1, 2, 4 .. K, majority@K, and how many agree with it.
+
+    `answers` of a row: K letters, None where none was given.
+    """
+    k = len(rows[0]["answers"])
+    right = [sum(answer == row["gold"] for answer in row["answers"]) for row in rows]
+    votes = [majority(row["answers"]) for row in rows]
+    ks = sorted({*(2**i for i in range(k.bit_length())), k})
+    figures: dict[str, Any] = {"n": len(rows), "samples": k}
+    figures |= {f"pass@{j}": fmean(pass_at_k(k, c, j) for c in right) for j in ks}
+    figures[f"majority@{k}"] = fmean(
+        vote == row["gold"] for vote, row in zip(votes, rows, strict=True)
+    )
+    figures["agreement"] = fmean(
+        row["answers"].count(vote) / k if vote else 0.0
+        for vote, row in zip(votes, rows, strict=True)
+    )
+    return figures
