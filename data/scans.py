@@ -23,17 +23,17 @@ def scan_reader(path: Path) -> Callable[[Path], Image.Image] | None:
     Raises UsageError when the package it needs is not installed. The reader raises anything on bad
     bytes, and DecompressionBombError for a slice of more than `MAX_PIXELS`.
     """
-    for ending, package, read in (
-        (".dcm", "pydicom", read_dicom),
-        (".nii", "nibabel", read_nifti),
-        (".nii.gz", "nibabel", read_nifti),
+    for ending, package, module, read in (
+        (".dcm", "pydicom>=3", "pydicom.pixels", read_dicom),
+        (".nii", "nibabel", "nibabel", read_nifti),
+        (".nii.gz", "nibabel", "nibabel", read_nifti),
     ):
         if path.name.lower().endswith(ending):
             try:
-                importlib.import_module(package)
+                importlib.import_module(module)
             except ImportError:
                 problem = f"image {path} needs {package}, which is not installed"
-                raise UsageError(f"{problem}: pip install {package}") from None
+                raise UsageError(f'{problem}: pip install "{package}"') from None
             return read
     return None
 

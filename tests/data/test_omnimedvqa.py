@@ -163,6 +163,15 @@ def test_no_two_examples_share_an_id_though_rows_do(omni: Any) -> None:
     assert len(set(ids)) == 9
 
 
+def test_images_of_one_name_in_two_folders_are_two_images(omni: Any) -> None:
+    rows = [omni.row(i, image=f"{i}/image1.png") for i in range(30)]
+    omni.write(rows)
+    images = {e.images[0].key: e.images[0] for e in data.read(omni.spec).examples}
+    assert sorted(image.open().getpixel((0, 0))[0] for image in images.values()) == [*range(30)]
+    parts = [data.load(omni.spec, "MRI", split=s, size=30, seed=0) for s in ("train", "test")]
+    assert all(parts)
+
+
 def test_the_folder_above_is_accepted_too(tmp_path: Path, omni: Any) -> None:
     omni.write([omni.row(1)])
     (tmp_path / "up").mkdir()

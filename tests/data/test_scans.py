@@ -1,6 +1,7 @@
 """DICOM and NIfTI files, written here by the packages that read them, opened as pictures."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,22 +208,26 @@ def test_damaged_scans_are_unusable_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("a.dcm", "pydicom"), ("a.nii", "nibabel"), ("A.nii.GZ", "nibabel")]
+    ("name", "package", "module"),
+    [
+        ("a.dcm", "pydicom>=3", "pydicom.pixels"),
+        ("a.nii", "nibabel", "nibabel"),
+        ("A.nii.GZ", "nibabel", "nibabel"),
+    ],
 )
 def test_without_its_package_a_scan_stops_the_program_and_is_not_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, module: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_bytes(b"a scan")
-    scan = ImageFile(tmp_path / name)
-    question = example(("yes", "no"), 0)
-    with pytest.raises(UsageError, match=f"{name} needs {package}.*: pip install {package}"):
-        take_readable([type(question)(**{**vars(question), "images": (scan,)})], 1)
+    question = replace(example(("yes", "no"), 0), images=(ImageFile(tmp_path / name),))
+    with pytest.raises(UsageError, match=f'{name} needs {package}.*: pip install "{package}"'):
+        take_readable([question], 1)
 
 
 def test_a_damaged_picture_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a scan")
     question = example(("yes", "no"), 0)
-    bad = type(question)(**{**vars(question), "images": (ImageFile(tmp_path / "a.png"),)})
+    bad = replace(question, images=(ImageFile(tmp_path / "a.png"),))
     skipped = [Skipped("image cannot be read", str(tmp_path / "a.png"), "1")]
     assert take_readable([bad, question], 1) == ([question], skipped)
