@@ -66,8 +66,8 @@ CT = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
         ({"WindowCenter": "40", "WindowWidth": "401"}, [0, 0, 128, 255, 255]),
         ({"WindowCenter": ["40", "600"], "WindowWidth": ["401", "10"]}, [0, 0, 128, 255, 255]),
         (
-            {"WindowCenter": "40", "WindowWidth": "800", "VOILUTFunction": "LINEAR_EXACT"},
-            [0, 64, 128, 191, 255],
+            {"WindowCenter": "40", "WindowWidth": "2", "VOILUTFunction": "LINEAR_EXACT"},
+            [0, 0, 128, 255, 255],
         ),
         (
             {"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "SIGMOID"},
