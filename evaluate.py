@@ -199,6 +199,15 @@ def ask_one(policy: Policy, config: Config, options: Options) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The program. Raises UsageError for all that a user can mend."""
+    try:
+        evaluate(argv)
+    except OSError as error:  # answers are written all along
+        raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None
+
+
+def evaluate(argv: Sequence[str] | None) -> None:
+    """One of three: a model to export, a question to answer, a table to print."""
     about = "Score a run's base and trained policy on seen and unseen modalities."
     options = Options(**parse_flags(Options, argv, "evaluate.py", about))
     config, adapter, folder = subject(options)
@@ -234,7 +243,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with exit_on_usage_error("evaluate.py"):
-        try:
-            main()
-        except OSError as error:  # answers are written all along
-            raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None
+        main()

@@ -44,6 +44,17 @@ from rewards.table import tabulate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The program. Raises UsageError for all that a user can mend."""
+    try:
+        train(argv)
+    except rewards.RewardError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:  # steps and answers are written all along
+        raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None
+
+
+def train(argv: Sequence[str] | None) -> None:
+    """Data, policy and rewards from the flags, the steps, the table at the end."""
     started = time.monotonic()
     config = with_names(Config.from_flags(argv))
     check_out(config)
@@ -185,7 +196,7 @@ def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAE
     if config.sft_target == "answer":
         thought = None if config.prompt == "direct" else ""
         return lambda example: completion_text(thought, example.letter)
-    if config.prompt == "direct":
+    if config.method == "sft" and config.prompt == "direct":
         raise UsageError("--sft-target reasoning --prompt direct: it asks for none; use answer")
     without = [example.id for example in examples if not example.reasoning]
     if config.method == "sft" and without:
@@ -236,9 +247,4 @@ def closing_line(run: Path, config: Config, table: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     with exit_on_usage_error("train.py"):
-        try:
-            main()
-        except rewards.RewardError as error:
-            raise UsageError(str(error)) from None
-        except OSError as error:  # steps and answers are written all along
-            raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None
+        main()

@@ -56,9 +56,9 @@ def summary(skipped: Iterable[Skipped]) -> str:
     """What was left out, by reason, the commonest first.
 
     >>> summary([Skipped("image is missing", "a.json", "7"), Skipped("broken JSON", "b.json", "")])
-    '2 left out (1 image is missing, 1 broken JSON)'
+    '2 left out (1 broken JSON, 1 image is missing)'
     """
-    reasons = Counter(item.reason for item in skipped)
+    reasons = Counter(sorted(item.reason for item in skipped))  # of equal counts, by name
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     return f"{reasons.total()} left out" + (f" ({listed})" if listed else "")
 

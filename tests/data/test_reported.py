@@ -32,8 +32,8 @@ def test_strict_ends_a_run_at_bad_rows_in_one_line(spec: str) -> None:
     with pytest.raises(UsageError) as error:
         train.main(["--data", spec, "--ood", "none", "--strict", *SMALL])
     assert str(error.value) == (
-        "--strict: 3 left out (1 answer is none of the options, 1 two options are equal, "
-        "1 image is missing); the first is mine#10 of mine.jsonl: image is missing; "
+        "--strict: 3 left out (1 answer is none of the options, 1 image is missing, "
+        "1 two options are equal); the first is mine#10 of mine.jsonl: image is missing; "
         "mend them, or leave --strict out"
     )
 
