@@ -12,7 +12,11 @@ from data.rows import Skipped
 from grpo.config import Config, UsageError
 
 ROW = {"question": "Which?", "options": ["left", "right"], "modality": "MRI"}
-SMALL = ["--recipe", "phantom", "--train-size", "9", "--eval-size", "0"]
+# Should --strict fail to stop it, the run is over in a step.
+SMALL = [
+    "--recipe=phantom", "--ood=none", "--train-size=9", "--eval-size=0", "--steps=1",
+    "--prompts-per-step=1", "--group-size=2", "--cache=none", "--device=cpu",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def spec(tmp_path: Path, picture: Callable[[Path, int], Path]) -> str:
     return f"jsonl:{tmp_path / 'mine.jsonl'}"
 
 
-def test_strict_ends_a_run_at_bad_rows_in_one_line(spec: str) -> None:
+def test_strict_ends_a_run_at_bad_rows_in_one_line(tmp_path: Path, spec: str) -> None:
     with pytest.raises(UsageError) as error:
-        train.main(["--data", spec, "--ood", "none", "--strict", *SMALL])
+        train.main(["--data", spec, "--out", str(tmp_path / "run"), "--strict", *SMALL])
     assert str(error.value) == (
         "--strict: 3 left out (1 answer is none of the options, 1 image is missing, "
         "1 two options are equal); the first is mine#10 of mine.jsonl: image is missing; "
@@ -46,7 +50,7 @@ def test_strict_ends_a_run_at_an_image_that_cannot_be_read(tmp_path: Path, spec:
     first, *_ = data.load(spec, "MRI", split="train", size=9, seed=42)
     Path(first.images[0].key).write_bytes(b"damaged")
     with pytest.raises(UsageError) as error:
-        train.main(["--data", spec, "--ood", "none", "--strict", *SMALL])
+        train.main(["--data", spec, "--out", str(tmp_path / "run"), "--strict", *SMALL])
     assert "--strict: 1 left out (1 image cannot be read); the first is" in str(error.value)
     assert f"{first.id} of {first.images[0].key}: image cannot be read" in str(error.value)
 
