@@ -36,13 +36,8 @@ def apart(rows: Sequence[Row]) -> list[Row]:
 def cell(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of one model on one modality, its constant questions apart."""
     shown = headline(rows)
-    n, correct = len(shown), sum(row["correct"] for row in shown)
     parsed = [row["correct"] for row in shown if row["answer"] is not None]
-    return {
-        "n": n,
-        "correct": correct,
-        "accuracy": correct / n,
-        "ci95": list(interval(shown)),
+    return share(shown) | {
         "format_rate": fmean(row["formatted"] for row in shown),
         "accuracy_parsed": fmean(parsed) if parsed else None,
         "forced_choice": fmean(row["forced_correct"] for row in shown),

@@ -6,11 +6,11 @@ from typing import Any
 from rewards.table import verdicts
 
 Line = tuple[str, list[str]]  # label, a cell a column
-WIDTH, LABEL = 20, 18
+WIDTH, LABEL = 21, 18
 
 
 def text(table: dict[str, Any]) -> str:
-    """The table as lines of at most 100 characters for three modalities, without colour."""
+    """The table as lines of at most 102 characters for three modalities, without colour."""
     columns = _columns(table)
     lines = [("", columns), *_figures(table), ("", []), *_by_type(table)]
     shown = (

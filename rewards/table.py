@@ -85,7 +85,10 @@ def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
 
 
 def verdicts(table: dict[str, Any]) -> list[str]:
-    """A sentence for each accuracy that a control above chance explains, wholly or in part."""
+    """A sentence for each accuracy above chance that a blind control explains, wholly or in part.
+
+    Wholly: their intervals meet. In part: the control is above chance, all controls counted (Holm).
+    """
     tried = [
         (model, modality, arm, found[modality])
         for model, controls in table["controls"].items()
@@ -97,9 +100,9 @@ def verdicts(table: dict[str, Any]) -> list[str]:
     sentences = []
     for (model, modality, arm, found), p in zip(tried, adjusted, strict=True):
         figure = table["results"][model][modality]
-        if p >= ALPHA or figure["accuracy"] <= table["chance"][modality]:
-            continue
         explained = found["ci95"][1] >= figure["ci95"][0]
+        if above_chance(figure) >= ALPHA or not (explained or p < ALPHA):
+            continue
         verdict = "says little about seeing" if explained else "is not all seeing"
         scores, accuracy = (f"{100 * c['accuracy']:.1f}" for c in (found, figure))
         sentences.append(
