@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import sys
+import textwrap
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def fetch(name: str) -> Path:
     except UsageError as error:
         raise UsageError(f"--data {name}: {error}, or {by_hand(name)}") from None
     except Exception as error:  # the network, and the libraries on the way to it, raise anything
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        what = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
         problem = f"could not be fetched ({what}): run again to go on"
         raise UsageError(f"--data {name}: {problem}, or {by_hand(name)}") from None
     return folder
@@ -87,7 +88,7 @@ def by_hand(name: str) -> str:
     source = HUB[name]
     files = " and ".join(source.files)
     where = f"https://huggingface.co/datasets/{source.repo}"
-    return f"bring {files} of {where}, unpack the zip and give its folder: --data {name}:FOLDER"
+    return f"bring {files} of {where}, unpack the zip there, and type --data {name}:FOLDER"
 
 
 def user_cache() -> Path:
