@@ -88,7 +88,7 @@ def by_hand(name: str) -> str:
     source = HUB[name]
     files = " and ".join(source.files)
     where = f"https://huggingface.co/datasets/{source.repo}"
-    return f"bring {files} of {where}, unpack the zip there, and type --data {name}:FOLDER"
+    return f"put {files} of {where} in a FOLDER, unpack the zip there, and use --data {name}:FOLDER"
 
 
 def user_cache() -> Path:

@@ -218,7 +218,7 @@ def test_without_a_network_one_line_says_what_to_put_where(serve: Any) -> None:
     line = refused("huatuo")
     assert "could not be fetched (ConnectError" in line
     repo = "https://huggingface.co/datasets/FreedomIntelligence/Medical_Multimodal_Evaluation_Data"
-    assert f"bring {HUB_NAME} and images.zip of {repo}, unpack the zip there" in line
+    assert f"put {HUB_NAME} and images.zip of {repo} in a FOLDER, unpack the zip there" in line
 
 
 def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
