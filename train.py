@@ -62,7 +62,7 @@ def train(argv: Sequence[str] | None) -> None:
     skipped: set[Skipped] = set()
     examples = load_split(config, "train", config.train_size, skipped)
     validation = load_split(config, "val", config.val_size, skipped) if config.eval_every else []
-    tests = load_tests(config) if config.eval_size else {}
+    tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)
     target = sft_target(config, examples)
     policy = open_policy(config, starting_adapter(config))

@@ -65,7 +65,7 @@ def load(
     if size > 0 and not taken:
         raise UsageError(
             f"{spec} has no usable {modality} image in its {split} split ({counts[modality]} "
-            f"questions in all): add images, or try another --seed"
+            f"questions in all): add images, or try another --data-seed"
         )
     return taken
 

@@ -10,7 +10,7 @@ import data
 from data.controls import blank_image, coincidences, permuted_options, shuffled_images
 from data.example import VQAExample
 from data.prior import MajorityLetter, OptionsPrior
-from data.rows import modality_name
+from data.rows import Skipped, modality_name
 from data.splits import has_constant_answer
 from grpo.config import Config, UsageError, names_in
 
@@ -25,15 +25,17 @@ def with_names(config: Config) -> Config:
     return replace(config, modality=name, ood=",".join(unseen) or "none")
 
 
-def load_tests(config: Config) -> Tests:
+def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
     """The test questions of each modality to score: the one trained on first, then the unseen.
 
-    Raises UsageError where there are none, and says so where there are fewer than asked for.
+    Raises UsageError where there are none, and says so where there are fewer than asked for. What
+    is left out is added to `skipped`.
     """
     tests = {}
     for modality in (config.modality, *config.ood_modalities):
+        size, seed = config.eval_size, config.data_seed
         examples = data.load(
-            config.data, modality, split="test", size=config.eval_size, seed=config.data_seed
+            config.data, modality, split="test", size=size, seed=seed, skipped=skipped
         )
         if not examples:
             remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"

@@ -14,7 +14,7 @@ from grpo.config import Config, UsageError
 ROW = {"question": "Which?", "options": ["left", "right"], "modality": "MRI"}
 # Should --strict fail to stop it, the run is over in a step.
 SMALL = [
-    "--recipe=phantom", "--ood=none", "--train-size=9", "--eval-size=0", "--steps=1",
+    "--recipe=phantom", "--ood=none", "--train-size=9", "--eval-size=9", "--steps=1",
     "--prompts-per-step=1", "--group-size=2", "--cache=none", "--device=cpu",
 ]  # fmt: skip
 
@@ -42,12 +42,15 @@ def test_strict_ends_a_run_at_bad_rows_in_one_line(tmp_path: Path, spec: str) ->
     )
 
 
-def test_strict_ends_a_run_at_an_image_that_cannot_be_read(tmp_path: Path, spec: str) -> None:
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_strict_ends_a_run_at_an_image_that_cannot_be_read(
+    tmp_path: Path, spec: str, split: str
+) -> None:
     lines = (tmp_path / "mine.jsonl").read_text().splitlines()
     good = [line for i, line in enumerate(lines) if i not in (5, 7, 9)]
     (tmp_path / "mine.jsonl").write_text("\n".join(good))
     data.read.cache_clear()
-    first, *_ = data.load(spec, "MRI", split="train", size=9, seed=42)
+    first, *_ = data.load(spec, "MRI", split=split, size=9, seed=42)
     Path(first.images[0].key).write_bytes(b"damaged")
     with pytest.raises(UsageError) as error:
         train.main(["--data", spec, "--out", str(tmp_path / "run"), "--strict", *SMALL])
