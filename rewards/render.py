@@ -46,33 +46,45 @@ def _figures(table: dict[str, Any]) -> Iterator[Line]:
     for model, cells in table["results"].items():
         means = [_measured(table["ood_mean"][model])] if table["ood_mean"] else []
         yield model, [_measured(cells[m]) for m in modalities] + means
-        if model in table["gains"]:
-            gains = [table["gains"][model][m] for m in modalities]
-            yield "  - base", [points(gain["accuracy"]) for gain in gains]
-            yield "  McNemar p", [f"{gain['accuracy']['mcnemar_p']:.1g}" for gain in gains]
-            yield "  forced - base", [points(gain["forced_choice"]) for gain in gains]
+        yield from _differences(table["gains"].get(model))
         for label, name in (("format", "format_rate"), ("forced choice", "forced_choice")):
             yield f"  {label}", [percent(cells[m][name]) for m in modalities]
         yield "  length", [f"{cells[m]['mean_length']:.0f}" for m in modalities]
         if any(cells[m]["constant"]["n"] for m in modalities):
             apart = [cells[m]["constant"] for m in modalities]
             yield "  constant apart", [f"{percent(c['accuracy'])} (n {c['n']})" for c in apart]
-        for control, found in table["controls"].get(model, {}).items():
-            yield f"  {control.replace('_', ' ')}", [_measured(found[m]) for m in modalities]
-            if any(found[m].get("constant", {}).get("n") for m in modalities):
-                yield (
-                    "    constant",
-                    [percent(found[m]["constant"]["accuracy"]) for m in modalities],
-                )
-            if control == "permuted_options":
-                yield "  same text", [percent(found[m]["same_text"]) for m in modalities]
-        of = table["sampled"].get(model, {})
-        names = of[modalities[0]] if of else ()
-        for name in (name for name in names if name not in ("n", "samples")):
-            yield f"  {name}", [percent(of[m][name]) for m in modalities]
+        yield from _controls(table["controls"].get(model))
+        yield from _sampled(table["sampled"].get(model))
     if seeds := table.get("seeds"):
         label = f"mean of {seeds[modalities[0]]['seeds']} seeds"
         yield label, [_measured(seeds[m]) for m in modalities]
+
+
+def _differences(gains: dict[str, Any] | None) -> Iterator[Line]:
+    if gains:
+        yield "  - base", [points(gain["accuracy"]) for gain in gains.values()]
+        yield "  McNemar p", [f"{gain['accuracy']['mcnemar_p']:.1g}" for gain in gains.values()]
+        yield "  forced - base", [points(gain["forced_choice"]) for gain in gains.values()]
+
+
+def _controls(controls: dict[str, Any] | None) -> Iterator[Line]:
+    if not controls:
+        return
+    yield "  controls, n", [str(found["n"]) for found in controls["blank_image"].values()]
+    for control, of in controls.items():
+        yield f"  {control.replace('_', ' ')}", [_measured(found) for found in of.values()]
+        constant = [found["constant"] for found in of.values() if "constant" in found]
+        if any(found["n"] for found in constant):
+            yield "    constant", [percent(found["accuracy"]) for found in constant]
+        if control == "permuted_options":
+            yield "  same text", [percent(found["same_text"]) for found in of.values()]
+
+
+def _sampled(figures: dict[str, Any] | None) -> Iterator[Line]:
+    if figures:
+        (some, *_) = figures.values()
+        for name in (name for name in some if name not in ("n", "samples")):
+            yield f"  {name}", [percent(found[name]) for found in figures.values()]
 
 
 def _by_type(table: dict[str, Any]) -> Iterator[Line]:

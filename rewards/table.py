@@ -94,7 +94,7 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         for model, controls in table["controls"].items()
         for arm, found in controls.items()
         for modality in found
-        if arm in BLIND
+        if arm in BLIND and found[modality]["n"]
     ]
     adjusted = holm([above_chance(found) for *_, found in tried])
     sentences = []

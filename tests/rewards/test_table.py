@@ -155,6 +155,17 @@ def test_a_control_that_explains_the_result_gets_a_sentence(trained, blank, prio
     assert sentence.startswith(f"MRI: {says}")
 
 
+def test_a_control_without_questions_says_nothing():
+    """One image alone cannot be shuffled."""
+    given, _ = answers(150, 100, 0.5)
+    for arms in given.values():
+        arms["shuffled_image"] = {"MRI": [], "CT": []}
+    table = tabulate(given, "MRI")
+    assert table["controls"]["trained"]["shuffled_image"]["MRI"]["accuracy"] is None
+    assert verdicts(table) == []
+    assert "shuffled image" in render.text(table)
+
+
 def test_ways_of_asking_are_compared_with_the_base_asked_alike():
     ways = {
         "base": {"tests": {"MRI": rows(10, 100)}},
