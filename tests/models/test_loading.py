@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -127,8 +128,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_hub_folder_gets_one_line_that_names_what_is_wrong(
-    sharded, tmp_path, fault, capfd
+    sharded, tmp_path, fault, capfd, caplog, monkeypatch
 ):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # for caplog
     folder = Path(shutil.copytree(sharded, tmp_path / "model"))
     break_it, says = FAULTS[fault]
     break_it(folder)
@@ -136,7 +138,8 @@ def test_a_broken_hub_folder_gets_one_line_that_names_what_is_wrong(
     assert text.startswith(("model ", "the chat template of "))
     assert str(folder) in text
     assert says in text
-    assert capfd.readouterr().err == ""  # nothing from transformers before it
+    assert capfd.readouterr().err == ""  # no progress bar before it,
+    assert caplog.messages == []  # and no warning of transformers'
 
 
 def test_a_template_that_only_the_processor_has_is_used(sharded, tmp_path):
