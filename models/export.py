@@ -92,7 +92,7 @@ def write_folder(policy: Policy, folder: Path) -> None:
     source = policy.model.get_base_model().config.name_or_path
     described = base_file(source, "config.json")
     if described is None:
-        raise UsageError(f"export to {folder}: its base {source} is gone; put it back there")
+        raise UsageError(f"model {source}: its files are gone; put them back, then export")
     for name in COPIED:
         if (file := base_file(source, name)) is not None:
             shutil.copyfile(file, folder / name)

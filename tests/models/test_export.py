@@ -121,6 +121,15 @@ def test_bfloat16_is_saved_as_it_was_loaded_and_the_difference_says_so(fresh, ex
     assert 100 * exported[1] < difference < 0.4
 
 
+def test_a_large_model_is_saved_in_shards_with_their_index(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_SIZE", "100KB")
+    assert export_merged(trained, tmp_path / "out") < 1e-4
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = {file.name for file in (tmp_path / "out").glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == shards
+    assert len(shards) > 1
+
+
 def test_an_export_leaves_the_policy_as_it_was(fresh, tmp_path):
     policy = randomise(fresh())
     groups = plain.rollout(policy)
@@ -158,5 +167,5 @@ def test_a_base_that_is_gone_is_named(tiny_folder, tmp_path):
     moved = shutil.copytree(tiny_folder, tmp_path / "base")
     policy = load_policy(str(moved), device="cpu")
     shutil.rmtree(moved)
-    with pytest.raises(UsageError, match=f"base {moved} is gone"):
+    with pytest.raises(UsageError, match=f"model {moved}: its files are gone"):
         export_merged(policy, tmp_path / "out")
