@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,19 +19,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from tqdm import tqdm
 
 from data import asking
-from data.asking import Tests, load_tests, with_names
+from data.asking import Tests, fingerprint, load_tests, with_names
 from data.example import ImageFile, VQAExample
 from grpo.config import Config, UsageError, exit_on_usage_error
 from grpo.flags import names_in, parse_flags
-from grpo.options import Options
+from grpo.options import AS_RUN, Options
 from grpo.recipes import RECIPES
 from grpo.run import newest_run
 from models.answering import answer, samples
-from models.export import export_merged
+from models.export import export_merged, refuse_taken
+from models.loading import folder_of
+from models.lora import read_config
 from models.opening import open_policy
 from models.policy import Policy
 from rewards import render
@@ -124,57 +126,90 @@ def _kept(
 
 def subject(options: Options) -> tuple[Config, Path | None, Path]:
     """What is scored: its configuration, its adapter, and the folder for its answers."""
-    names = ("data", "ood", "eval_size", "device", "threads", "cache")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")
+    given = {n: v for n in names if (v := getattr(options, n)) not in (None, AS_RUN)}
     if options.ways:
         given["prompt"] = options.ways[0]
-    if options.model:
-        given |= {"model": options.model, "modality": options.modality or "MRI"}
-        recipe = "phantom" if options.model == "phantom" else "medvlm-r1"
-        config = with_names(Config(**{**RECIPES[recipe], "recipe": recipe, **given}))
-        adapter = Path(options.adapter) if options.adapter else None
-        name = f"{Path(options.model).name}-{stamp(options.model, options.adapter, config.data)}"
-        return config, adapter, Path("runs") / "models" / name
-    run = Path(options.run) if options.run else newest_run()
-    config = with_names(replace(Config.load(run / "config.json"), **given))
-    # Answers to questions of another data set are kept apart, should two have the same ids.
-    apart = run / "other" / config.data.replace("/", "_") if options.data else run
-    return config, run / "adapter", apart
+    if not options.model:
+        run = Path(options.run) if options.run else newest_run()
+        config = with_names(replace(Config.load(run / "config.json"), **given))
+        # Answers to questions of another data set are kept apart.
+        place = run / "other" / config.data.replace("/", "_") if options.data else run
+        return config, run / "adapter", place
+    given |= {"model": options.model, "modality": options.modality or "MRI"}
+    adapter = Path(options.adapter) if options.adapter else None
+    if adapter:
+        given["lora_r"], given["lora_alpha"] = read_config(adapter)
+    recipe = "phantom" if options.model == "phantom" else "medvlm-r1"
+    config = with_names(Config(**{**RECIPES[recipe], "recipe": recipe, **given}))
+    files = [
+        f for of in (folder_of(options.model), adapter) if of for f in of.glob("*.safetensors")
+    ]
+    weights = sorted((str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    stamp = hashlib.sha256(repr((options.model, config.data, weights)).encode()).hexdigest()[:8]
+    return config, adapter, Path("runs") / "models" / f"{Path(options.model).name}-{stamp}"
 
 
-def stamp(*names: str | None) -> str:
-    """A short hash of names and, where they are folders, of the weights that lie there now."""
-    files = [f for name in names if name for f in sorted(Path(name).glob("*.safetensors"))]
-    weights = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(repr((names, weights)).encode()).hexdigest()[:8]
-
-
-def compared(options: Options, config: Config, tests: Tests) -> tuple[Answers, list[str]]:
-    """The answers of --compare's runs, and which of them differ from this one in the seed alone.
-
-    Raises UsageError where a run has other test questions.
-    """
-    found: Answers = {}
-    seeds = []
-    for name in names_in(options.compare or "none"):
-        theirs = replace(options, run=name, model=None, adapter=None, compare=None, samples=0)
-        other, adapter, folder = subject(theirs)
-        asked = load_tests(other)
-        differ = [
-            m for m in tests if asking.fingerprint(tests[m]) != asking.fingerprint(asked.get(m))
-        ]
-        if differ:
-            problem = f"other test questions of {', '.join(differ)} than {config.data}'s here"
-            remedy = (
-                f"give both the same --data, --ood, --eval-size, and --data-seed {config.data_seed}"
+def rivals(options: Options, config: Config, tests: Tests) -> dict[str, Options]:
+    """The runs of --compare by the names of their rows. UsageError for one that cannot be."""
+    found: dict[str, Options] = {}
+    taken = {*MODELS, Path(options.run or "").resolve().name}
+    for name in names_in(options.compare or ""):
+        of = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
+        other, asked = subject(of)[0], load_tests(subject(of)[0])
+        differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
+        label, problem = Path(name).resolve().name, ""
+        if label in taken:
+            problem = "a row of this name is there already; rename its folder"
+        elif (other.model, other.prompt) != (config.model, config.prompt):
+            problem = (
+                "another base or way of asking; score it alone, or give both the same --prompt"
             )
-            raise UsageError(f"--compare {name}: {problem}; {remedy}")
-        answers = ask(open_policy(other, adapter), other, tests, folder, theirs, ["trained"])
-        label = Path(name).name
-        found |= {model.replace("trained", label): arms for model, arms in answers.items()}
-        if replace(other, seed=config.seed, out=config.out) == config:
-            seeds.append(label)
-    return found, seeds
+        elif differ:
+            problem = (
+                f"other test questions of {', '.join(differ)}; give both the same --data, --ood "
+            )
+            problem += f"and --eval-size, and train with --data-seed {config.data_seed}"
+        if problem:
+            raise UsageError(f"--compare {name}: {problem}")
+        taken.add(label)
+        found[label] = of
+    return found
+
+
+def same_but_seed(config: Config, other: Config) -> bool:
+    """Whether two runs differ in nothing but the seed, and what has no say in the result."""
+    free = {name: getattr(config, name) for name in ("seed", "out", "device", "threads", "cache")}
+    return other.seed != config.seed and replace(other, **free) == config
+
+
+def evaluate(
+    options: Options, config: Config, adapter: Path | None, folder: Path
+) -> dict[str, Any]:
+    """The table of a model, its controls, and the runs beside it."""
+    tests = load_tests(config)
+    others = rivals(options, config, tests)
+    few, controls, priors = {}, {}, {}
+    if options.controls != "none":
+        few = asking.few(tests, FAST if options.controls == "fast" else None)
+        # A run learned from its own data, whatever it is asked now.
+        learned = config if options.model else subject(replace(options, data=None))[0]
+        controls, priors = asking.controls(few), asking.priors(asking.training(learned), tests)
+    models = MODELS if adapter else MODELS[:1]
+    policy = open_policy(config, adapter)
+    answers = ask(policy, config, tests, folder, options, models, controls)
+    seeds = {config.seed: "trained"}
+    for label, of in others.items():
+        other, its_adapter, its_folder = subject(of)
+        policy = open_policy(other, its_adapter)
+        beside = ask(policy, other, tests, its_folder, replace(of, samples=0), ["trained"])
+        answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
+        if same_but_seed(config, other):
+            seeds.setdefault(other.seed, label)
+    table = tabulate(answers, config.modality, priors, asking.coinciding(few))
+    if len(seeds) > 1:
+        table["seeds"] = over_seeds(table, list(seeds.values()))
+    return table | {"scorer": options.scorer}
 
 
 def ask_one(policy: Policy, config: Config, options: Options) -> str:
@@ -184,53 +219,22 @@ def ask_one(policy: Policy, config: Config, options: Options) -> str:
         raise UsageError(f'--options {options.options}: give 2 to 26, as in "left;right"')
     image = ImageFile(Path(options.image))
     example = VQAExample(options.image, (image,), options.question, choices, 0, "", "")
-    (row,) = predict(policy, config, asking.asked([example], config.prompt))
-    named = dict(zip(example.letters, choices, strict=True))
-    answer = row["answer"] or row["forced_answer"]
-    unsure = "" if row["answer"] else " (no answer in the format; this is the likeliest)"
-    lines = [
-        f"reasoning  {row['forced_reasoning'] or '-'}",
-        f"answer     {answer}) {named[answer]}",
-    ]
-    lines[-1] += unsure
-    for (letter, text), logprob in zip(named.items(), row["letter_logprobs"], strict=True):
-        lines.append(f"  {100 * math.exp(logprob):5.1f} %  {letter}) {text}")
-    return "\n".join([*lines, "Not for clinical use."])
+    return render.one(*predict(policy, config, asking.asked([example], config.prompt)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program. Raises UsageError for all that a user can mend."""
-    try:
-        evaluate(argv)
-    except OSError as error:  # answers are written all along
-        raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None
-
-
-def evaluate(argv: Sequence[str] | None) -> None:
-    """One of three: a model to export, a question to answer, a table to print."""
     about = "Score a run's base and trained policy on seen and unseen modalities."
     options = Options(**parse_flags(Options, argv, "evaluate.py", about))
     config, adapter, folder = subject(options)
     if options.export_merged:
+        refuse_taken(Path(options.export_merged))
         largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
-        print(f"{options.export_merged}: merged; no logit differs by more than {largest:.1e}")
+        print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
         return
     if options.image:
         print(ask_one(open_policy(config, adapter), config, options))
         return
-    tests = load_tests(config)
-    few, controls, priors = {}, {}, {}
-    if options.controls != "none":
-        few = asking.few(tests, FAST if options.controls == "fast" else None)
-        controls, priors = asking.controls(few), asking.priors(asking.training(config), tests)
-    models = MODELS if adapter else MODELS[:1]
-    policy = open_policy(config, adapter)
-    answers = ask(policy, config, tests, folder, options, models, controls)
-    others, seeds = compared(options, config, tests)
-    answers |= others
-    table = tabulate(answers, config.modality, priors, asking.coinciding(few))
-    if seeds:
-        table["seeds"] = over_seeds(table, ["trained", *seeds])
+    table = evaluate(options, config, adapter, folder)
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
     print(render.text(table))
     if config.data.startswith("phantom"):

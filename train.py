@@ -49,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(argv)
     except rewards.RewardError as error:
         raise UsageError(str(error)) from None
-    except OSError as error:  # steps and answers are written all along
-        raise UsageError(f"{error.filename}: {error.strerror}; make room there") from None
 
 
 def train(argv: Sequence[str] | None) -> None:

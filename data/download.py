@@ -6,7 +6,6 @@ where it stopped; what is half unpacked is thrown away.
 
 import hashlib
 import json
-import os
 import shutil
 import stat
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.huatuo import HUB_NAME
-from grpo.config import UsageError
+from grpo.config import UsageError, user_cache
 
 RECORD = "fetched.json"  # what was fetched; written last, so a folder that holds it is whole
 BLOCK = 2**25  # bytes of one request: few requests, and little is lost when one fails
@@ -89,11 +88,6 @@ def by_hand(name: str) -> str:
     files = " and ".join(source.files)
     where = f"https://huggingface.co/datasets/{source.repo}"
     return f"put {files} of {where} in a FOLDER, unpack the zip there, and use --data {name}:FOLDER"
-
-
-def user_cache() -> Path:
-    """The folder that this program may fill in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
 
 
 def _install(name: str, source: HubData, folder: Path) -> None:

@@ -71,8 +71,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         low, high = image.getextrema()
         scale = 255 / (high - low) if high > low else 0.0
         image = image.point(lambda value: value * scale + (-low * scale)).convert("L")
-    elif image.mode == "P":
-        image = image.convert("RGBA")  # a palette with transparency warns on its way to RGB
+    elif "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")  # on white, as transformers' own image processor lays it
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

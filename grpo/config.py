@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "Config",
     "UsageError",
     "exit_on_usage_error",
+    "user_cache",
 ]
 
 # Second spellings of flags, for users of TRL: its name -> ours, where the two differ.
@@ -59,6 +61,12 @@ Scale = Literal["group", "none"]
 Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
+
+
+def user_cache() -> Path:
+    """The folder that the programs may fill in the user's cache: image features, fetched data."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
+
 
 _task = functools.partial(option, "what is trained")
 _data = functools.partial(option, "data")

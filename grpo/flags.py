@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import math
 import operator
+import os
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +38,12 @@ def exit_on_usage_error(prog: str) -> Iterator[None]:
     """Turn a UsageError into its one line on stderr and exit code 2 (also works as a decorator)."""
     try:
         yield
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # steps and answers are written all along: nothing is lost
+        remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
+        print(f"{prog}: {error.filename or 'output'}: {error.strerror}; {remedy}", file=sys.stderr)
+        raise SystemExit(2) from None
     except UsageError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

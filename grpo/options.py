@@ -15,6 +15,7 @@ _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
 WAYS = ("reason", "direct")
+AS_RUN = "run"  # as the run had it, where none is a value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Options:
     compare: str | None = _what(None, "More runs, RUN,RUN: rows beside this one's.")
     data: str | None = _what(None, "Another data set, such as phantom:new-kind.")
     modality: str | None = _what(None, "Of --model: what counts as in distribution.")
-    ood: str | None = _what(None, "Unseen modalities to score, or none.")
+    ood: str = _what(AS_RUN, "Unseen modalities to score, or none.")
     eval_size: int | None = _what(None, "Test questions of each modality.", ge=1)
 
     prompt: str | None = _how(None, "Ways of asking: reason, direct, or reason,direct.")
@@ -47,14 +48,15 @@ class Options:
     batch_size: int = _run(64, "Questions answered together.", ge=1)
     device: str | None = _run(None, "auto, cpu, cuda or cuda:N.")
     threads: int | None = _run(None, "CPU threads; 0 for torch's own choice.", ge=0)
-    cache: str | None = _run(None, "Folder for image features; auto or none.")
+    cache: str = _run(AS_RUN, "Folder for image features; auto or none.")
+    dtype: Literal["run", "auto", "float32", "bfloat16"] = _run(
+        AS_RUN, "Of the base model; an export has this dtype."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
-        for name in ("json", "markdown"):
-            file = getattr(self, name)
-            if file and not Path(file).absolute().parent.is_dir():
-                raise UsageError(f"--{name} {file}: no such folder; make it first")
+        _check_file("--json", self.json)
+        _check_file("--markdown", self.markdown)
         for way in self.ways:
             if way not in WAYS:
                 raise UsageError(f"--prompt {way}: unknown choice; use one of {', '.join(WAYS)}")
@@ -63,6 +65,10 @@ class Options:
             raise UsageError("--image, --question and --options go together; give all three")
         if self.adapter and not self.model:
             raise UsageError(f"--adapter {self.adapter}: of which base? add --model")
+        if self.image and self.export_merged:
+            raise UsageError("--image and --export-merged: one at a time")
+        if self.modality and not self.model:
+            raise UsageError(f"--modality {self.modality}: a run has its own; it goes with --model")
         if self.model and self.run:
             raise UsageError("--run and --model: a run has its model; give one of them")
 
@@ -70,3 +76,11 @@ class Options:
     def ways(self) -> tuple[str, ...]:
         """The ways of asking, the first one first; none: the run's."""
         return tuple(dict.fromkeys(way.strip() for way in (self.prompt or "").split(",") if way))
+
+
+def _check_file(flag: str, file: str | None) -> None:
+    """Found now and not after the whole evaluation."""
+    if file and not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"{flag} {file}: no such folder; make it first")
+    if file and Path(file).is_dir():
+        raise UsageError(f"{flag} {file}: that is a folder; name a file")

@@ -70,6 +70,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def folder_of(name: str) -> Path:
+    """The folder that a model's name stands for, if it stands for one and not for a hub id."""
+    return PHANTOM if name == "phantom" else Path(name).expanduser()
+
+
 def load(
     name: str, dtype: torch.dtype, max_pixels: int | None = None
 ) -> tuple[Qwen2VLForConditionalGeneration, PreTrainedTokenizerBase, Any]:
@@ -78,7 +83,7 @@ def load(
     `max_pixels` replaces the checkpoint's own limit on an image's size. Raises UsageError for what
     is missing, broken, out of reach, or not a Qwen2-VL.
     """
-    source = str(PHANTOM) if name == "phantom" else str(Path(name).expanduser())
+    source = str(folder_of(name))
     is_folder = Path(source).is_dir()
     if not is_folder and (source.startswith(("/", ".")) or source.count("/") != 1):
         raise UsageError(

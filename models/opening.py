@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
-from grpo.config import Config
+from grpo.config import Config, user_cache
 from models.policy import Policy, load_policy
 
 
@@ -15,7 +14,7 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
     """The policy of a run: the model it names, with fresh adapters or those of a folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    cache = {"auto": _user_cache(), "none": None}.get(config.cache, Path(config.cache))
+    cache = {"auto": user_cache(), "none": None}.get(config.cache, Path(config.cache))
     return load_policy(
         config.model,
         adapter=adapter,
@@ -28,7 +27,3 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
         cache=cache,
         seed=config.seed,
     )
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"

@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
+from string import ascii_uppercase
 from typing import Any
 
 from rewards.metrics import (
@@ -20,7 +21,7 @@ Interval = tuple[float, float]
 
 
 def headline(rows: Sequence[Row]) -> list[Row]:
-    """Without the questions whose answer never changes in training: they need no image.
+    """Without the questions whose answer never changes within the modality: they need no image.
 
     Where there is nothing else, they are the headline.
     """
@@ -67,7 +68,7 @@ def interval(rows: Sequence[Row]) -> Interval:
     images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
     n = len(set(images))
     if n == len(rows) or n == 1 or min(values) == max(values):
-        return wilson(round(fmean(values) * n), n)
+        return wilson(round(fmean(values) * n, 9), n)
     return bootstrap_by(images, values, seed=0)
 
 
@@ -80,8 +81,11 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
     before, after = headline(before), headline(after)
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
     images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
-    shared = 1 < len(set(images)) < len(images) and min(change) < max(change)
-    ci95 = bootstrap_by(images, change, seed=0) if shared else paired_interval(old, new)
+    if 1 < len(set(images)) < len(images) and min(change) < max(change):
+        ci95 = bootstrap_by(images, change, seed=0)
+    else:  # each image counts once; where they are shared, all its questions changed alike
+        pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
+        ci95 = paired_interval(*zip(*pairs, strict=True))
     return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": mcnemar(old, new)}
 
 
@@ -121,9 +125,8 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
     chosen: dict[str, dict[str, str | None]] = defaultdict(dict)
     for row in rows:
         question, _, order = row["id"].rpartition("~")
-        letter = row["answer"]
-        text = row["options"][ord(letter) - ord("A")] if letter else None
-        chosen[question][order] = text
+        named = dict(zip(ascii_uppercase, row["options"], strict=False))
+        chosen[question][order] = named.get(row["answer"])  # another scorer may read any letter
     same = [
         text is not None and text == texts["0"]
         for texts in chosen.values()
@@ -138,6 +141,7 @@ def sampled(rows: Sequence[Row]) -> dict[str, Any]:
 
     `answers` of a row: K letters, None where none was given.
     """
+    rows = headline(rows)
     k = len(rows[0]["answers"])
     right = [sum(answer == row["gold"] for answer in row["answers"]) for row in rows]
     votes = [majority(row["answers"]) for row in rows]

@@ -1,6 +1,8 @@
 """The table of evaluate.py as text and as Markdown, in percent."""
 
+import math
 from collections.abc import Iterator
+from string import ascii_uppercase
 from typing import Any
 
 from rewards.table import verdicts
@@ -119,3 +121,15 @@ def percent(fraction: float | None) -> str:
 def points(difference: dict[str, Any]) -> str:
     low, high = difference["ci95"]
     return f"{100 * difference['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def one(row: dict[str, Any]) -> str:
+    """The answer to one question, with the probability of each letter."""
+    letter = row["answer"] or row["forced_answer"]
+    unsure = "" if row["answer"] else " (no answer in the format; this is the likeliest)"
+    named = dict(zip(ascii_uppercase, row["options"], strict=False))
+    lines = [f"reasoning  {row['forced_reasoning'] or '-'}"]
+    lines.append(f"answer     {letter}) {named[letter]}{unsure}")
+    for (name, text), logprob in zip(named.items(), row["letter_logprobs"], strict=True):
+        lines.append(f"  {100 * math.exp(logprob):5.1f} %  {name}) {text}")
+    return "\n".join([*lines, "Not for clinical use."])

@@ -22,8 +22,6 @@ def answered(example: Any, answer: Any) -> Row:
         **_question(example),
         "modality": example.modality,
         "question_type": example.question_type,
-        "question": example.question,
-        "constant": example.constant,
         "completion": answer.text,
         "answer": letter,
         "correct": letter == example.letter,
@@ -45,9 +43,15 @@ def drawn(example: Any, texts: Sequence[str]) -> Row:
 
 
 def _question(example: Any) -> Row:
-    images = [image.key for image in example.images]
-    options, gold = list(example.options), example.letter
-    return {"id": example.id, "image": images, "options": options, "gold": gold}
+    """All that an answer depends on but the policy: an answer to anything else is no answer."""
+    return {
+        "id": example.id,
+        "image": [image.key for image in example.images],
+        "question": example.question,
+        "options": list(example.options),
+        "gold": example.letter,
+        "asked": example.asked,
+    }
 
 
 def scored_by(row: Row, scorer: str) -> Row:
@@ -67,16 +71,21 @@ def kept_rows(
 ) -> list[Row]:
     """The row of each example, in order: from `file`, or predicted now and added to it at once.
 
-    What was cut off goes on where it stopped. Raises OSError where the file cannot be written.
+    What was cut off goes on where it stopped. A row about another image, question or options of
+    the same id is answered again. Raises OSError where the file cannot be written.
     """
     rows = _read_rows(file)
-    missing = [example for example in examples if example.id not in rows]
+    missing = [e for e in examples if not _answers(rows.get(e.id, {}), e)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
         for row in predict(missing):
             rows[row["id"]] = row
             print(json.dumps(row), file=out, flush=True)
-    return [rows[example.id] for example in examples]
+    return [rows[example.id] | {"constant": example.constant} for example in examples]
+
+
+def _answers(row: Row, example: Any) -> bool:
+    return all(row.get(name) == value for name, value in _question(example).items())
 
 
 def _read_rows(file: Path) -> dict[str, Row]:

@@ -96,9 +96,12 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         for modality in found
         if arm in BLIND and found[modality]["n"]
     ]
-    adjusted = holm([above_chance(found) for *_, found in tried])
+    # A prior stands under every model and is still one test.
+    tests = {(arm, m, of["correct"], of["n"]): above_chance(of) for _, m, arm, of in tried}
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     sentences = []
-    for (model, modality, arm, found), p in zip(tried, adjusted, strict=True):
+    for model, modality, arm, found in tried:
+        p = adjusted[arm, modality, found["correct"], found["n"]]
         figure = table["results"][model][modality]
         explained = found["ci95"][1] >= figure["ci95"][0]
         if above_chance(figure) >= ALPHA or not (explained or p < ALPHA):

@@ -18,7 +18,7 @@ import data
 import evaluate
 import train
 from grpo.config import UsageError
-from rewards.parse import answer_letter
+from rewards.parse import is_formatted
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--recipe", "phantom", "--steps", "2", "--train-size", "24", "--prompts-per-step", "2"]
@@ -82,6 +82,7 @@ def test_both_ways_of_asking_and_samples_side_by_side(here, run):
     flags = ["--prompt", "reason,direct", "--samples", "3", "--controls", "none", "--ood", "none"]
     found = table(run, *flags)
     assert list(found["results"]) == ["base", "base, direct", "trained", "trained, direct"]
+    assert list(found["results"]["base"]) == ["MRI"], "--ood none"
     assert found["sampled"]["trained"]["MRI"]["samples"] == 3
     rows = lines(run / "predictions" / "trained-MRI-reason-3-at-1.0.jsonl")
     assert {len(row["completions"]) for row in rows} == {3}
@@ -94,12 +95,21 @@ def test_both_ways_of_asking_and_samples_side_by_side(here, run):
     assert [row["answers"] for row in others] == [row["answers"] for row in rows]
 
 
-def test_the_published_scorer_changes_figures_and_no_prediction(here, run):
-    before = (run / "predictions" / "base-MRI-reason.jsonl").read_bytes()
-    ours = table(run, "--controls", "none", "--ood", "none")
-    theirs = table(run, "--controls", "none", "--ood", "none", "--scorer", "medvlm-r1")
-    assert (run / "predictions" / "base-MRI-reason.jsonl").read_bytes() == before
-    assert theirs["results"]["base"]["MRI"]["n"] == ours["results"]["base"]["MRI"]["n"]
+def test_the_published_scorer_changes_figures_and_no_prediction(here, run, work):
+    copy = work / "scored"
+    shutil.copytree(run, copy)
+    file = copy / "predictions" / "base-MRI-reason.jsonl"
+    (first, *rest) = lines(file)
+    said = f"<answer>{first['gold']}</answer> or <answer>E</answer>"  # ours refuses two answers
+    changed = {**first, "completion": said, "answer": None, "correct": False}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (changed, *rest)))
+    before = file.read_bytes()
+    flags = ["--controls", "none", "--ood", "none"]
+    ours, theirs = (table(copy, *flags, "--scorer", name) for name in ("ours", "medvlm-r1"))
+    assert file.read_bytes() == before
+    counts = [found["results"]["base"]["MRI"]["correct"] for found in (ours, theirs)]
+    assert counts[1] == counts[0] + 1
+    assert theirs["scorer"] == "medvlm-r1"
 
 
 def test_a_leaking_question_type_is_set_apart_and_its_prior_shown(here, run):
@@ -125,10 +135,17 @@ def test_runs_side_by_side(here, run, work):
     assert list(found["results"]) == ["base", "trained", "seed7"]
     assert found["seeds"]["MRI"]["seeds"] == 2
     config = json.loads((other / "config.json").read_text())
-    config["config"]["data"] = "phantom:leaky"
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=r"--compare seed7: other test questions of MRI, CT, XRAY"):
-        table(run, "--compare", "seed7", "--controls", "none")
+    for change, says in (
+        ({"data": "phantom:leaky"}, "other test questions of MRI, CT, XRAY"),
+        ({"prompt": "direct"}, "another base or way of asking"),
+        ({"model": "/other"}, "another base or way of asking"),
+    ):
+        changed = {**config, "config": {**config["config"], **change}}
+        (other / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(UsageError, match=f"--compare seed7: {says}"):
+            table(run, "--compare", "seed7", "--controls", "none")
+    with pytest.raises(UsageError, match="--compare run: a row of this name"):
+        table(run, "--compare", "run", "--controls", "none")
 
 
 def test_a_model_without_a_run(here, run):
@@ -175,7 +192,8 @@ def test_the_no_think_arm_trains(here, work):
     rows = lines(work / "direct" / "predictions" / "trained-MRI-direct.jsonl")
     assert [row["forced_reasoning"] for row in rows] == [None] * 12
     for row in rows:
-        assert row["formatted"] <= (answer_letter(row["completion"], "ABCD") is not None)
+        letters = "ABCD"[: len(row["options"])]
+        assert row["formatted"] == is_formatted(row["completion"], letters, reasons=False)
     found = table(work / "direct", "--controls", "none", "--prompt", "direct,reason")
     assert list(found["results"]) == ["base", "base, reason", "trained", "trained, reason"]
 

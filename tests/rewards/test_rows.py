@@ -63,19 +63,23 @@ def asked() -> list[str]:
 
 
 def examples(*names: str) -> list[SimpleNamespace]:
-    return [SimpleNamespace(id=name) for name in names]
+    return [SimpleNamespace(**{**vars(EXAMPLE), "id": name}) for name in names]
+
+
+def row(example: SimpleNamespace) -> dict:
+    return answered(example, said(f"<answer>{example.id}</answer>"))
 
 
 def test_nothing_is_asked_twice_and_the_order_is_the_examples(tmp_path, asked):
     def predict(missing):
         asked.extend(e.id for e in missing)
-        return ({"id": e.id, "said": e.id.upper()} for e in missing)
+        return (row(example) for example in missing)
 
     file = tmp_path / "predictions" / "rows.jsonl"
     kept_rows(file, examples("a", "b"), predict)
     rows = kept_rows(file, examples("c", "b", "a"), predict)
     assert asked == ["a", "b", "c"]
-    assert [row["said"] for row in rows] == ["C", "B", "A"]
+    assert [row["completion"][8] for row in rows] == ["c", "b", "a"]
     assert len(file.read_text().splitlines()) == 3
 
 
@@ -85,7 +89,7 @@ def test_what_was_answered_before_a_crash_is_kept(tmp_path, asked):
             if example.id == "b" and not asked:
                 asked.append("crash")
                 raise KeyboardInterrupt
-            yield {"id": example.id}
+            yield row(example)
 
     file = tmp_path / "rows.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -94,3 +98,35 @@ def test_what_was_answered_before_a_crash_is_kept(tmp_path, asked):
         out.write('{"id": "b", "half')
     assert [row["id"] for row in kept_rows(file, examples("a", "b"), predict)] == ["a", "b"]
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"letter": "A"},
+        {"options": ("left", "both")},
+        {"question": "Where?"},
+        {"asked": "direct"},
+        {"images": (SimpleNamespace(key="b.png"),)},
+    ],
+)
+def test_an_answer_to_something_else_of_the_same_id_is_none(tmp_path, asked, changed):
+    def predict(missing):
+        asked.extend(missing)
+        return (row(example) for example in missing)
+
+    file = tmp_path / "rows.jsonl"
+    kept_rows(file, examples("a", "b"), predict)
+    (first, second) = examples("a", "b")
+    mended = SimpleNamespace(**{**vars(second), **changed})
+    kept_rows(file, [first, mended], predict)
+    assert asked[2:] == [mended]
+    assert kept_rows(file, [first, mended], predict)[1]["gold"] == mended.letter
+    assert len(asked) == 3
+
+
+def test_whether_an_answer_is_constant_is_the_datas_to_say(tmp_path):
+    (example,) = examples("a")
+    kept_rows(tmp_path / "r", [example], lambda missing: map(row, missing))
+    again = SimpleNamespace(**{**vars(example), "constant": True})
+    assert kept_rows(tmp_path / "r", [again], lambda missing: [])[0]["constant"]

@@ -73,6 +73,10 @@ def test_gain_pairs_questions():
     assert found["gain"] == 0.5
     assert found["ci95"] == list(paired_interval([1, 0, 0, 0], [1, 1, 1, 0]))
     assert found["mcnemar_p"] == 0.5
+    shared = [row(i, False, image=f"{i // 10}.png") for i in range(100)]
+    gained = [row(i, True, image=f"{i // 10}.png") for i in range(100)]
+    ten = paired_interval([0] * 10, [1] * 10)
+    assert gain(shared, gained, "correct")["ci95"] == list(ten), "ten images, all alike"
 
 
 def test_the_ood_mean_counts_modalities_alike():
@@ -88,14 +92,17 @@ def test_permuted_options_tell_text_from_letter():
 
     by_text = [turned(0, ["left", "right"], "A"), turned(1, ["right", "left"], "B")]
     by_letter = [turned(0, ["left", "right"], "A"), turned(1, ["right", "left"], "A")]
+    foreign = [turned(0, ["left", "right"], "A"), turned(1, ["right", "left"], "K")]
+    assert permuted(foreign)["same_text"] == 0.0
     mute = [turned(0, ["left", "right"], None), turned(1, ["right", "left"], None)]
     assert [permuted(r)["same_text"] for r in (by_text, by_letter, mute)] == [1.0, 0.0, 0.0]
 
 
 def test_samples_by_hand():
     some = [
-        {"gold": "A", "answers": ["A", "B", "B", None]},
-        {"gold": "A", "answers": ["A", "A", "A", "B"]},
+        {"id": "1", "gold": "A", "answers": ["A", "B", "B", None]},
+        {"id": "2", "gold": "A", "answers": ["A", "A", "A", "B"]},
+        {"id": "3", "gold": "A", "answers": ["B", "B", "B", "B"], "constant": True},
     ]
     found = sampled(some)
     assert found["pass@1"] == pytest.approx((1 / 4 + 3 / 4) / 2)
