@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,18 @@ def train(argv: Sequence[str] | None) -> None:
     seldom = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two lines in a log file
     bar = tqdm(total=config.steps, desc=name, mininterval=seldom, dynamic_ncols=True)
     with bar, (run / "metrics.jsonl").open("w", encoding="utf-8") as log:
-        for metrics in interruptible(steps):
-            step = int(metrics["step"])
-            if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
-                metrics |= validate(policy, validation, config)
-            metrics["memory/peak_mb"] = peak_memory(policy.device)
-            finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-            print(json.dumps(finite), file=log, flush=True)
-            bar.set_postfix_str(progress(metrics, terms), refresh=False)
-            bar.update()
+        try:
+            for metrics in steps:
+                step = int(metrics["step"])
+                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+                    metrics |= validate(policy, validation, config)
+                metrics["memory/peak_mb"] = peak_memory(policy.device)
+                finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+                print(json.dumps(finite), file=log, flush=True)
+                bar.set_postfix_str(progress(metrics, terms), refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
     policy.save(run / "adapter")
 
     answers = ask(policy, config, tests, run, Options()) if tests else {}
@@ -106,14 +109,6 @@ def train(argv: Sequence[str] | None) -> None:
     }
     (run / "summary.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(closing_line(run, config, table))
-
-
-def interruptible(steps: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
-    """The steps until Ctrl-C: what was learned until then is saved and scored."""
-    try:
-        yield from steps
-    except KeyboardInterrupt:
-        print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
 
 
 def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:

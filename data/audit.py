@@ -116,8 +116,15 @@ def questions(
     for name, split in product(names, ("train", "val", "test")):
         size = options.train_size if split == "train" else options.eval_size
         if not whole or whole[name][split]:  # `data.load` takes an empty split for an error
+            # What is withheld from training is asked of those who trained on the plain phantoms.
+            withheld = spec == "phantom:new-kind" and split == "train"
             drawn[name][split] = data.load(
-                spec, name, split=split, size=size, seed=options.seed, skipped=skipped
+                "phantom" if withheld else spec,
+                name,
+                split=split,
+                size=size,
+                seed=options.seed,
+                skipped=skipped,
             )
     return whole or drawn, drawn
 

@@ -42,7 +42,7 @@ STAGES = {
     "answer": (1_000, 1e-3, 2, ("question", "drill", "question", "drill", "caption")),
     "exam": (600, 1.5e-3, 3, ("exam", "exam", "exam", "question")),
     "both": (1_000, 2e-3, 4, ("match", "exam", "match", "exam", "question")),
-    "habit": (1_200, 2e-3, 6, ("match", "exam", "hasty")),  # seed 5 never learned sizes' letters
+    "habit": (1_200, 2e-3, 6, ("match", "exam", "hasty")),  # seed 5 missed the letters of sizes
     "glance": (400, 1e-3, 7, ("exam", "glance", "hasty", "direct")),
 }
 SEED = 0

@@ -137,7 +137,9 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def sampled(rows: Sequence[Row]) -> dict[str, Any]:
-    """Of K samples a question: pass@k for k = 1, 2, 4 .. K, majority@K, and how many agree with it.
+    """Of K samples a question: pass@k for k = 1, 2, 4 .. K, majority@K, how many agree with it.
+
+    And mixed: the share of questions answered both right and wrong, where GRPO has a signal.
 
     `answers` of a row: K letters, None where none was given.
     """
@@ -151,6 +153,7 @@ def sampled(rows: Sequence[Row]) -> dict[str, Any]:
     figures[f"majority@{k}"] = fmean(
         vote == row["gold"] for vote, row in zip(votes, rows, strict=True)
     )
+    figures["mixed"] = fmean(0 < c < k for c in right)
     figures["agreement"] = fmean(
         row["answers"].count(vote) / k if vote else 0.0
         for vote, row in zip(votes, rows, strict=True)

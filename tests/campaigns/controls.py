@@ -52,7 +52,12 @@ def main() -> None:
             if arm in BLIND
         ),
     }
-    results.write_text(json.dumps({"held": held, **table}, indent=1) + "\n")
+    config = json.loads((Path(run) / "config.json").read_text())["config"]
+    how = {
+        "command": "controls.py --run RUN",
+        **{n: config[n] for n in ("recipe", "seed", "steps")},
+    }
+    results.write_text(json.dumps({"of": how, "held": held, **table}, indent=1) + "\n")
     print(json.dumps(held, indent=1))
 
 

@@ -214,3 +214,10 @@ def test_bad_input_exits_with_2_and_without_a_traceback(words: list[str]) -> Non
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
     assert line.startswith("python -m data.audit: ")
+
+
+def test_the_withheld_kind_has_the_plain_phantoms_for_training(tmp_path: Path) -> None:
+    flags = ["phantom:new-kind", "--train-size", "240", "--eval-size", "200"]
+    main([*flags, "--json", str(tmp_path / "a.json")])
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["options_prior"]["MRI"]["n"] == 200

@@ -109,6 +109,7 @@ def test_samples_by_hand():
     assert found["pass@2"] == pytest.approx((3 / 6 + 6 / 6) / 2)
     assert found["pass@4"] == 1.0
     assert found["majority@4"] == 0.5
+    assert found["mixed"] == 1.0
     assert found["agreement"] == pytest.approx((2 / 4 + 3 / 4) / 2)
 
 
