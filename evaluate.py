@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -82,7 +81,7 @@ def ask(
     folder: Path,
     options: Options,
     models: Sequence[str] = MODELS,
-    controls: Mapping[str, Tests] = MappingProxyType({}),
+    controls: Mapping[str, Tests] | None = None,
 ) -> Answers:
     """All answers of these models of one policy, kept in `folder`/predictions.
 
@@ -99,7 +98,7 @@ def ask(
             if k:
                 several = partial(sample, policy, config, k, temperature)
                 found[model][SAMPLES] = keep(f"{first}-{k}-at-{temperature}", several, tests)
-            for control, altered in controls.items():
+            for control, altered in (controls or {}).items():
                 found[model][control] = keep(f"{first}-{control}", answers, altered)
             for way in others:
                 asked = {m: asking.asked(tests[m], way) for m in tests}
@@ -131,7 +130,7 @@ def subject(options: Options) -> tuple[Config, Path | None, Path]:
     if options.ways:
         given["prompt"] = options.ways[0]
     if not options.model:
-        run = Path(options.run) if options.run else newest_run()
+        run = Path(options.run)
         config = with_names(replace(Config.load(run / "config.json"), **given))
         # Answers to questions of another data set are kept apart.
         place = run / "other" / config.data.replace("/", "_") if options.data else run
@@ -150,13 +149,17 @@ def subject(options: Options) -> tuple[Config, Path | None, Path]:
     return config, adapter, Path("runs") / "models" / f"{Path(options.model).name}-{stamp}"
 
 
-def rivals(options: Options, config: Config, tests: Tests) -> dict[str, Options]:
-    """The runs of --compare by the names of their rows. UsageError for one that cannot be."""
-    found: dict[str, Options] = {}
+def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Config, Path, Path]]:
+    """The runs of --compare, as `subject` gives them, by the names of their rows.
+
+    Raises UsageError for one that does not compare.
+    """
+    found = {}
     taken = {*MODELS, Path(options.run or "").resolve().name}
     for name in names_in(options.compare or ""):
         of = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
-        other, asked = subject(of)[0], load_tests(subject(of)[0])
+        other, adapter, folder = subject(of)
+        asked = load_tests(other)
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
         if label in taken:
@@ -173,7 +176,7 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, Options]
         if problem:
             raise UsageError(f"--compare {name}: {problem}")
         taken.add(label)
-        found[label] = of
+        found[label] = other, adapter, folder
     return found
 
 
@@ -189,24 +192,24 @@ def evaluate(
     """The table of a model, its controls, and the runs beside it."""
     tests = load_tests(config)
     others = rivals(options, config, tests)
-    few, controls, priors = {}, {}, {}
+    controls, priors, coinciding = {}, {}, {}
     if options.controls != "none":
         few = asking.few(tests, FAST if options.controls == "fast" else None)
         # A run learned from its own data, whatever it is asked now.
         learned = config if options.model else subject(replace(options, data=None))[0]
         controls, priors = asking.controls(few), asking.priors(asking.training(learned), tests)
+        coinciding = asking.coinciding(few, controls["shuffled_image"])
     models = MODELS if adapter else MODELS[:1]
     policy = open_policy(config, adapter)
     answers = ask(policy, config, tests, folder, options, models, controls)
-    seeds = {config.seed: "trained"}
-    for label, of in others.items():
-        other, its_adapter, its_folder = subject(of)
+    seeds, greedy = {config.seed: "trained"}, replace(options, samples=0)
+    for label, (other, its_adapter, its_folder) in others.items():
         policy = open_policy(other, its_adapter)
-        beside = ask(policy, other, tests, its_folder, replace(of, samples=0), ["trained"])
+        beside = ask(policy, other, tests, its_folder, greedy, ["trained"])
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
         if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)
-    table = tabulate(answers, config.modality, priors, asking.coinciding(few))
+    table = tabulate(answers, config.modality, priors, coinciding)
     if len(seeds) > 1:
         table["seeds"] = over_seeds(table, list(seeds.values()))
     return table | {"scorer": options.scorer}
@@ -225,6 +228,8 @@ def ask_one(policy: Policy, config: Config, options: Options) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     about = "Score a run's base and trained policy on seen and unseen modalities."
     options = Options(**parse_flags(Options, argv, "evaluate.py", about))
+    if not (options.run or options.model):
+        options = replace(options, run=str(newest_run()))  # once: another may finish meanwhile
     config, adapter, folder = subject(options)
     if options.export_merged:
         refuse_taken(Path(options.export_merged))

@@ -79,6 +79,11 @@ def modalities(spec: str) -> tuple[str, ...]:
     return tuple(name for name, _ in Counter(e.modality for e in read(spec).examples).most_common())
 
 
+def learned_from(spec: str) -> str:
+    """The data set that a policy asked `spec` was trained on: a withheld one has no training."""
+    return "phantom" if spec == "phantom:new-kind" else spec
+
+
 @lru_cache(maxsize=64)
 def constant(spec: str, modality: str) -> dict[tuple[str, str], str]:
     """What has the same answer throughout a modality, see data/splits.py: constant_answers."""

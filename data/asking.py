@@ -72,9 +72,7 @@ def few(tests: Tests, most: int | None) -> Tests:
 
 def training(config: Config) -> list[VQAExample]:
     """The questions that a run of this configuration trains on."""
-    # What is withheld from training is asked of runs on the plain phantoms.
-    spec = "phantom" if config.data == "phantom:new-kind" else config.data
-    size, seed = config.train_size, config.data_seed
+    spec, size, seed = data.learned_from(config.data), config.train_size, config.data_seed
     return data.load(spec, config.modality, split="train", size=size, seed=seed)
 
 
@@ -94,9 +92,9 @@ def controls(tests: Tests) -> dict[str, Tests]:
     }
 
 
-def coinciding(tests: Tests) -> dict[str, tuple[int, int]]:
+def coinciding(tests: Tests, shuffled: Tests) -> dict[str, tuple[int, int]]:
     """Shuffled images that are as good as the right one, see data/controls.py: coincidences."""
-    return {m: coincidences(e, shuffled_images(e, SHUFFLE_SEED)) for m, e in tests.items()}
+    return {m: coincidences(tests[m], shuffled[m]) for m in tests}
 
 
 def priors(

@@ -33,6 +33,7 @@ from data.splits import (
 )
 from grpo.config import (
     UsageError,
+    check_file,
     check_options,
     exit_on_usage_error,
     names_in,
@@ -56,8 +57,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.json and not Path(self.json).absolute().parent.is_dir():
-            raise UsageError(f"--json {self.json}: no such folder; make it first")
+        check_file("--json", self.json)
 
 
 def audit(spec: str, options: Options) -> dict[str, Any]:
@@ -116,15 +116,9 @@ def questions(
     for name, split in product(names, ("train", "val", "test")):
         size = options.train_size if split == "train" else options.eval_size
         if not whole or whole[name][split]:  # `data.load` takes an empty split for an error
-            # What is withheld from training is asked of those who trained on the plain phantoms.
-            withheld = spec == "phantom:new-kind" and split == "train"
+            source = data.learned_from(spec) if split == "train" else spec
             drawn[name][split] = data.load(
-                "phantom" if withheld else spec,
-                name,
-                split=split,
-                size=size,
-                seed=options.seed,
-                skipped=skipped,
+                source, name, split=split, size=size, seed=options.seed, skipped=skipped
             )
     return whole or drawn, drawn
 
@@ -209,7 +203,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with exit_on_usage_error(PROG):
-        try:
-            main()
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}") from None
+        main()

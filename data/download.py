@@ -4,7 +4,6 @@ They land under the user's cache folder, in medvqa-grpo/data/NAME. What is half 
 where it stopped; what is half unpacked is thrown away.
 """
 
-import hashlib
 import json
 import shutil
 import stat
@@ -19,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.huatuo import HUB_NAME
+from data.splits import sha256_of
 from grpo.config import UsageError, user_cache
 
 RECORD = "fetched.json"  # what was fetched; written last, so a folder that holds it is whole
@@ -132,7 +132,7 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
     record = {"repo": source.repo, "commit": commit, "files": {}}
     for file, path in paths.items():
         _download_file(hub, path, downloads / file, infos[file]["size"])
-        digest = _sha256(downloads / file)
+        digest = sha256_of(downloads / file)
         wanted = source.sha256.get(file) or (infos[file].get("lfs") or {}).get("sha256", digest)
         if digest != wanted:
             (downloads / file).unlink()
@@ -196,11 +196,6 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     if path.anchor or ".." in path.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         problem = f"holds {member.filename!r}, which leads out of its folder"
         raise UsageError(f"{archive.name} {problem}: it was not unpacked; try again")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _size(count: float) -> str:

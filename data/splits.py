@@ -52,7 +52,7 @@ def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
 def same_content(paths: Sequence[str]) -> list[list[str]]:
     """The sets of two or more files with equal bytes. Most are told apart without reading all."""
     sets = [list(paths)]
-    for key in (os.path.getsize, _tail, _digest):
+    for key in (os.path.getsize, _tail, sha256_of):
         sets = [part for paths in sets for part in _parts(paths, key) if len(part) > 1]
     return sets
 
@@ -74,9 +74,10 @@ def _tail(path: str) -> bytes:
         return file.read()
 
 
-def _digest(path: str) -> bytes:
+def sha256_of(path: str | Path) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def split_of(group: str, seed: int) -> Split:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from grpo import recipes
 from grpo.flags import (
     UsageError,
+    check_file,
     check_options,
     exit_on_usage_error,
     names_in,
@@ -34,6 +35,7 @@ __all__ = [
     "TRL_NAMES",
     "Config",
     "UsageError",
+    "check_file",
     "exit_on_usage_error",
     "user_cache",
 ]

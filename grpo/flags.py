@@ -18,6 +18,7 @@ import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 BOUNDS = {
@@ -86,6 +87,14 @@ def _check(field: dataclasses.Field[Any], value: Any, kind: type, choices: Seque
         holds, words = BOUNDS[bound]
         if not holds(value, limit):
             raise UsageError(f"{what}: must be {words} {limit}, such as {shown(field.default)}")
+
+
+def check_file(flag: str, file: str | None) -> None:
+    """Raise UsageError for an output file that could not be written, before the work for it."""
+    if file and not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"{flag} {file}: no such folder; make it first")
+    if file and Path(file).is_dir():
+        raise UsageError(f"{flag} {file}: that is a folder; name a file")
 
 
 def parse_flags(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Literal
 
-from grpo.flags import UsageError, check_options, option
+from grpo.flags import UsageError, check_file, check_options, option
 
 _what = functools.partial(option, "what is scored")
 _how = functools.partial(option, "how it is asked")
@@ -55,8 +54,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
-        _check_file("--json", self.json)
-        _check_file("--markdown", self.markdown)
+        check_file("--json", self.json)
+        check_file("--markdown", self.markdown)
         for way in self.ways:
             if way not in WAYS:
                 raise UsageError(f"--prompt {way}: unknown choice; use one of {', '.join(WAYS)}")
@@ -76,11 +75,3 @@ class Options:
     def ways(self) -> tuple[str, ...]:
         """The ways of asking, the first one first; none: the run's."""
         return tuple(dict.fromkeys(way.strip() for way in (self.prompt or "").split(",") if way))
-
-
-def _check_file(flag: str, file: str | None) -> None:
-    """Found now and not after the whole evaluation."""
-    if file and not Path(file).absolute().parent.is_dir():
-        raise UsageError(f"{flag} {file}: no such folder; make it first")
-    if file and Path(file).is_dir():
-        raise UsageError(f"{flag} {file}: that is a folder; name a file")
