@@ -44,10 +44,8 @@ def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
             there = f"{len(examples)} {modality} test questions, all that there are"
             print(f"{there}; {config.eval_size} were asked for", file=sys.stderr)
         constant = data.constant(config.data, modality)
-        tests[modality] = [
-            replace(e, asked=config.prompt, constant=has_constant_answer(e, constant))
-            for e in examples
-        ]
+        marked = [replace(e, constant=has_constant_answer(e, constant)) for e in examples]
+        tests[modality] = asked(marked, config.prompt)
     return tests
 
 
@@ -58,8 +56,22 @@ def fingerprint(examples: Sequence[VQAExample] | None) -> str:
 
 
 def asked(examples: Sequence[VQAExample], way: str) -> list[VQAExample]:
-    """The same questions asked in another way, see data/prompts.py: INSTRUCTIONS."""
-    return [replace(example, asked=way) for example in examples]
+    """The same questions asked in another way, one of `data.prompts.WAYS`."""
+    return [one_asked(example, way) for example in examples]
+
+
+def one_asked(example: VQAExample, way: str) -> VQAExample:
+    """A question asked in another way; "open" hides the options, and the answer is wanted in words.
+
+    >>> example = VQAExample("1", (), "Which side?", ("left", "right"), 1, "MRI", "side")
+    >>> print(one_asked(example, "open").prompt)
+    Which side?
+    Reason inside <think> </think>, then give a few words inside <answer> </answer>, nothing else.
+    """
+    if way != "open":
+        return replace(example, asked=way)
+    right = {"options": (), "references": example.right_answers, "gold": 0}
+    return replace(example, asked="reason", **(right if example.options else {}))
 
 
 def few(tests: Tests, most: int | None) -> Tests:

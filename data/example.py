@@ -1,4 +1,4 @@
-"""One multiple-choice question about images: all that the rest of the project knows of data."""
+"""One question about images, closed or open: all that the rest of the project knows of data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,19 +79,25 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class VQAExample:
-    """A question, its options, which is right, and the images it is about (0, 1 or several)."""
+    """A question, its options, which is right, and the images it is about (0, 1 or several).
+
+    An open question has no options and is answered in words; `references` are the right answers.
+    """
 
     id: str
     images: tuple[ImageSource, ...]
     question: str
     options: tuple[str, ...]
-    gold: int  # index into options
+    gold: int  # index into options; of an open question, into references
     modality: str  # "MRI", "CT", "XRAY", ...
     question_type: str
     reasoning: str = ""  # the reference reasoning, where the data has one
     dataset: str = ""
     asked: str = "reason"  # a way of asking: a key of data.prompts.INSTRUCTIONS
     constant: bool = False  # its answer is known without looking: data.splits.constant_answers
+    references: tuple[str, ...] = ()  # of an open question: every wording that counts as right
+    findings: tuple[str, ...] | None = None  # what the image shows, one phrase each; None: unknown
+    answer_type: str = ""  # "closed" or "open" as the data set says; "": closed if it has options
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -100,19 +106,30 @@ class VQAExample:
 
     @property
     def letter(self) -> str:
-        """The letter of the right option."""
-        return ascii_uppercase[self.gold]
+        """The letter of the right option; "" of an open question."""
+        return ascii_uppercase[self.gold] if self.options else ""
 
     @property
     def answer(self) -> str:
-        """The text of the right option."""
-        return self.options[self.gold]
+        """The text of the right answer."""
+        return (self.options or self.references)[self.gold]
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """Every wording of the right answer; with options, that of the right one."""
+        return (self.answer,) if self.options else self.references
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is reported among the closed questions, as VQA-RAD and SLAKE tell them."""
+        return self.answer_type.lower() == "closed" if self.answer_type else bool(self.options)
 
     @property
     def prompt(self) -> str:
         """The user's turn, as `data.prompts` words it."""
         return user_text(self.question, self.options, self.asked)
 
-    def completion(self, reasoning: str | None, letter: str) -> str:
-        """An answer in the format; `reasoning` None: without a think block."""
-        return completion_text(reasoning, letter)
+    def completion(self, reasoning: str | None, answer: str | None = None) -> str:
+        """An answer in the format, the right one by default; `reasoning` None: no think block."""
+        right = self.letter if self.options else self.answer
+        return completion_text(reasoning, right if answer is None else answer)

@@ -152,24 +152,29 @@ def _example(
         gold=letter,
         modality=modality,
         question_type=question_type,
-        reasoning=findings(scene),
+        reasoning=report(scene),
         dataset="phantom",
+        findings=findings(scene),
     )
 
 
-def findings(scene: Scene) -> str:
-    """What a perfect reader would report, the same grammar for every question: the reference
+def findings(scene: Scene) -> tuple[str, ...]:
+    """What the scene holds, a phrase a lesion."""
+    return tuple(f"{lesion.size} {lesion.kind}, {lesion.quadrant}" for lesion in scene.lesions)
+
+
+def report(scene: Scene) -> str:
+    """What a perfect reader would say, the same grammar for every question: the reference
     reasoning.
 
     >>> wanted = [("cyst", "small", "upper left"), ("abscess", "large", "lower left")]
-    >>> findings(place_lesions(0, wanted))
+    >>> report(place_lesions(0, wanted))
     'Two lesions: small cyst, upper left; large abscess, lower left.'
-    >>> findings(place_lesions(0, []))
+    >>> report(place_lesions(0, []))
     'No lesion.'
     """
     if not scene.lesions:
         return "No lesion."
     number = COUNTS[len(scene.lesions)].capitalize()
     noun = "lesion" if len(scene.lesions) == 1 else "lesions"
-    parts = (f"{lesion.size} {lesion.kind}, {lesion.quadrant}" for lesion in scene.lesions)
-    return f"{number} {noun}: {'; '.join(parts)}."
+    return f"{number} {noun}: {'; '.join(findings(scene))}."

@@ -12,12 +12,21 @@ INSTRUCTIONS = {  # ways of asking -> the sentence on the form of the answer
         "Reason inside <think> </think>, then give one letter inside <answer> </answer>, "
         "nothing else."
     ),
+    "explain": (
+        "Explain inside <think> </think> what the image shows and what follows from it, then give "
+        "one letter inside <answer> </answer>, nothing else."
+    ),
     "direct": "Give one letter inside <answer> </answer>, nothing else.",
 }
+# RARL (arXiv 2506.06600) mixes questions that want an explanation, a short form, and no options.
+# "open" is a way for questions that have options: `data.asking.asked` takes them away.
+WAYS = (*INSTRUCTIONS, "open")
 
 
 def user_text(question: str, options: Sequence[str], asked: str = "reason") -> str:
     """The user's turn: the question, one line an option, one sentence on the form of the answer.
+
+    Without options the answer is wanted in words.
 
     >>> print(user_text("Which side is the lesion on?", ["left", "right"]))
     Which side is the lesion on?
@@ -25,11 +34,14 @@ def user_text(question: str, options: Sequence[str], asked: str = "reason") -> s
     B) right
     Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else.
     """
+    instruction = INSTRUCTIONS[asked]
+    if not options:
+        instruction = instruction.replace("one letter", "a few words")
     lettered = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
-    return "\n".join([question, *lettered, INSTRUCTIONS[asked]])
+    return "\n".join([question, *lettered, instruction])
 
 
-def completion_text(reasoning: str | None, letter: str) -> str:
+def completion_text(reasoning: str | None, answer: str) -> str:
     """A whole well-formed completion, the target of supervised training; None: asked directly.
 
     >>> completion_text("The bright spot lies left.", "A")
@@ -38,4 +50,4 @@ def completion_text(reasoning: str | None, letter: str) -> str:
     '<answer>A</answer>'
     """
     think = "" if reasoning is None else f"<think>{reasoning}</think>"
-    return f"{think}<answer>{letter}</answer>"
+    return f"{think}<answer>{answer}</answer>"

@@ -40,7 +40,7 @@ def answer(
     prompts = policy.encode(examples)
     groups = _greedy(policy, prompts, max_completion_length)
     texts = [policy.decode(group.completions[0]) for group in groups]
-    thinks = [example.asked == "reason" for example in examples]
+    thinks = [example.asked != "direct" for example in examples]
     said = list(texts)
     astray = [i for i, text in enumerate(texts) if thinks[i] and not text.startswith(OPENING)]
     begun = [policy.begin(prompts[i], OPENING) for i in astray]

@@ -25,7 +25,7 @@ def answered(example: Any, answer: Any) -> Row:
         "completion": answer.text,
         "answer": letter,
         "correct": letter == example.letter,
-        "formatted": is_formatted(answer.text, letters, example.asked == "reason"),
+        "formatted": is_formatted(answer.text, letters, example.asked != "direct"),
         "answer_logprob": logprobs[letters.index(letter)] if letter else None,
         "forced_reasoning": answer.thought,
         "forced_answer": forced,
