@@ -1,32 +1,62 @@
 """Data sets, one `VQAExample` for all of them.
 
 `phantom`, `phantom:leaky`, `phantom:new-kind`   drawn scenes (data/phantom.py): not medical data
-`omnimedvqa:FOLDER`                              OmniMedVQA as it lies on disk (data/omnimedvqa.py)
-`huatuo:FILE_OR_FOLDER`                          Medical_Multimodal_Evaluation_Data (data/huatuo.py)
-`jsonl:FILE`                                     your own questions (data/jsonl.py)
+`omnimedvqa:FOLDER`              as it lies on disk; no single licence, each source has its own
+`huatuo:FILE_OR_FOLDER`          Medical_Multimodal_Evaluation_Data; licence not found
+`vqa-rad:FILE_OR_FOLDER`         VQA-RAD, the hub's parquet or the OSF JSON; CC0-1.0
+`slake:FOLDER`                   SLAKE, its English questions; CC-BY-4.0, says its page on the hub
+`vqa-med-2019:FOLDER`            ImageCLEF's VQA-Med 2019; see its page for terms
+`path-vqa:FILE_OR_FOLDER`        PathVQA, the hub's parquet; MIT, the images are their publishers'
+`pmc-vqa:FILE_OR_FOLDER`         PMC-VQA, version 2 or 1; CC-BY-SA, which we could not verify
+`silvar-med:FOLDER`              SilVar-Med's annotated SLAKE images; licence not found
+`jsonl:FILE`                     your own questions (data/jsonl.py)
 
-`omnimedvqa` and `huatuo` alone are fetched from the hub (data/download.py).
+A name with a `-` is read by the file with a `_`, whose docstring tells the format. Those in
+data/download.py: HUB are fetched from the hub when they are named alone, as in `--data vqa-rad`.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from data import huatuo, jsonl, omnimedvqa
+from data import (
+    huatuo,
+    jsonl,
+    omnimedvqa,
+    path_vqa,
+    pmc_vqa,
+    silvar_med,
+    slake,
+    vqa_med_2019,
+    vqa_rad,
+)
 from data.download import HUB, fetch
 from data.example import VQAExample
 from data.rows import Listing, Skipped, modality_name, summary
 from data.splits import (
     Split,
+    assign,
     balanced_order,
     constant_answers,
     image_groups,
-    split_of,
+    in_two_splits,
     take_readable,
 )
 from grpo.config import UsageError
 
-_READERS = {"omnimedvqa": omnimedvqa.read, "huatuo": huatuo.read, "jsonl": jsonl.read}
+ALL = "ALL"  # every modality of a data set together
+_READERS = {
+    "omnimedvqa": omnimedvqa.read,
+    "huatuo": huatuo.read,
+    "vqa-rad": vqa_rad.read,
+    "slake": slake.read,
+    "vqa-med-2019": vqa_med_2019.read,
+    "path-vqa": path_vqa.read,
+    "pmc-vqa": pmc_vqa.read,
+    "silvar-med": silvar_med.read,
+    "jsonl": jsonl.read,
+}
 
 
 def load(
@@ -38,7 +68,7 @@ def load(
     seed: int,
     skipped: set[Skipped] | None = None,
 ) -> list[VQAExample]:
-    """`size` questions of one modality from one split, or all there are if fewer.
+    """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
 
     Questions are balanced over question types; their images are opened once, to see that they can
     be. What was left out on the way, of every split and modality, is added to `skipped`.
@@ -49,25 +79,33 @@ def load(
 
         return phantom.load(modality, split=split, size=size, seed=seed, variant=_place(spec))
     listing = read(spec)
-    counts = Counter(example.modality for example in listing.examples)
-    if modality not in counts:
-        has = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+    there = of_modality(listing.examples, modality)
+    if not there:
+        counts = Counter(example.modality for example in listing.examples).most_common()
+        has = ", ".join(f"{name} ({count})" for name, count in counts)
         raise UsageError(f"{spec} has no {modality} questions; choose from what it has: {has}")
-    groups = _groups(spec)
-    pool = [
-        example
-        for example in listing.examples
-        if example.modality == modality and split_of(groups[example.id], seed) == split
-    ]
+    splits = splits_of(spec, seed)
+    pool = [example for example in there if splits[example.id] == split]
     taken, unreadable = take_readable(balanced_order(pool, seed), size)
     if skipped is not None:
-        skipped.update(listing.skipped, unreadable)
+        skipped.update(listing.skipped, unreadable, in_two_splits(listing.examples, splits))
     if size > 0 and not taken:
+        remedy = "put its files there" if listing.splits else "try another --data-seed"
         raise UsageError(
-            f"{spec} has no usable {modality} image in its {split} split ({counts[modality]} "
-            f"questions in all): add images, or try another --data-seed"
+            f"{spec} has no usable {modality} image in its {split} split ({len(there)} "
+            f"questions in all): add images, or {remedy}"
         )
     return taken
+
+
+def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
+    """Id -> split of every question of a data set on disk; None: left out, see data/splits.py."""
+    return assign(_groups(spec), read(spec).splits, seed)
+
+
+def of_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
+    """The examples of one modality, or all of them for `ALL`."""
+    return [example for example in examples if modality in (example.modality, ALL)]
 
 
 def modalities(spec: str) -> tuple[str, ...]:
@@ -90,7 +128,7 @@ def constant(spec: str, modality: str) -> dict[tuple[str, str], str]:
     if _name(spec) == "phantom":
         deck = 280  # the largest, of phantom:leaky; every deck holds the same answers
         return constant_answers(load(spec, modality, split="val", size=deck, seed=0))
-    return constant_answers(e for e in read(spec).examples if e.modality == modality)
+    return constant_answers(of_modality(read(spec).examples, modality))
 
 
 @lru_cache(maxsize=4)  # train, val and test of several modalities are loaded from one listing
@@ -98,8 +136,8 @@ def read(spec: str) -> Listing:
     """All usable questions of a data set on disk, and all rows left out. No image is opened."""
     name, place = _name(spec), _place(spec)
     if name not in _READERS:
-        kinds = "phantom, omnimedvqa:FOLDER, huatuo:FILE_OR_FOLDER or jsonl:FILE"
-        raise UsageError(f"no data set {name!r}: use {kinds}")
+        folders = ", ".join(f"{name}:FOLDER" for name in _READERS if name != "jsonl")
+        raise UsageError(f"no data set {name!r}: use phantom, {folders} or jsonl:FILE")
     if not place and name not in HUB:
         raise UsageError(f"{name} needs a place: --data {name}:PATH")
     listing = _READERS[name](Path(place).expanduser() if place else fetch(name))

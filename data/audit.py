@@ -3,8 +3,9 @@
     python -m data.audit omnimedvqa:FOLDER
     python -m data.audit phantom:leaky --train-size 2400 --eval-size 1200 --json audit.json
 
-Counts are of all questions (of phantoms, which have no end, of those drawn). The priors learn from
-the training questions that a run of these sizes and this seed draws, and answer its test questions.
+Counts are of all questions that have a split (of phantoms, which have no end, of those drawn). The
+priors learn from the training questions that a run of these sizes and this seed draws, and answer
+its test questions; open ones, which have no options, are no business of theirs.
 """
 
 from __future__ import annotations
@@ -20,16 +21,14 @@ from typing import Any
 
 import data
 from data.audit_table import render
-from data.example import VQAExample
+from data.example import ImageSource, VQAExample
 from data.prior import MajorityLetter, OptionsPrior
 from data.rows import Skipped, modality_name
 from data.splits import (
     Split,
     constant_answers,
+    copies,
     has_constant_answer,
-    image_groups,
-    same_content,
-    split_of,
 )
 from grpo.config import (
     UsageError,
@@ -105,13 +104,11 @@ def questions(
     """
     whole: dict[str, Parts] = {}
     if spec.partition(":")[0] != "phantom":
-        listing = data.read(spec)
-        groups = image_groups(listing.examples, listing.root)
+        splits = data.splits_of(spec, options.seed)
         whole = {name: {"train": [], "val": [], "test": []} for name in names}
-        for example in listing.examples:
-            if example.modality in whole:
-                split = split_of(groups[example.id], options.seed)
-                whole[example.modality][split].append(example)
+        for example in data.read(spec).examples:
+            if example.modality in whole and splits[example.id]:
+                whole[example.modality][splits[example.id]].append(example)
     drawn: dict[str, Parts] = {name: {"train": [], "val": [], "test": []} for name in names}
     for name, split in product(names, ("train", "val", "test")):
         size = options.train_size if split == "train" else options.eval_size
@@ -136,9 +133,10 @@ def counts(parts: Parts) -> dict[str, Any]:
 
 
 def letters(examples: Sequence[VQAExample]) -> dict[str, dict[str, int]]:
-    """By number of options: how often each letter is right."""
+    """By number of options, if any: how often each letter is right."""
     found: dict[str, dict[str, int]] = {}
-    for example in sorted(examples, key=lambda example: len(example.options)):
+    lettered = (example for example in examples if example.options)
+    for example in sorted(lettered, key=lambda example: len(example.options)):
         count = found.setdefault(str(len(example.options)), dict.fromkeys(example.letters, 0))
         count[example.letter] += 1
     return found
@@ -170,21 +168,23 @@ def constant(
 def shared_images(whole: Iterable[Parts]) -> dict[str, dict[str, int]]:
     """Images in more than one split, by path and by bytes, and those that lie under several paths.
 
-    The key of a drawn image, which is no file, stands for its bytes.
+    An image of a parquet file has its row for a path. The key of a drawn one stands for its bytes.
     """
-    found: dict[str, set[Split]] = {}  # path -> splits
+    found: dict[str, set[Split]] = {}  # key -> splits
+    images: dict[str, ImageSource] = {}
     for split, examples in chain(*(parts.items() for parts in whole)):
         for image in chain(*(example.images for example in examples)):
             found.setdefault(image.key, set()).add(split)
-    copies = same_content(list(found))
-    single = found.keys() - set(chain(*copies))
-    by_bytes = [[path] for path in single] + copies
+            images[image.key] = image
+    equal = copies(images.values())
+    single = found.keys() - set(chain(*equal))
+    by_bytes = [[path] for path in single] + equal
     return {
         "leaks": {
             "path": sum(len(splits) > 1 for splits in found.values()),
             "hash": sum(len(set().union(*(found[p] for p in paths))) > 1 for paths in by_bytes),
         },
-        "copies": {"images": len(copies), "paths": sum(map(len, copies))},
+        "copies": {"images": len(equal), "paths": sum(map(len, equal))},
     }
 
 

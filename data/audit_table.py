@@ -29,7 +29,8 @@ def count_rows(figures: dict[str, Any]) -> list[Row]:
     rows: list[Row] = [(what, [one[what] for one in counted]) for what in ("questions", "images")]
     for part, words in (("splits", "{} split"), ("types", "{}"), ("options", "{} options")):
         for kind in dict.fromkeys(chain(*(one[part] for one in counted))):
-            rows.append(("  " + words.format(kind), [one[part].get(kind, 0) for one in counted]))
+            label = "no options" if (part, kind) == ("options", "0") else words.format(kind)
+            rows.append(("  " + label, [one[part].get(kind, 0) for one in counted]))
     for number in dict.fromkeys(chain(*figures["letters"].values())):
         found = [one.get(number) for one in figures["letters"].values()]
         cells = [_commonest(count) if count else "-" for count in found]

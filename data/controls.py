@@ -86,13 +86,17 @@ def coincidences(examples: Sequence[VQAExample], shuffled: Sequence[VQAExample])
     """(same, asked) of `shuffled_images(examples, seed)`, both out of len(shuffled).
 
     `asked`: questions that `examples` ask of the images given, too, in the same words. `same`: and
-    the right answer is the same text, so that the shuffled image is as good as the right one.
+    a right answer is the same text, so that the shuffled image is as good as the right one.
     """
     answers: dict[tuple[frozenset[str], str], set[str]] = defaultdict(set)
     for example in examples:
-        answers[_asked(example)].add(fold(example.answer))
-    known = [(fold(e.answer), answers[_asked(e)]) for e in shuffled if _asked(e) in answers]
-    return sum(answer in right for answer, right in known), len(known)
+        answers[_asked(example)] |= _right(example)
+    known = [(_right(e), answers[_asked(e)]) for e in shuffled if _asked(e) in answers]
+    return sum(bool(right & other) for right, other in known), len(known)
+
+
+def _right(example: VQAExample) -> set[str]:
+    return {fold(answer) for answer in example.right_answers}
 
 
 def _asked(example: VQAExample) -> tuple[frozenset[str], str]:
@@ -103,7 +107,8 @@ def permuted_options(example: VQAExample) -> list[VQAExample]:
     """The cyclic permutations of the options, as many as there are, the example itself first.
 
     In number k, the option at place i has moved to place (i + k) modulo their number, and the right
-    answer with it: over all of them it stands under each letter once.
+    answer with it: over all of them it stands under each letter once. An open question has nothing
+    to permute, and gives none.
 
     >>> example = VQAExample("1", (), "Which?", ("a", "b", "c"), 2, "MRI", "")
     >>> [(turned.options, turned.gold) for turned in permuted_options(example)]

@@ -1,9 +1,10 @@
 """One question about images, closed or open: all that the rest of the project knows of data."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 from PIL import Image, ImageOps
 
@@ -44,21 +45,27 @@ class ImageFile:
         Raises UnusableImage for a file missing, unreadable or far too large, and UsageError where
         the package that reads such scans is not installed.
         """
-        read = scan_reader(self.path) or _read_picture
-        try:
-            return _rgb(read(self.path))
-        except Image.DecompressionBombError:
-            problem = f"claims more than {MAX_PIXELS:,} pixels: scale it down"
-        except FileNotFoundError:
-            problem = "is missing: put it there"
-        except Exception as error:  # the decoders raise almost anything on bad bytes
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            problem = f"cannot be read ({what}): replace it"
-        raise UnusableImage(f"image {self.path} {problem}, or leave its question out")
+        read = scan_reader(self.path) or read_picture
+        return decoded(str(self.path), lambda: read(self.path))
 
 
-def _read_picture(path: Path) -> Image.Image:
-    with Image.open(path) as image:  # reads the header only
+def decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
+    """What `read` gives, in mode RGB. Raises UnusableImage, with the name, for any fault of it."""
+    try:
+        return _rgb(read())
+    except Image.DecompressionBombError:
+        problem = f"claims more than {MAX_PIXELS:,} pixels: scale it down"
+    except FileNotFoundError:
+        problem = "is missing: put it there"
+    except Exception as error:  # the decoders raise almost anything on bad bytes
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"cannot be read ({what}): replace it"
+    raise UnusableImage(f"image {name} {problem}, or leave its question out")
+
+
+def read_picture(file: Path | BinaryIO) -> Image.Image:
+    """The upright image of a file, or of its bytes in a stream."""
+    with Image.open(file) as image:  # reads the header only
         check_size(image.height, image.width)
         return ImageOps.exif_transpose(image)
 
@@ -133,3 +140,11 @@ class VQAExample:
         """An answer in the format, the right one by default; `reasoning` None: no think block."""
         right = self.letter if self.options else self.answer
         return completion_text(reasoning, right if answer is None else answer)
+
+
+def columns(examples: Sequence[VQAExample]) -> dict[str, list[Any]]:
+    """What a reward function is told of each question, by name."""
+    names = {"answer": "letter", "references": "right_answers"}
+    same = ("question", "letters", "options", "modality", "question_type", "reasoning", "findings")
+    names |= {name: name for name in (*same, "asked", "id")}
+    return {column: [getattr(e, name) for e in examples] for column, name in names.items()}

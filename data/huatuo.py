@@ -8,7 +8,8 @@ must agree, and "problem" (the question with its options, not used).
 from pathlib import Path
 from typing import Any
 
-from data.rows import BadRow, Listing, fold, json_list, read_files
+from data.files import BadRow, json_list
+from data.rows import Listing, fold, read_files
 from grpo.config import UsageError
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"  # spelt so in the hub repository
@@ -37,7 +38,7 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     return {
         "image": raw.get("image") or "",
         "question": raw.get("question"),
-        "options": options,
+        "options": [] if options is None else options,  # never an open question
         "answer": answer,
         "modality": raw.get("subset"),
         "dataset": raw.get("dataset"),

@@ -2,9 +2,13 @@
 
     {"image": "scans/001.png", "question": "Which side is the lesion on?",
      "options": ["left", "right"], "answer": "B", "modality": "MRI", "question_type": "side"}
+    {"image": "scans/001.png", "question": "What is shown?", "answer": ["cyst", "simple cyst"]}
 
-on one line. `image` may be a list, or be left out; `answer` is a letter or the text of an option;
-`modality` (else "OTHER"), `question_type`, `reasoning`, `dataset` and `id` are optional.
+on one line each. `image` may be a list, or be left out; `answer` is a letter or the text of an
+option. Without `options` it is the right answer in words, or a list of all that count as right;
+yes and no become options, unless `answer_type` is "open". `answer_type` ("open", "closed"),
+`findings` (a list of phrases, what the image shows), `split` ("train", "val", "test": it is then
+kept), `modality` (else "OTHER"), `question_type`, `reasoning`, `dataset` and `id` are optional.
 """
 
 from collections.abc import Iterator
@@ -12,7 +16,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from data.rows import BadRow, Listing, fold, parse_json, read_files, read_text
+from data.files import BadRow, parse_json, read_text
+from data.rows import Listing, fold, read_files
 from grpo.config import UsageError
 
 

@@ -8,7 +8,8 @@ or blank ones; one has `modality` for `modality_type`; an answer may have a stra
 from pathlib import Path
 from typing import Any
 
-from data.rows import Listing, json_list, read_files
+from data.files import json_list
+from data.rows import Listing, read_files
 from grpo.config import UsageError
 
 ACCESS = ("Open-access", "Restricted-access")

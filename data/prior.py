@@ -5,6 +5,8 @@ a benchmark's right answers are few texts, and the texts beside them are right n
 answers nearly all of it: accuracy there says nothing about seeing. The majority letter does the
 same with the place of an option.
 
+An open question offers nothing to choose from: it is not learned from, and never answered.
+
 Options that were right equally often, often never, are a tie. `accuracy` gives a tie its expected
 value, 1 / (options tied), so that knowing nothing scores chance.
 """
@@ -28,7 +30,8 @@ class Prior(ABC):
     @classmethod
     def fit(cls, training: Iterable[VQAExample]) -> Self:
         """Count the clues of the right options."""
-        return cls(Counter(cls.clues(example.options)[example.gold] for example in training))
+        closed = (example for example in training if example.options)
+        return cls(Counter(cls.clues(example.options)[example.gold] for example in closed))
 
     @staticmethod
     @abstractmethod
@@ -41,7 +44,7 @@ class Prior(ABC):
         return [i for i, score in enumerate(scores) if score == max(scores)]
 
     def chance_right(self, example: VQAExample) -> float:
-        """The probability of the right answer if ties are broken at random."""
+        """The probability of the right answer if ties are broken at random; 0 without options."""
         best = self.best(example.options)
         return 1 / len(best) if example.gold in best else 0.0
 
@@ -50,12 +53,16 @@ class Prior(ABC):
         return fmean(self.chance_right(example) for example in examples)
 
     def score(self, examples: Sequence[VQAExample]) -> dict[str, float | None]:
-        """`accuracy`, beside n and what choosing at random gives (None for no examples)."""
-        chances = [1 / len(example.options) for example in examples]
+        """`accuracy` on the examples with options, n of them, and what choosing at random gives.
+
+        Both are None where there are none.
+        """
+        lettered = [example for example in examples if example.options]
+        chances = [1 / len(example.options) for example in lettered]
         return {
-            "n": len(examples),
-            "accuracy": self.accuracy(examples) if examples else None,
-            "chance": fmean(chances) if examples else None,
+            "n": len(lettered),
+            "accuracy": self.accuracy(lettered) if lettered else None,
+            "chance": fmean(chances) if lettered else None,
         }
 
 

@@ -5,17 +5,18 @@ and `read_files` does the rest. A bad row is not guessed at and stops nothing: i
 counted.
 """
 
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from data.example import ImageFile, VQAExample
+from data.example import ImageSource, VQAExample
+from data.files import BadRow, find_image
+from data.parquet import ParquetImage
 
 # Tried in this order: "OCT (Optical Coherence Tomography" must not become CT.
 _MODALITY_PATTERNS = {
@@ -29,10 +30,11 @@ _MODALITY_PATTERNS = {
     "ULTRASOUND": r"ultrasound|sonograph",
 }
 UNLABELLED = "OTHER"  # the modality of rows that name none
-
-
-class BadRow(Exception):
-    """Why one row cannot be used, in a few words that repeat from row to row: they are counted."""
+YES_NO = ("yes", "no")
+Split = Literal["train", "val", "test"]
+_SPLITS: dict[str, Split] = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -45,11 +47,15 @@ class Skipped:
 
 
 class Listing(NamedTuple):
-    """A whole data set, no image opened. `root` is the folder its image paths start from."""
+    """A whole data set, no image opened. `root` is the folder its image paths start from.
+
+    `splits`: by id, the split of each question whose data set comes split.
+    """
 
     root: Path
     examples: tuple[VQAExample, ...]
     skipped: tuple[Skipped, ...]
+    splits: Mapping[str, Split]
 
 
 def summary(skipped: Iterable[Skipped]) -> str:
@@ -103,6 +109,7 @@ def read_files(
     skipped: list[Skipped] = []
     listed: dict[str, set[str]] = {}
     ids: set[str] = set()
+    splits: dict[str, Split] = {}
     for file in files:
         name = os.path.relpath(os.path.abspath(file), root)
         for number, raw in _until_broken(rows_of, file):
@@ -116,11 +123,14 @@ def read_files(
                 row_id = _text(row.get("id")) or f"{file.stem}#{number}"
                 while row_id in ids:  # ids key the splits and the draws
                     row_id += f"#{number}"
+                split = _split(row.get("split"))
                 examples.append(_example(row_id, row, str(root), listed))
                 ids.add(row_id)
+                if split:
+                    splits[row_id] = split
             except BadRow as bad:
                 skipped.append(Skipped(str(bad), name, row_id))
-    return Listing(root, tuple(examples), tuple(skipped))
+    return Listing(root, tuple(examples), tuple(skipped), splits)
 
 
 def _until_broken(
@@ -133,63 +143,81 @@ def _until_broken(
         yield "", bad
 
 
-def json_list(file: Path) -> Iterator[tuple[int, Any]]:
-    """(index, row) of a file that holds one JSON list."""
-    rows = parse_json(read_text(file))
-    if not isinstance(rows, list):
-        raise BadRow("file is not a JSON list")
-    return iter(enumerate(rows))
-
-
-def read_text(file: Path) -> str:
-    """The text of a file; one that is not readable UTF-8 is a `BadRow`."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRow(f"file cannot be read ({type(error).__name__})") from None
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text; anything else, absurd nesting included, is a `BadRow`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRow("broken JSON") from None
-
-
 def _example(id: str, row: dict[str, Any], root: str, listed: dict[str, set[str]]) -> VQAExample:
     """A row in the common form, checked. Raises `BadRow`."""
     question = _text(row.get("question"))
     if not question:
         raise BadRow("question is blank")
-    options = row.get("options")
+    answer_type = _text(row.get("answer_type")).lower()
+    answer = _answer(row.get("options"), row.get("answer"), answer_type)
+    modality = modality_name(_text(row.get("modality")) or UNLABELLED)
+    if not modality:
+        raise BadRow("modality is unknown")
+    findings = row.get("findings")
+    return VQAExample(
+        id=id,
+        question=question,
+        **answer,
+        images=tuple(_image(image, root, listed) for image in _listed(row.get("image"))),
+        modality=modality,
+        question_type=_text(row.get("question_type")),
+        reasoning=_text(row.get("reasoning")),
+        dataset=_text(row.get("dataset")),
+        findings=None if findings is None else _texts(findings),
+        answer_type=answer_type,
+    )
+
+
+def _answer(options: Any, answer: Any, answer_type: str) -> dict[str, Any]:
+    """`options`, `gold` and `references` of a row.
+
+    Without options an answer is wanted in words, but for yes and no: they are put as options,
+    unless the data set itself calls the question open.
+    """
+    if options is None:
+        references = _texts(answer)
+        if not references:
+            raise BadRow("answer is blank")
+        folded = fold(references[0])
+        if len(references) == 1 and folded in YES_NO and answer_type != "open":
+            return {"options": YES_NO, "gold": YES_NO.index(folded), "references": ()}
+        return {"options": (), "gold": 0, "references": references}
     if not isinstance(options, list):
         raise BadRow("options are not a list")
     options = tuple(text for text in map(_text, options) if text)
     if not 2 <= len(options) <= 26:
         raise BadRow("not 2 to 26 options")
-    folded = [fold(text) for text in options]
-    if len(set(folded)) < len(folded):
+    names = [fold(text) for text in options]
+    if len(set(names)) < len(names):
         raise BadRow("two options are equal")
-    answer = fold(_text(row.get("answer")))
-    if answer not in folded:
+    right = fold(_text(answer))
+    if right not in names:
         raise BadRow("answer is none of the options")
-    modality = modality_name(_text(row.get("modality")) or UNLABELLED)
-    if not modality:
-        raise BadRow("modality is unknown")
-    images = row.get("image")
-    paths = [] if images is None else images if isinstance(images, list) else [images]
-    return VQAExample(
-        id=id,
-        images=tuple(_find_image(path, root, listed) for path in paths),
-        question=question,
-        options=options,
-        gold=folded.index(answer),
-        modality=modality,
-        question_type=_text(row.get("question_type")),
-        reasoning=_text(row.get("reasoning")),
-        dataset=_text(row.get("dataset")),
-    )
+    return {"options": options, "gold": names.index(right), "references": ()}
+
+
+def _split(value: Any) -> Split | None:
+    """The split that a row names, None if it names none."""
+    name = _text(value).lower()
+    if name and name not in _SPLITS:
+        raise BadRow("split is not train, val or test")
+    return _SPLITS.get(name)
+
+
+def _image(image: Any, root: str, listed: dict[str, set[str]]) -> ImageSource:
+    return image if isinstance(image, ParquetImage) else find_image(image, root, listed)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """One text or a list of them, without blanks and repetitions."""
+    by_name: dict[str, str] = {}
+    for text in map(_text, _listed(value)):
+        by_name.setdefault(fold(text), text)
+    return tuple(text for name, text in by_name.items() if name)
 
 
 def _text(value: Any) -> str:
@@ -199,21 +227,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise BadRow("a text field is not text")
     return " ".join(str(value).split()).encode("utf-8", "replace").decode()
-
-
-def _find_image(path: Any, root: str, listed: dict[str, set[str]]) -> ImageFile:
-    """The image at `path` under `root`. `listed` keeps the names in each directory met so far."""
-    if not isinstance(path, str) or not path:
-        raise BadRow("image path is blank")
-    full = os.path.normpath(os.path.join(root, path))
-    if not full.startswith(root + os.sep):
-        raise BadRow("image path leaves the data folder")
-    folder, name = os.path.split(full)
-    if folder not in listed:
-        try:
-            listed[folder] = set(os.listdir(folder))
-        except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the path
-            listed[folder] = set()
-    if name not in listed[folder]:
-        raise BadRow("image is missing")
-    return ImageFile(Path(full))

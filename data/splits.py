@@ -3,20 +3,23 @@
 An image never crosses a split, whatever questions are about it and whatever name it goes by: images
 that share their bytes, or stand together in one question, go together. A group's split is a hash of
 the seed and its name, so it does not depend on other rows, on their order, or on where the data is.
+
+A data set that comes split keeps its splits, but for images that are in two of them: those stay in
+test, or else in validation, and their questions in the other are left out. If it has no validation
+questions, groups of its training images are set apart for them.
 """
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
 
 from data.example import ImageSource, UnusableImage, VQAExample
-from data.rows import Skipped, fold
+from data.parquet import ParquetImage
+from data.rows import Skipped, Split, fold
 
-Split = Literal["train", "val", "test"]
 TEST_SHARE = 0.4  # of the image groups; a modality may be small, and a test of 100 says little
 VAL_SHARE = 0.125  # of the groups that are not test
 MIN_CONSTANT = 5  # fewer answers may agree by chance
@@ -39,14 +42,25 @@ def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
 
     for example in examples:
         join([image.key for image in example.images])
-    for paths in same_content(list(parent)):
-        join(paths)
+    for keys in copies(image for example in examples for image in example.images):
+        join(keys)
     return {
         example.id: os.path.relpath(find(example.images[0].key), root)
         if example.images
         else f"question: {fold(example.question)}"
         for example in examples
     }
+
+
+def copies(images: Iterable[ImageSource]) -> list[list[str]]:
+    """The sets of two or more keys whose images have equal bytes, in files or in parquet rows."""
+    by_key = {image.key: image for image in images}
+    inside: dict[str, list[str]] = defaultdict(list)
+    for key, image in by_key.items():
+        if isinstance(image, ParquetImage):
+            inside[image.sha256].append(key)
+    files = [key for key, image in by_key.items() if not isinstance(image, ParquetImage)]
+    return [*same_content(files), *(keys for keys in inside.values() if len(keys) > 1)]
 
 
 def same_content(paths: Sequence[str]) -> list[list[str]]:
@@ -82,9 +96,47 @@ def sha256_of(path: str | Path) -> str:
 
 def split_of(group: str, seed: int) -> Split:
     """The split of an image group, by `TEST_SHARE` and `VAL_SHARE`."""
-    if _unit("test", seed, group) < TEST_SHARE:
-        return "test"
+    return "test" if _unit("test", seed, group) < TEST_SHARE else _carved(group, seed)
+
+
+def _carved(group: str, seed: int) -> Split:
     return "val" if _unit("val", seed, group) < VAL_SHARE else "train"
+
+
+def assign(
+    groups: Mapping[str, str], official: Mapping[str, Split], seed: int
+) -> dict[str, Split | None]:
+    """Id -> split of every question of `groups` (id -> image group); None: left out.
+
+    `official`: id -> the split it comes with. A question that comes with none goes where its image
+    is, or else by `split_of`.
+    """
+    held: dict[str, set[Split]] = defaultdict(set)  # group -> the splits it comes in
+    for id, split in official.items():
+        held[groups[id]].add(split)
+    has_val = "val" in official.values()
+
+    def split(id: str, group: str) -> Split | None:
+        if group not in held:
+            return split_of(group, seed)
+        first = next(name for name in ("test", "val", "train") if name in held[group])
+        if official.get(id, first) != first:
+            return None
+        return _carved(group, seed) if first == "train" and not has_val else first
+
+    return {id: split(id, group) for id, group in groups.items()}
+
+
+def in_two_splits(
+    examples: Iterable[VQAExample], splits: Mapping[str, Split | None]
+) -> list[Skipped]:
+    """What to say of the questions that `assign` leaves out."""
+    reason = "image is also in a held-out split"
+    return [
+        Skipped(reason, e.images[0].key if e.images else "", e.id)
+        for e in examples
+        if splits[e.id] is None
+    ]
 
 
 def balanced_order(examples: Iterable[VQAExample], seed: int) -> list[VQAExample]:

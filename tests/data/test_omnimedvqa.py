@@ -213,7 +213,7 @@ def test_wrong_places_are_usage_errors_that_say_what_is_expected(tmp_path: Path,
         f"huatuo:{tmp_path / 'nowhere'}": "expected a JSON list",
         f"jsonl:{tmp_path / 'nowhere'}": "expected one JSON object a line",
         "jsonl": "jsonl:PATH",
-        "slake:here": "no data set 'slake'.*jsonl:FILE",
+        "rad:here": "no data set 'rad'.*slake:FOLDER.*jsonl:FILE",
     }.items():
         with pytest.raises(UsageError, match=words) as error:
             data.read(spec)

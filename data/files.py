@@ -1,0 +1,130 @@
+"""The files of real data sets: their text, their rows, and where the images they name lie."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data.example import ImageFile
+
+IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
+ENDINGS = ("", ".jpg", ".png", ".jpeg")  # of images that are named without one
+
+
+class BadRow(Exception):
+    """Why one row cannot be used, in a few words that repeat from row to row: they are counted."""
+
+
+def read_text(file: Path) -> str:
+    """The text of a file; one that is not readable UTF-8 is a `BadRow`."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRow(f"file cannot be read ({type(error).__name__})") from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; anything else, absurd nesting included, is a `BadRow`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRow("broken JSON") from None
+
+
+def json_list(file: Path) -> Iterator[tuple[int, Any]]:
+    """(index, row) of a file that holds one JSON list."""
+    rows = parse_json(read_text(file))
+    if not isinstance(rows, list):
+        raise BadRow("file is not a JSON list")
+    return iter(enumerate(rows))
+
+
+def csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, row by column) of a CSV file whose first line names the columns."""
+    lines = csv.DictReader(io.StringIO(read_text(file), newline=""), restval="")
+    try:
+        for row in lines:
+            row.pop(None, None)  # more cells than columns
+            yield lines.line_num, {name.strip(): cell for name, cell in row.items()}
+    except csv.Error:
+        raise BadRow("broken CSV") from None
+
+
+def with_split(
+    rows_of: Callable[[Path], Iterator[tuple[int, Any]]],
+) -> Callable[[Path], Iterator[tuple[int, Any]]]:
+    """The rows of `rows_of`, each with the split that its file is named after."""
+
+    def rows(file: Path) -> Iterator[tuple[int, Any]]:
+        for number, row in rows_of(file):
+            yield number, {**row, "split": split_named(file.name)} if isinstance(row, dict) else row
+
+    return rows
+
+
+def split_named(name: str) -> str:
+    """The split that a file or folder is named after; "" for none.
+
+    >>> [split_named(n) for n in ("train_2.csv", "C1_Modality_val.txt", "VQAMed_Test.txt", "a")]
+    ['train', 'val', 'test', '']
+    """
+    found = re.search(r"(?<![a-z])(train|val|test)", name.lower())
+    return found[1] if found else ""
+
+
+def visible(files: Iterable[Path]) -> list[Path]:
+    """Files in order, without the "._name" that a zip packed on a Mac leaves beside every one."""
+    return sorted(file for file in files if file.name[0] != "." and file.is_file())
+
+
+def image_finder(root: Path, first: Iterable[str] = ()) -> Callable[[Any], str]:
+    """`find(name)`: the path from `root` of the image of that name; else the name as it is.
+
+    It is looked for in `root`, in the folders `first`, then in the others, by depth and name: the
+    archives of a data set unpack into folders that no row names. Each is listed once, none opened.
+    """
+    folders = [root, *(root / name for name in first)]
+    for pattern in ("*/" * depth for depth in range(1, IMAGE_DEPTH + 1)):
+        folders += sorted(path for path in root.glob(pattern) if path.name[0] != ".")
+    place: dict[str, str] = {}
+    for folder in dict.fromkeys(folders):
+        inside = os.path.relpath(folder, root)
+        for name in names_in(folder):
+            place.setdefault(name, os.path.normpath(os.path.join(inside, name)))
+
+    def find(name: Any) -> str:
+        if not isinstance(name, str):
+            return ""
+        # "xmlab1/source.jpg" lies wherever xmlab1 does
+        head, *rest = name.strip().split("/")
+        known = next((head + end for end in ENDINGS if head + end in place), None)
+        return "/".join([place[known], *rest]) if known else name.strip()
+
+    return find
+
+
+def names_in(folder: str | Path) -> list[str]:
+    """The names of what lies in a folder, in order; none where it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the path
+        return []
+
+
+def find_image(path: Any, root: str, listed: dict[str, set[str]]) -> ImageFile:
+    """The image at `path` under `root`. `listed` keeps the names in each directory met so far."""
+    if not isinstance(path, str) or not path:
+        raise BadRow("image path is blank")
+    full = os.path.normpath(os.path.join(root, path))
+    if not full.startswith(root + os.sep):
+        raise BadRow("image path leaves the data folder")
+    folder, name = os.path.split(full)
+    if folder not in listed:
+        listed[folder] = set(names_in(folder))
+    if name not in listed[folder]:
+        raise BadRow("image is missing")
+    return ImageFile(Path(full))
