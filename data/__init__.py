@@ -12,7 +12,7 @@
 `jsonl:FILE`                     your own questions (data/jsonl.py)
 
 A name with a `-` is read by the file with a `_`, whose docstring tells the format. Those in
-data/download.py: HUB are fetched from the hub when they are named alone, as in `--data vqa-rad`.
+data/hub.py are fetched from the hub when they are named alone, as in `--data vqa-rad`.
 """
 
 from collections import Counter

@@ -11,13 +11,12 @@ import sys
 import textwrap
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from tqdm import tqdm
 
-from data.huatuo import HUB_NAME
+from data.hub import HUB, HubData
 from data.splits import sha256_of
 from grpo.config import UsageError, user_cache
 
@@ -25,37 +24,6 @@ RECORD = "fetched.json"  # what was fetched; written last, so a folder that hold
 BLOCK = 2**25  # bytes of one request: few requests, and little is lost when one fails
 MAX_FILES = 1_000_000
 MAX_GROWTH = 20  # unpacked over packed: images grow little, a zip bomb a thousandfold
-
-
-@dataclass(frozen=True)
-class HubData:
-    """A data set on the hub: its repository, a revision, and the files, of which one is a zip.
-
-    `sha256` holds a file to its content, whatever the revision names today.
-    """
-
-    repo: str
-    revision: str
-    files: tuple[str, ...]
-    sha256: dict[str, str]
-
-
-HUB = {
-    "omnimedvqa": HubData(
-        "foreverbeliever/OmniMedVQA",
-        "1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
-        ("OmniMedVQA.zip",),
-        {"OmniMedVQA.zip": "12245e0f99afbc7d6f70e4ca3c2e5a7979a01816cd8159ae34539f4aa76adee0"},
-    ),
-    # Which of its commits to pin is not known to us, nor the hash of its images. So the newest is
-    # taken and written down, and the questions, which decide the splits, are held to their hash.
-    "huatuo": HubData(
-        "FreedomIntelligence/Medical_Multimodal_Evaluation_Data",
-        "main",
-        (HUB_NAME, "images.zip"),
-        {HUB_NAME: "9ba3cdeb31dcfc084703db145802380e861d3a32f2c3500154284a754c8ad9cf"},
-    ),
-}
 
 
 def fetch(name: str) -> Path:
@@ -85,9 +53,13 @@ def fetch(name: str) -> Path:
 def by_hand(name: str) -> str:
     """What to put where on a machine that does not reach the hub."""
     source = HUB[name]
-    files = " and ".join(source.files)
+    *files, last = source.files
+    few = f"{', '.join(files)} and {last}" if files else last
+    what = few if len(files) < 4 else f"the {len(files) + 1} parquet files"
+    zipped = any(file.endswith(".zip") for file in source.files)
     where = f"https://huggingface.co/datasets/{source.repo}"
-    return f"put {files} of {where} in a FOLDER, unpack the zip there, and use --data {name}:FOLDER"
+    unzip = ", unpack the zip there," if zipped else ""
+    return f"put {what} of {where} in a FOLDER{unzip} and use --data {name}:FOLDER"
 
 
 def _install(name: str, source: HubData, folder: Path) -> None:
@@ -103,6 +75,7 @@ def _install(name: str, source: HubData, folder: Path) -> None:
             if file.endswith(".zip"):
                 unpack(downloads / file, unpacked)
             else:
+                (unpacked / file).parent.mkdir(exist_ok=True)
                 shutil.copy(downloads / file, unpacked / file)
         (unpacked / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         unpacked.rename(folder)
@@ -131,6 +104,7 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
     _check_room(downloads, sum(info["size"] for info in infos.values()))
     record = {"repo": source.repo, "commit": commit, "files": {}}
     for file, path in paths.items():
+        (downloads / file).parent.mkdir(exist_ok=True)
         _download_file(hub, path, downloads / file, infos[file]["size"])
         digest = sha256_of(downloads / file)
         wanted = source.sha256.get(file) or (infos[file].get("lfs") or {}).get("sha256", digest)
@@ -158,8 +132,8 @@ def _download_file(hub: Any, path: str, file: Path, size: int) -> None:
 
 
 def _check_room(downloads: Path, size: int) -> None:
-    """Raises UsageError where the disk does not hold the archive and what is in it."""
-    there = sum(file.stat().st_size for file in downloads.iterdir())
+    """Raises UsageError where the disk does not hold the files and what is made of them."""
+    there = sum(file.stat().st_size for file in downloads.rglob("*") if file.is_file())
     need, free = 2 * size - there, shutil.disk_usage(downloads).free
     if need > free:
         problem = f"needs {_size(need)} in {downloads.parent}, which has {_size(free)}"

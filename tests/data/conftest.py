@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.data.sets import parquet_bytes
+
 
 def write_image(path: Path, number: int) -> Path:
     """A small PNG whose bytes differ from those of any other number."""
@@ -62,3 +64,10 @@ class OmniFolder:
 @pytest.fixture
 def omni(tmp_path: Path) -> OmniFolder:
     return OmniFolder(tmp_path / "omni")
+
+
+@pytest.fixture
+def parquet() -> Callable[..., bytes]:
+    """Writes rows as the hub does, image given by number. Skips where pyarrow is not installed."""
+    pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
+    return parquet_bytes

@@ -67,8 +67,10 @@ class Hub:
         api = f"/api/datasets/{self.repo}"
         if path in (f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
             return json.dumps({"id": self.repo, "sha": COMMIT, "siblings": []}).encode()
-        if path.removesuffix("/") == f"{api}/tree/{COMMIT}":
-            return json.dumps([self.entry(*item) for item in self.files.items()]).encode()
+        if path.startswith(f"{api}/tree/{COMMIT}"):
+            folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
+            inside = {n: c for n, c in self.files.items() if n.rpartition("/")[0] == folder}
+            return json.dumps([self.entry(*item) for item in inside.items()]).encode()
         return self.files.get(path.removeprefix(f"/datasets/{self.repo}/resolve/{COMMIT}/"))
 
     @staticmethod

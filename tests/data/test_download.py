@@ -236,8 +236,32 @@ def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
 
 
 def test_what_is_pinned_is_a_commit_or_a_content() -> None:
-    for source in download.HUB.values():
-        assert [file.endswith(".zip") for file in source.files].count(True) == 1
+    for name, source in download.HUB.items():
+        assert [file.endswith(".zip") for file in source.files].count(True) <= 1
         assert all(len(bytes.fromhex(digest)) == 32 for digest in source.sha256.values())
-        assert source.sha256.keys() & set(source.files) == source.sha256.keys() != set()
-        assert source.revision == "main" or len(bytes.fromhex(source.revision)) == 20
+        assert source.sha256.keys() <= set(source.files)
+        if name == "huatuo":
+            assert (source.revision, *source.sha256) == ("main", HUB_NAME)
+        else:
+            assert len(bytes.fromhex(source.revision)) == 20
+
+
+def test_parquet_files_are_fetched_into_their_folder_and_there_is_nothing_to_unpack(
+    place: Path, serve: Any, parquet: Any
+) -> None:
+    names = download.HUB["vqa-rad"].files
+    rows = [{"image": 1, "question": "Is it seen?", "answer": "no"}]
+    hub = serve("vqa-rad", {name: parquet(rows) for name in names}, revision=COMMIT)
+    hub.fails_after = len(hub.files[names[0]]) + 500
+    assert "run again to go on, or put data/train-00000" in refused("vqa-rad")
+    hub.fails_after = 10**12
+    listing = data.read("vqa-rad")
+    assert [e.answer for e in listing.examples] == ["no", "no"]
+    assert sorted(listing.splits.values()) == ["test", "train"]
+    assert (place / "vqa-rad" / names[0]).is_file()
+
+
+def test_the_advice_for_a_data_set_of_many_files_is_one_short_line() -> None:
+    advice = download.by_hand("path-vqa")
+    assert advice.startswith("put the 13 parquet files of https://huggingface.co/datasets/flavia")
+    assert advice.endswith(" in a FOLDER and use --data path-vqa:FOLDER")
