@@ -31,7 +31,9 @@ def parquet_bytes(rows: Iterable[dict[str, Any]], form: str = "struct", group: i
     images = [held(row.get("image")) for row in rows]
     image = pyarrow.array(images, struct if form == "struct" else pyarrow.binary())
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.table({"image": image, **columns}), buffer, group, compression="none")
+    parquet.write_table(
+        pyarrow.table({"image": image, **columns}), buffer, group, compression="none"
+    )
     return buffer.getvalue()
 
 
