@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import data
-from data.rows import Skipped
+from data.rows import Skipped, fold
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"
 Picture = Callable[[Path, int], Path]
@@ -70,6 +70,7 @@ def test_bad_huatuo_rows_are_left_out_by_reason(huatuo: Path) -> None:
         huatuo_row(image=["images/../../ankle071718.png"]),
         huatuo_row(image=["/etc/hostname"]),
         huatuo_row(options="Knee, Ankle"),
+        huatuo_row(options=None),  # never taken for an open question
     ]
     listing = data.read(f"huatuo:{write(huatuo / 'a.json', rows)}")
     assert [item.reason for item in listing.skipped] == [
@@ -78,6 +79,7 @@ def test_bad_huatuo_rows_are_left_out_by_reason(huatuo: Path) -> None:
         "image path leaves the data folder",
         "image path leaves the data folder",
         "options are not a list",
+        "not 2 to 26 options",
     ]
 
 
@@ -139,6 +141,47 @@ def test_an_answer_is_a_letter_or_the_text_of_an_option(
     assert [(s.reason, s.row) for s in listing.skipped] == (
         [("answer is none of the options", "mine#2")] if gold is None else []
     )
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "references", "closed"),
+    [
+        ({"answer": " a  cyst"}, (), ("a cyst",), False),
+        ({"answer": ["cyst", "a cyst", "Cyst.", ""]}, (), ("cyst", "a cyst"), False),
+        ({"answer": "B"}, (), ("B",), False),
+        ({"answer": 3}, (), ("3",), False),
+        ({"answer": "Yes."}, ("yes", "no"), (), True),
+        ({"answer": ["no"], "answer_type": "CLOSED "}, ("yes", "no"), (), True),
+        ({"answer": "no", "answer_type": "open"}, (), ("no",), False),
+        ({"answer": ["no", "none"]}, (), ("no", "none"), False),
+        ({"answer": "axial", "answer_type": "closed"}, (), ("axial",), True),
+        ({"answer": "axial", "options": None}, (), ("axial",), False),
+    ],
+)
+def test_without_options_the_answer_is_wanted_in_words_but_for_yes_and_no(
+    tmp_path: Path, row: dict[str, Any], options: Any, references: Any, closed: bool
+) -> None:
+    (example,) = data.read(jsonl(tmp_path, {"question": "Q?", **row})).examples
+    assert (example.options, example.references) == (options, references)
+    assert (example.closed, example.findings) == (closed, None)
+    first = row["answer"][0] if isinstance(row["answer"], list) else row["answer"]
+    assert fold(example.answer) == fold(str(first))
+
+
+def test_bad_open_rows_are_counted(tmp_path: Path) -> None:
+    good = {"question": "Q?", "answer": "a cyst", "findings": ["dark rim ", "dark rim", ""]}
+    bad = [
+        {"options": []}, {"options": "yes, no"}, {"options": ["yes"]}, {"answer": []},
+        {"answer": [" ", "."]}, {"answer": None}, {"answer": {"text": "x"}},
+        {"answer": ["x", ["y"]]}, {"split": "holdout"}, {"split": ["test"]}, {"findings": [{}]},
+    ]  # fmt: skip
+    listing = data.read(jsonl(tmp_path, good, *({**good, **row} for row in bad)))
+    assert [e.findings for e in listing.examples] == [("dark rim",)]
+    assert [item.reason for item in listing.skipped] == [
+        "not 2 to 26 options", "options are not a list", "not 2 to 26 options",
+        *3 * ["answer is blank"], "a text field is not text", "a text field is not text",
+        "split is not train, val or test", "a text field is not text", "a text field is not text",
+    ]  # fmt: skip
 
 
 def test_blank_lines_are_nothing_and_a_broken_line_spoils_only_itself(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_faults_of_slake_are_counted_and_a_missing_split_is_named(tmp_path: Path
         "answer is blank", "image is missing", "image path leaves the data folder",
         "modality is unknown", "image path is blank", "question is blank", "row is not an object",
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="no usable MRI image in its test split.*put its files"):
+    with pytest.raises(UsageError, match=r"no usable MRI image in its test split.*put its files"):
         data.load(spec, "MRI", split="test", size=1, seed=0)
 
 
