@@ -1,4 +1,4 @@
-"""Completion text -> the letter it answers with: the one extractor of training and of evaluation.
+"""Completion text -> what it answers: the one extractor of training and of evaluation.
 
 A completion in our format is `<think>...</think><answer>B</answer>`. Everything here is anchored to
 that one answer block: no letter is ever looked for in running text, where "A" is an article, "I" a
@@ -9,6 +9,8 @@ linear in the text, whatever the text.
 
 import re
 from collections.abc import Sequence
+
+from rewards.words import exact_match
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -22,6 +24,8 @@ _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # 
 
 def is_formatted(text: str, letters: Sequence[str], reasons: bool = True) -> bool:
     """Is the text exactly a think block and then an answer block holding one of `letters`?
+
+    Of an open question, which has no `letters`, the answer block holds any text but none.
 
     White space around and between the blocks is fine; anything else outside them, a tag too many or
     a tag too few is not. The format asks for a letter, so the text of an option, which
@@ -39,7 +43,45 @@ def is_formatted(text: str, letters: Sequence[str], reasons: bool = True) -> boo
     tags, form = (TAGS, _FORMAT) if reasons else (TAGS[2:], _DIRECT)
     if any(text.count(tag) != (tag in tags) for tag in TAGS) or not form.fullmatch(text):
         return False
-    return answer_letter(text, letters) is not None
+    return (answer_letter(text, letters) if letters else answer_text(text)) is not None
+
+
+def answered_right(
+    text: str,
+    answer: str,
+    letters: Sequence[str],
+    options: Sequence[str],
+    references: Sequence[str] = (),
+) -> bool:
+    """Is the completion right? The one definition of it, for rewards and figures alike.
+
+    With `letters`, where the letter it gives is `answer`; of an open question, where what stands in
+    its answer block is, normalised, one of `references`.
+
+    >>> answered_right("<answer>cyst</answer>", "B", "AB", ["none", "cyst"])
+    True
+    >>> answered_right("<answer>The left lung.</answer>", "", "", (), ["left lung", "left"])
+    True
+    """
+    if letters:
+        return answer_letter(text, letters, options) == answer
+    return exact_match(answer_text(text), references)
+
+
+def answer_text(text: str) -> str | None:
+    """What stands in the single answer block, without white space around it; None if nothing does.
+
+    Refused: no block, two blocks, an unclosed one, one inside the think block.
+
+    >>> answer_text("<think>Which lobe?</think><answer> Left upper lobe. </answer>")
+    'Left upper lobe.'
+    """
+    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+        return None
+    said, closed, after = text.partition("<answer>")[2].partition("</answer>")
+    if not closed or "</think>" in after:  # closed before it opened, or opened while still thinking
+        return None
+    return said.strip() or None
 
 
 def answer_letter(
@@ -51,8 +93,8 @@ def answer_letter(
     in the order of `letters`, the letter with that option's text (`B) cyst`) or the text alone
     (`cyst`). Texts are compared without regard to case, runs of white space and a trailing full
     stop. A letter alone is always a label, even where some option's text is a letter.
-    Refused: no block, two blocks, an unclosed one, one inside the think block; a letter that is not
-    offered, two letters, a letter with another option's text, a text that two options share.
+    Refused: all that `answer_text` refuses; a letter that is not offered, two letters, a letter
+    with another option's text, a text that two options share.
 
     >>> answer_letter("<think>Is it A? No.</think><answer>(b)</answer>", "ABCD")
     'B'
@@ -61,12 +103,9 @@ def answer_letter(
     >>> answer_letter("<answer>A or B</answer>", "AB") is None
     True
     """
-    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+    said = answer_text(text)
+    if said is None:
         return None
-    said, closed, after = text.partition("<answer>")[2].partition("</answer>")
-    if not closed or "</think>" in after:  # closed before it opened, or opened while still thinking
-        return None
-    said = said.strip()
 
     if alone := _LETTER.fullmatch(said):
         letter = (alone[1] or alone[2]).upper()

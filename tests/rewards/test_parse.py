@@ -8,6 +8,8 @@ import pytest
 
 from rewards.parse import (
     answer_letter,
+    answer_text,
+    answered_right,
     is_formatted,
     medvlm_r1_format,
     medvlm_r1_letter,
@@ -119,6 +121,9 @@ def test_a_block_gives_the_letter_it_names_beyond_doubt(said, with_options, with
     assert answer_letter(text, LETTERS) == without
     assert is_formatted(text, LETTERS) == (without is not None)
     assert answer_letter(text, "ABCD", list(OPTIONS)) == with_options  # any sequences do
+    assert answered_right(text, "B", LETTERS, OPTIONS, ("C",)) == (with_options == "B")
+    assert answer_text(text) == (said.strip() or None)
+    assert is_formatted(text, ()) == (bool(said.strip()) and "<think>" not in said)  # open
 
 
 # The whole completion -> its letter, and whether it is in the format.
@@ -168,7 +173,15 @@ WHOLE = [
 @pytest.mark.parametrize(("text", "letter", "formatted"), WHOLE)
 def test_a_completion_is_read_at_its_one_answer_block(text, letter, formatted):
     assert answer_letter(text, LETTERS, OPTIONS) == letter
-    assert is_formatted(text, LETTERS) is formatted
+    assert is_formatted(text, LETTERS) is is_formatted(text, ()) is formatted
+    assert answer_text(text) == letter
+    assert answered_right(text, "", (), (), ("b", "")) == (letter == "B")
+
+
+def test_an_open_question_asked_directly_wants_the_block_alone():
+    assert is_formatted("<answer>a cyst</answer>", (), reasons=False)
+    assert not is_formatted("<answer> </answer>", (), reasons=False)
+    assert not is_formatted("<think></think><answer>a cyst</answer>", (), reasons=False)
 
 
 def test_the_table_is_as_long_as_the_project_asks():
