@@ -2,7 +2,8 @@
 
 A reward function has TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`:
 lists of equal length, one entry a completion. `columns` holds what is known of each question
-(`answer`, its gold letter, `letters`, `options`, `modality`, `question_type`, `reasoning`, ...).
+(`answer`, its gold letter, `letters`, `options`, `references`, `modality`, `reasoning`, ...); an
+open question has no letters, and `references` are its right answers in words.
 None says "does not apply here". A coroutine function will do.
 
 It must be pure: the same arguments give the same numbers, and the arguments are left as they are. A
@@ -15,11 +16,13 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 
-from rewards.parse import answer_letter, is_formatted
+from rewards import rules
+from rewards.parse import answered_right, is_formatted
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -46,6 +49,7 @@ def format_reward(
 ) -> list[float]:
     """1.0 for `<think>...</think><answer>B</answer>` and a letter that was offered, else 0.0.
 
+    Of an open question: any text in place of the letter.
     `asked` "direct" (an entry a completion; empty: none): the answer block and nothing else.
 
     >>> said = ["<think>bright</think><answer>B</answer>", "B"]
@@ -63,47 +67,80 @@ def accuracy_reward(
     answer: Sequence[str],
     letters: Sequence[Sequence[str]],
     options: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]] = (),
     **columns: object,
 ) -> list[float]:
-    """1.0 where `answer_letter` reads the gold letter, else 0.0.
+    """1.0 where `answered_right`: the gold letter, or a right answer in words, else 0.0.
 
     >>> said = ["<answer>B</answer>", "<answer>cyst</answer>", "<answer>A or B</answer>"]
     >>> columns = {"answer": "BBB", "letters": ["AB"] * 3, "options": [["none", "cyst"]] * 3}
     >>> accuracy_reward(["Which?"] * 3, said, **columns)
     [1.0, 1.0, 0.0]
     """
-    rows = zip(completions, answer, letters, options, strict=True)
-    return [float(answer_letter(text, *offered) == gold) for text, gold, *offered in rows]
+    references = references or [()] * len(completions)
+    rows = zip(completions, answer, letters, options, references, strict=True)
+    return [float(answered_right(*row)) for row in rows]
 
 
-BUILT_IN: dict[str, RewardFunction] = {"format": format_reward, "accuracy": accuracy_reward}
+# Rewards that are a judge's opinion (rewards/judged.py) -> the flag that names such a judge.
+A_TEXT_MODEL = "--judge URL --judge-model NAME, or --judge hf:FOLDER"
+NEED_A_JUDGE = dict.fromkeys(("semantic", "reasoning", "correctness"), A_TEXT_MODEL)
+NEED_A_JUDGE["similarity"] = "--judge embed:FOLDER"
 
 
-def parse_rewards(spec: str) -> list[Reward]:
-    """The rewards of `--reward NAME[=WEIGHT],...`; a name is built in or `FILE.py:FUNCTION`.
+def built_in(length_cap: int = 100) -> dict[str, RewardFunction]:
+    """The rewards that need no judge, by name; `length_cap` in words, at least 1."""
+    return {
+        "format": format_reward,
+        "accuracy": accuracy_reward,
+        "accuracy-medvlm-r1": rules.accuracy_medvlm_r1,
+        "length-ecr": partial(rules.length_ecr, cap=length_cap),
+        "length-cwr": partial(rules.length_cwr, cap=length_cap),
+        "consistency": rules.consistency_rule,
+        "findings": rules.findings_reward,
+        "f1": rules.f1_reward,
+    }
 
-    A weight is a finite number, 1 where none is given; 0 logs a reward without paying for it, and a
-    negative weight makes a penalty. Raises RewardError.
+
+def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) -> list[Reward]:
+    """The rewards of `--reward NAME[=WEIGHT],...`; a name is `known` or `FILE.py:FUNCTION`.
+
+    `known` is `built_in()` where it is not given. A weight is a finite number, 1 where none is
+    given; 0 logs a reward without paying for it, and a negative weight makes a penalty. Raises
+    RewardError.
 
     >>> [(reward.name, reward.weight) for reward in parse_rewards("format=0.5,accuracy")]
     [('format', 0.5), ('accuracy', 1.0)]
     """
+    known = built_in() if known is None else known
     rewards: list[Reward] = []
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
-        if name in BUILT_IN:
-            reward = Reward(name, BUILT_IN[name], weight)
-        elif ":" in name:
-            path, _, function = name.rpartition(":")
+        path, colon, function = name.rpartition(":")
+        if colon:
             reward = Reward(function, _load(Path(path), function), weight)
         else:
-            known = f"{', '.join(BUILT_IN)}, or path/to/file.py:function for your own"
-            raise RewardError(f"unknown reward {name!r}; known: {known}")
+            reward = Reward(name, _known(name, known), weight)
         if reward.name in [other.name for other in rewards]:
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)
+    accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
+    similar = known.get("similarity")
+    if not accurate and any(reward.weight and reward.function is similar for reward in rewards):
+        reason = "opposite findings can be more similar than synonyms"
+        raise RewardError(f"reward 'similarity' must not stand alone: {reason}; add accuracy=1")
     return rewards
+
+
+def _known(name: str, known: Mapping[str, RewardFunction]) -> RewardFunction:
+    """The function of that name. Raises RewardError."""
+    if name in known:
+        return known[name]
+    if name in NEED_A_JUDGE:
+        raise RewardError(f"reward {name!r} needs a judge; add {NEED_A_JUDGE[name]}")
+    names = f"{', '.join(known)}, or path/to/file.py:function for your own"
+    raise RewardError(f"unknown reward {name!r}; known: {names}")
 
 
 def _weight(name: str, number: str) -> float:

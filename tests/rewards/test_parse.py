@@ -178,12 +178,6 @@ def test_a_completion_is_read_at_its_one_answer_block(text, letter, formatted):
     assert answered_right(text, "", (), (), ("b", "")) == (letter == "B")
 
 
-def test_an_open_question_asked_directly_wants_the_block_alone():
-    assert is_formatted("<answer>a cyst</answer>", (), reasons=False)
-    assert not is_formatted("<answer> </answer>", (), reasons=False)
-    assert not is_formatted("<think></think><answer>a cyst</answer>", (), reasons=False)
-
-
 def test_the_table_is_as_long_as_the_project_asks():
     texts = {f"<answer>{said}</answer>" for said, _, _ in INSIDE} | {text for text, _, _ in WHOLE}
     assert len(texts) >= 60

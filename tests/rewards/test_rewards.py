@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards import Reward, RewardError, parse_rewards, score
+from rewards import Reward, RewardError, built_in, parse_rewards, score
 
 SAID = [
     "<think>x</think><answer>B</answer>",  # in the format, right
@@ -88,7 +88,8 @@ def test_numbers_of_other_libraries_will_do():
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("", "unknown reward ''; known: format, accuracy, or path"),
+        ("", "unknown reward ''; known: format, accuracy, accuracy-medvlm-r1, length-ecr"),
+        ("none", "findings, f1, or path/to/file.py:function for your own"),
         ("format,", "unknown reward ''"),
         ("acuracy=1", "unknown reward 'acuracy'; known: format, accuracy"),
         ("format=", "reward 'format': weight '' is no number; write format=0.5"),
@@ -104,6 +105,10 @@ def test_numbers_of_other_libraries_will_do():
         ("{folder}/broken.py:paid", "SyntaxError"),
         ("{folder}/exits.py:paid", "exits.py, SystemExit(0)"),
         ("{folder}/raises.py:paid", "raises.py, ZeroDivisionError('division by zero')"),
+        ("accuracy,semantic", "reward 'semantic' needs a judge; add --judge URL --judge-model NAME"),
+        ("reasoning=2", "reward 'reasoning' needs a judge; add --judge URL --judge-model NAME, or"),
+        ("correctness=0", "reward 'correctness' needs a judge; "),
+        ("accuracy,similarity", "reward 'similarity' needs a judge; add --judge embed:FOLDER"),
     ],
 )
 def test_a_reward_that_cannot_be_built_says_so_in_one_line(spec, says, tmp_path):
@@ -115,6 +120,60 @@ def test_a_reward_that_cannot_be_built_says_so_in_one_line(spec, says, tmp_path)
         parse_rewards(spec.format(folder=tmp_path))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_known_may_be_given_and_replaces_what_is_built_in():
+    def judged(completions, **columns):
+        return [0.25] * len(completions)
+
+    known = {**built_in(), "consistency": judged, "semantic": judged}
+    rewards = parse_rewards("semantic,consistency=2,accuracy=0", known)
+    assert [reward.function for reward in rewards[:2]] == [judged, judged]
+    assert score(rewards, PROMPTS, SAID, COLUMNS)[0] == [0.75] * 4
+
+
+def test_the_length_cap_reaches_both_length_rewards():
+    said = ["<think>a b c d</think><answer>B</answer>"] * 4
+    for cap, paid in ((8, 0.5), (2, 1.0)):
+        rewards = parse_rewards("length-ecr,length-cwr", built_in(length_cap=cap))
+        assert score(rewards, PROMPTS, said, COLUMNS)[0] == [2 * paid] * 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        ("similarity", True),
+        ("similarity,format", True),
+        ("similarity=-1", True),
+        ("similarity,accuracy=0", True),
+        ("similarity,accuracy=-1", True),
+        ("similarity,accuracy-medvlm-r1", True),
+        ("similarity=0,format", False),
+        ("accuracy=0.1,similarity=2", False),
+        ("similarity,accuracy", False),
+        ("{mine}:similarity", False),  # the user's own function of that name
+    ],
+)
+def test_similarity_never_stands_without_accuracy(spec, refused, tmp_path):
+    mine = write(tmp_path, "def similarity(completions, **_): return [1.0] * len(completions)
+")
+    known = built_in() | {"similarity": lambda completions, **_: [1.0] * len(completions)}
+    if refused:
+        with pytest.raises(RewardError, match="'similarity' must not stand alone: opposite"):
+            parse_rewards(spec, known)
+    else:
+        assert parse_rewards(spec.format(mine=mine), known)
+
+
+def test_open_questions_are_answered_in_words():
+    said = ["<think>x</think><answer>The left lung.</answer>", "<answer>2</answer>", "left lung"]
+    columns = {"answer": [""] * 3, "letters": [()] * 3, "options": [()] * 3}
+    columns["references"] = [("left lung", "left"), ("two",), ("left lung",)]
+    columns["asked"] = ["reason", "direct", "reason"]
+    _, parts = score(parse_rewards("format,accuracy"), PROMPTS[:3], said, columns)
+    assert parts == {"format": [1.0, 1.0, 0.0], "accuracy": [1.0, 1.0, 0.0]}
+    del columns["references"]  # no answer is known to be right
+    assert score(parse_rewards("accuracy"), PROMPTS[:3], said, columns)[0] == [0.0] * 3
 
 
 def divides(completions, **columns):
