@@ -105,7 +105,7 @@ def test_numbers_of_other_libraries_will_do():
         ("{folder}/broken.py:paid", "SyntaxError"),
         ("{folder}/exits.py:paid", "exits.py, SystemExit(0)"),
         ("{folder}/raises.py:paid", "raises.py, ZeroDivisionError('division by zero')"),
-        ("accuracy,semantic", "reward 'semantic' needs a judge; add --judge URL --judge-model NAME"),
+        ("semantic", "reward 'semantic' needs a judge; add --judge URL --judge-model NAME, or --"),
         ("reasoning=2", "reward 'reasoning' needs a judge; add --judge URL --judge-model NAME, or"),
         ("correctness=0", "reward 'correctness' needs a judge; "),
         ("accuracy,similarity", "reward 'similarity' needs a judge; add --judge embed:FOLDER"),
@@ -155,8 +155,7 @@ def test_the_length_cap_reaches_both_length_rewards():
     ],
 )
 def test_similarity_never_stands_without_accuracy(spec, refused, tmp_path):
-    mine = write(tmp_path, "def similarity(completions, **_): return [1.0] * len(completions)
-")
+    mine = write(tmp_path, "def similarity(completions, **_): return [1.0] * len(completions)\n")
     known = built_in() | {"similarity": lambda completions, **_: [1.0] * len(completions)}
     if refused:
         with pytest.raises(RewardError, match="'similarity' must not stand alone: opposite"):
