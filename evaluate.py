@@ -10,7 +10,6 @@ twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,34 +24,37 @@ from tqdm import tqdm
 from data import asking
 from data.asking import Tests, fingerprint, load_tests, with_names
 from data.example import ImageFile, VQAExample
-from grpo.config import Config, UsageError, exit_on_usage_error
+from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.flags import names_in, parse_flags
-from grpo.options import AS_RUN, Options
+from grpo.options import Options
 from grpo.recipes import RECIPES
 from grpo.run import newest_run
-from models.answering import answer, samples
+from models.answering import answer, reference_nll, samples
 from models.export import export_merged, refuse_taken
-from models.loading import folder_of
+from models.loading import SHIPPED
 from models.lora import read_config
-from models.opening import open_policy
+from models.opening import open_policy, stamp
 from models.policy import Policy
-from rewards import render
+from rewards import RewardError, render
+from rewards.graded import graded
+from rewards.judge import open_judges
 from rewards.parse import reasoning
 from rewards.rows import Row, answered, drawn, kept_rows, scored_by
-from rewards.table import SAMPLES, TESTS, Answers, over_seeds, tabulate
+from rewards.table import MEASURES, SAMPLES, TESTS, Answers, over_seeds, tabulate
 
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
 MODELS = ("base", "trained")
+Examples = Sequence[VQAExample]
 
 
-def predict(policy: Policy, config: Config, examples: Sequence[VQAExample]) -> list[Row]:
+def predict(policy: Policy, config: Config, examples: Examples) -> list[Row]:
     """Each question answered greedily, and scored strictly and by forced choice."""
     answers = answer(policy, examples, config.max_completion_length, reasoning)
     return [answered(*pair) for pair in zip(examples, answers, strict=True)]
 
 
 def sample(
-    policy: Policy, config: Config, k: int, temperature: float, examples: Sequence[VQAExample]
+    policy: Policy, config: Config, k: int, temperature: float, examples: Examples
 ) -> list[Row]:
     """Each question answered k times, drawn."""
     law = {"k": k, "temperature": temperature, "seed": config.seed}
@@ -60,16 +62,33 @@ def sample(
     return [drawn(*pair) for pair in zip(examples, texts, strict=True)]
 
 
+def measure(
+    policy: Policy, config: Config, options: Options, tests: Tests, answers: Any, files: str
+) -> dict[str, list[Row]]:
+    """The figures of --metrics for each answered question, written to files with all reasons."""
+    found = {}
+    try:
+        judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
+        for name, examples in tests.items():
+            found[name] = graded(answers[name], examples, options.measured, judges)
+            if "perplexity" in options.measured:
+                losses = reference_nll(policy, examples, options.batch_size)
+                found[name] = [row | loss for row, loss in zip(found[name], losses, strict=True)]
+            lines = (json.dumps(row) + "\n" for row in found[name])
+            Path(f"{files}-{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    except RewardError as error:
+        raise UsageError(str(error)) from None
+    return found
+
+
 def in_batches(
-    answers: Callable[[Sequence[VQAExample]], list[Row]],
-    batch_size: int,
-    examples: Sequence[VQAExample],
+    answers: Callable[[Examples], list[Row]], batch_size: int, examples: Examples
 ) -> Iterator[Row]:
     """The rows of all examples, each batch's as soon as they are there."""
     quiet = not examples or not sys.stderr.isatty()
     with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
-        for start in range(0, len(examples), batch_size):
-            batch = examples[start : start + batch_size]
+        for i in range(0, len(examples), batch_size):
+            batch = examples[i : i + batch_size]
             yield from answers(batch)
             bar.update(len(batch))
 
@@ -85,16 +104,19 @@ def ask(
 ) -> Answers:
     """All answers of these models of one policy, kept in `folder`/predictions.
 
-    A way of asking makes a model of its own in the table; samples and controls go with the first.
+    A way of asking makes a model of its own in the table; all else goes with the first.
     """
     (first, *others) = options.ways or (config.prompt,)
-    k, temperature = options.samples, options.temperature
-    found: Answers = {}
+    k, temperature, found = options.samples, options.temperature, {}
     for model in models:
         with policy.base() if model == "base" else nullcontext():
             keep = partial(_kept, folder / "predictions", model, options)
             answers = partial(predict, policy, config)
             found[model] = {TESTS: keep(first, answers, tests)}
+            if options.measured:
+                files = f"{folder}/predictions/measures-{model}-{first}"
+                rows = found[model][TESTS]
+                found[model][MEASURES] = measure(policy, config, options, tests, rows, files)
             if k:
                 several = partial(sample, policy, config, k, temperature)
                 found[model][SAMPLES] = keep(f"{first}-{k}-at-{temperature}", several, tests)
@@ -111,7 +133,7 @@ def _kept(
     model: str,
     options: Options,
     arm: str,
-    answers: Callable[[Sequence[VQAExample]], list[Row]],
+    answers: Callable[[Examples], list[Row]],
     asked: Tests,
 ) -> dict[str, list[Row]]:
     """The rows of one arm by modality, from its files in `folder` or answered now."""
@@ -125,10 +147,7 @@ def _kept(
 
 def subject(options: Options) -> tuple[Config, Path | None, Path]:
     """What is scored: its configuration, its adapter, and the folder for its answers."""
-    names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")
-    given = {n: v for n in names if (v := getattr(options, n)) not in (None, AS_RUN)}
-    if options.ways:
-        given["prompt"] = options.ways[0]
+    given = options.given
     if not options.model:
         run = Path(options.run)
         config = with_names(replace(Config.load(run / "config.json"), **given))
@@ -139,14 +158,10 @@ def subject(options: Options) -> tuple[Config, Path | None, Path]:
     adapter = Path(options.adapter) if options.adapter else None
     if adapter:
         given["lora_r"], given["lora_alpha"] = read_config(adapter)
-    recipe = "phantom" if options.model == "phantom" else "medvlm-r1"
+    recipe = "phantom" if options.model in SHIPPED else "medvlm-r1"
     config = with_names(Config(**{**RECIPES[recipe], "recipe": recipe, **given}))
-    files = [
-        f for of in (folder_of(options.model), adapter) if of for f in of.glob("*.safetensors")
-    ]
-    weights = sorted((str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-    stamp = hashlib.sha256(repr((options.model, config.data, weights)).encode()).hexdigest()[:8]
-    return config, adapter, Path("runs") / "models" / f"{Path(options.model).name}-{stamp}"
+    name = f"{Path(options.model).name}-{stamp(options.model, adapter, config.data)}"
+    return config, adapter, Path("runs") / "models" / name
 
 
 def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Config, Path, Path]]:
@@ -165,25 +180,15 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
         if label in taken:
             problem = "a row of this name is there already; rename its folder"
         elif (other.model, other.prompt) != (config.model, config.prompt):
-            problem = (
-                "another base or way of asking; score it alone, or give both the same --prompt"
-            )
+            problem = "another base or way of asking; score it alone, or with the same --prompt"
         elif differ:
-            problem = (
-                f"other test questions of {', '.join(differ)}; give both the same --data, --ood "
-            )
-            problem += f"and --eval-size, and train with --data-seed {config.data_seed}"
+            problem = f"other test questions of {', '.join(differ)}; give both the same --data, "
+            problem += f"--ood and --eval-size, and train with --data-seed {config.data_seed}"
         if problem:
             raise UsageError(f"--compare {name}: {problem}")
         taken.add(label)
         found[label] = other, adapter, folder
     return found
-
-
-def same_but_seed(config: Config, other: Config) -> bool:
-    """Whether two runs differ in nothing but the seed, and what has no say in the result."""
-    free = {name: getattr(config, name) for name in ("seed", "out", "device", "threads", "cache")}
-    return other.seed != config.seed and replace(other, **free) == config
 
 
 def evaluate(
@@ -207,7 +212,7 @@ def evaluate(
         policy = open_policy(other, its_adapter)
         beside = ask(policy, other, tests, its_folder, greedy, ["trained"])
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
-        if same_but_seed(config, other):
+        if config.same_but_seed(other):
             seeds.setdefault(other.seed, label)
     table = tabulate(answers, config.modality, priors, coinciding)
     if len(seeds) > 1:

@@ -13,7 +13,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import data
 import rewards
-from data.asking import asked, load_tests, with_names
-from data.example import VQAExample
+from data.asking import asked, load_split, load_tests, with_names
+from data.example import VQAExample, columns
 from data.order import question_order
-from data.prompts import completion_text
 from data.rows import Skipped, summary
 from data.splits import constant_answers, has_constant_answer
+from data.variety import varied
 from evaluate import ask, in_batches, predict
-from grpo.config import Config, UsageError, exit_on_usage_error
+from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.flags import flag
 from grpo.loop import grpo
 from grpo.options import Options
 from grpo.run import check_out, new_run, peak_memory
 from grpo.sft import sft
-from models.opening import open_policy
+from models.opening import open_policy, starting_model
 from models.policy import Policy
 from rewards.figures import cell
+from rewards.judge import Judge, open_judges
+from rewards.judged import judged_rewards
+from rewards.local import Encoder
 from rewards.render import points
 from rewards.table import tabulate
 
@@ -55,46 +58,40 @@ def train(argv: Sequence[str] | None) -> None:
     """Data, policy and rewards from the flags, the steps, the table at the end."""
     started = time.monotonic()
     config = with_names(Config.from_flags(argv))
+    config = replace(config, model=starting_model(config.model, config.init))
     check_out(config)
-    terms = rewards.parse_rewards(config.reward)
+    judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
+    terms = reward_terms(config, judges) if config.method == "grpo" else []
     skipped: set[Skipped] = set()
     examples = load_split(config, "train", config.train_size, skipped)
     validation = load_split(config, "val", config.val_size, skipped) if config.eval_every else []
+    validation = asked(validation, config.prompt)
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)
     target = sft_target(config, examples)
     policy = open_policy(config, starting_adapter(config))
     draw = question_order(examples, config.seed, config.prompts_per_step)
+    draw = varied(draw, config.seed, config.ways, config.shuffle_options)
     if config.method == "sft":
         steps = sft(policy, draw, target, config)
     else:
         steps = grpo(policy, draw, reward_function(terms), config)
-    resolved = {
-        "device": str(policy.device),
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "gradient_checkpointing": policy.checkpointing,
-        "threads": torch.get_num_threads(),
-    }
-    run = new_run(config, resolved)
+    run = new_run(config, resolved(policy))
     lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
     (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
-
-    name = f"{config.method} on {config.modality}"
-    seldom = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two lines in a log file
-    bar = tqdm(total=config.steps, desc=name, mininterval=seldom, dynamic_ncols=True)
-    with bar, (run / "metrics.jsonl").open("w", encoding="utf-8") as log:
-        try:
-            for metrics in steps:
-                step = int(metrics["step"])
-                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
-                    metrics |= validate(policy, validation, config)
-                metrics["memory/peak_mb"] = peak_memory(policy.device)
-                finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-                print(json.dumps(finite), file=log, flush=True)
-                bar.set_postfix_str(progress(metrics, terms), refresh=False)
-                bar.update()
-        except KeyboardInterrupt:
-            print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
+    try:
+        for metrics in shown(steps, config, terms, run / "metrics.jsonl"):
+            step = int(metrics["step"])
+            if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+                metrics |= validate(policy, validation, config)
+            for judge in judges:
+                metrics |= judge.counts()
+            metrics["memory/peak_mb"] = peak_memory(policy.device)
+    except KeyboardInterrupt:
+        print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
+    except rewards.RewardError as error:  # a judge that is gone, say
+        policy.save(run / "adapter")
+        raise UsageError(f"{error}; what was learned so far is in {run}/adapter") from None
     policy.save(run / "adapter")
 
     answers = ask(policy, config, tests, run, Options()) if tests else {}
@@ -111,15 +108,30 @@ def train(argv: Sequence[str] | None) -> None:
     print(closing_line(run, config, table))
 
 
-def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:
-    """Questions of the training modality; says so when there are fewer than asked for."""
-    examples = data.load(
-        config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
-    )
-    if len(examples) < size:
-        found = f"{len(examples)} {config.modality} questions for {split}"
-        print(f"train.py: {found}, all that there are; {size} were asked for", file=sys.stderr)
-    return asked(examples, config.prompt)
+def resolved(policy: Policy) -> dict[str, Any]:
+    """What the flags left to "auto"."""
+    return {
+        "device": str(policy.device),
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "gradient_checkpointing": policy.checkpointing,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def shown(
+    steps: Iterator[dict[str, float]], config: Config, terms: Sequence[rewards.Reward], file: Path
+) -> Iterator[dict[str, float]]:
+    """The metrics of every step, on the bar and in the file once the caller has added its own."""
+    name = f"{config.method} on {config.modality}"
+    seldom = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two lines in a log file
+    bar = tqdm(total=config.steps, desc=name, mininterval=seldom, dynamic_ncols=True)
+    with bar, file.open("w", encoding="utf-8") as log:
+        for metrics in steps:
+            yield metrics
+            finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            print(json.dumps(finite), file=log, flush=True)
+            bar.set_postfix_str(progress(metrics, terms), refresh=False)
+            bar.update()
 
 
 def say_of_data(
@@ -148,7 +160,7 @@ def starting_adapter(config: Config) -> Path | None:
 
     Another seed would split real images otherwise, and the adapter have seen what is now the test.
     """
-    if config.init is None:
+    if not config.init.startswith("sft:"):
         return None
     run = Path(config.init.removeprefix("sft:"))
     if not (run / "adapter").is_dir():
@@ -163,37 +175,39 @@ def starting_adapter(config: Config) -> Path | None:
     return run / "adapter"
 
 
+def reward_terms(config: Config, judges: Sequence[Judge | Encoder]) -> list[rewards.Reward]:
+    """The rewards of --reward, those of judges among them; says where a rule stands in for one."""
+    judged = judged_rewards(judges)
+    terms = rewards.parse_rewards(config.reward, rewards.built_in(config.length_cap) | judged)
+    if "consistency" in {term.name for term in terms} - judged.keys():
+        print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
+    return terms
+
+
 def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
     """The rewards as the loop calls them: (examples, texts) -> (totals, parts by name)."""
 
     def reward(examples: list[VQAExample], texts: list[str]) -> Any:
-        columns = {
-            "answer": [e.letter for e in examples],
-            "letters": [e.letters for e in examples],
-            "options": [e.options for e in examples],
-            "modality": [e.modality for e in examples],
-            "question_type": [e.question_type for e in examples],
-            "reasoning": [e.reasoning for e in examples],
-            "asked": [e.asked for e in examples],
-            "id": [e.id for e in examples],
-        }
-        return rewards.score(terms, [e.prompt for e in examples], texts, columns)
+        return rewards.score(terms, [e.prompt for e in examples], texts, columns(examples))
 
     return reward
 
 
 def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
     """What the supervised baseline imitates: the label alone, or (privileged) reasoning too."""
-    if config.sft_target == "answer":
-        thought = None if config.prompt == "direct" else ""
-        return lambda example: completion_text(thought, example.letter)
-    if config.method == "sft" and config.prompt == "direct":
+    reasons = config.sft_target == "reasoning"
+    if config.method == "sft" and reasons and config.ways == ("direct",):
         raise UsageError("--sft-target reasoning --prompt direct: it asks for none; use answer")
     without = [example.id for example in examples if not example.reasoning]
-    if config.method == "sft" and without:
+    if config.method == "sft" and reasons and without:
         problem = f"{len(without)} questions have no reference reasoning, {without[0]} first"
         raise UsageError(f"--sft-target reasoning: {problem}; use answer")
-    return lambda example: completion_text(example.reasoning, example.letter)
+
+    def target(example: VQAExample) -> str:
+        thought = example.reasoning if reasons else ""
+        return example.completion(None if example.asked == "direct" else thought)
+
+    return target
 
 
 def validate(policy: Policy, examples: Sequence[VQAExample], config: Config) -> dict[str, float]:

@@ -25,6 +25,17 @@ def with_names(config: Config) -> Config:
     return replace(config, modality=name, ood=",".join(unseen) or "none")
 
 
+def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:
+    """Questions of the training modality; says so when there are fewer than asked for."""
+    examples = data.load(
+        config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
+    )
+    if len(examples) < size:
+        found = f"{len(examples)} {config.modality} questions for {split}"
+        print(f"{found}, all that there are; {size} were asked for", file=sys.stderr)
+    return examples
+
+
 def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
     """The test questions of each modality to score: the one trained on first, then the unseen.
 
@@ -75,10 +86,12 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
 
 
 def few(tests: Tests, most: int | None) -> Tests:
-    """The first `most` questions of each test (None: all), none whose answer is constant."""
-    headline = {
-        m: [e for e in examples if not e.constant] or examples for m, examples in tests.items()
-    }
+    """The first `most` questions of each test (None: all), with options, none constant.
+
+    A modality of open questions alone has none of them.
+    """
+    closed = {m: [e for e in examples if e.options] for m, examples in tests.items()}
+    headline = {m: [e for e in of if not e.constant] or of for m, of in closed.items()}
     return {modality: examples[:most] for modality, examples in headline.items()}
 
 
@@ -114,9 +127,10 @@ def priors(
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The controls that ask no model, as rows: what the training questions alone teach."""
     known = {"options_prior": OptionsPrior, "majority_letter": MajorityLetter}
-    fitted = {name: prior.fit(training) for name, prior in known.items()}
+    closed = [example for example in training if example.options]
+    fitted = {name: prior.fit(closed) for name, prior in known.items()}
     return {
-        name: {m: [_row(e, prior.chance_right(e)) for e in tests[m]] for m in tests}
+        name: {m: [_row(e, prior.chance_right(e)) for e in tests[m] if e.options] for m in tests}
         for name, prior in fitted.items()
     }
 

@@ -21,16 +21,17 @@ def question_order(
 
     @lru_cache(maxsize=2)
     def shuffled(epoch: int) -> np.ndarray:
-        return _generator(seed, epoch).permutation(len(examples))  # (n,)
+        return generator(seed, epoch).permutation(len(examples))  # (n,)
 
     def draw(step: int, slot: int, attempt: int = 0) -> VQAExample:
         if attempt:
-            return examples[_generator(seed, step, slot, attempt).integers(len(examples))]
+            return examples[generator(seed, step, slot, attempt).integers(len(examples))]
         epoch, i = divmod(step * prompts_per_step + slot, len(examples))
         return examples[shuffled(epoch)[i]]
 
     return draw
 
 
-def _generator(*key: int) -> np.random.Generator:
+def generator(*key: int) -> np.random.Generator:
+    """The random numbers of a key, apart from those of sampling."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((SHUFFLE_STREAM, *key))))

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from grpo.flags import (
     check_file,
     check_options,
     exit_on_usage_error,
+    flag,
     names_in,
     option,
     parse_flags,
@@ -35,6 +37,7 @@ __all__ = [
     "TRL_NAMES",
     "Config",
     "UsageError",
+    "cache_folder",
     "check_file",
     "exit_on_usage_error",
     "user_cache",
@@ -56,8 +59,8 @@ TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
 
 Method = Literal["grpo", "sft"]
 Target = Literal["answer", "reasoning"]
-Prompt = Literal["reason", "direct"]
-Recipe = Literal["auto", "phantom", "medvlm-r1"]
+Prompt = Literal["reason", "explain", "direct", "open"]
+Recipe = Literal["auto", "phantom", "medvlm-r1", "rarl", "clinical"]
 Loss = Literal["grpo", "dapo", "dr_grpo"]
 Scale = Literal["group", "none"]
 Schedule = Literal["constant", "linear"]
@@ -68,6 +71,11 @@ Switch = Literal["auto", "on", "off"]
 def user_cache() -> Path:
     """The folder that the programs may fill in the user's cache: image features, fetched data."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
+
+
+def cache_folder(name: str) -> Path | None:
+    """The folder that `--cache` names; None: nothing is kept."""
+    return {"auto": user_cache(), "none": None}.get(name, Path(name))
 
 
 _task = functools.partial(option, "what is trained")
@@ -95,12 +103,14 @@ class Config:
     sft_target: Target = _task("answer", "For sft; reasoning is privileged: grpo never sees it.")
     recipe: Recipe = _task("auto", "Named values to start from; auto looks at the machine.")
     model: str = _task("phantom", "The tiny model shipped here (phantom), a folder or a hub id.")
-    init: str | None = _task(None, "sft:RUN starts from that run's adapter, also the reference.")
+    init: str = _task("instruct", "Start as --model, as its base, or (sft:RUN) as a run's adapter.")
     lora_r: int = _task(16, "Rank of the LoRA matrices A and B (r).", ge=1)
     lora_alpha: int = _task(32, "Their scale: a weight moves by B A alpha / r (alpha).", ge=1)
 
     data: str = _data("phantom", "Data set, as NAME or NAME:PATH; huatuo, omnimedvqa: fetched.")
-    prompt: Prompt = _data("reason", "Ask to think and then answer, or (direct) to answer only.")
+    prompt: Prompt = _data("reason", "Think, then answer; direct: answer only; open: in words.")
+    diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
+    shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
     modality: str = _data("MRI", "Modality to train on.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)
@@ -115,6 +125,9 @@ class Config:
     temperature: float = _draw(1.0, "Temperature of sampling and of scoring (T).", gt=0)
     dynamic_sampling: int = _draw(0, "Redraws of a group of equal rewards; 0 for none.", ge=0)
     reward: str = _draw("format=1,accuracy=1", "Weighted rewards (r_i); also FILE.py:FUNCTION=W.")
+    length_cap: int = _draw(100, "Words of reasoning that length rewards pay for at most.", ge=1)
+    judge: str | None = _draw(None, "Judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
+    judge_model: str | None = _draw(None, "The model that a --judge URL serves.")
 
     loss: Loss = _loss("grpo", "Mean over completions (grpo), tokens (dapo), slots (dr_grpo).")
     scale_rewards: Scale = _loss("group", "Divide the advantage (A_i) by the group's std or not.")
@@ -152,17 +165,33 @@ class Config:
                 f"--eval-every {self.eval_every}: nothing to validate on with --val-size 0; "
                 "use --val-size 100"
             )
-        if self.init is not None and not re.fullmatch("sft:.+", self.init):
-            raise UsageError(f"--init {self.init}: not of the form sft:RUN; use sft:runs/NAME")
-        try:
-            names_in(self.ood)
-        except UsageError as error:
-            raise UsageError(f"--ood {error}") from None
+        if not re.fullmatch("instruct|base|sft:.+", self.init):
+            raise UsageError(f"--init {self.init}: use instruct, base or sft:runs/NAME")
+        for name in ("ood", "diversity"):
+            try:
+                names_in(getattr(self, name))
+            except UsageError as error:
+                raise UsageError(f"{flag(name)} {error}") from None
+        ways = typing.get_args(Prompt)
+        if unknown := [way for way in self.ways if way not in ways]:
+            problem = f"--diversity {unknown[0]}: unknown way of asking"
+            raise UsageError(f"{problem}; use some of {', '.join(ways)}, or none")
 
     @property
     def ood_modalities(self) -> tuple[str, ...]:
         """The unseen modalities: `ood` as a tuple, without the one trained on."""
         return tuple(name for name in names_in(self.ood) if name != self.modality)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of asking that training draws from (diversity prompting)."""
+        return names_in(self.diversity) or (self.prompt,)
+
+    def same_but_seed(self, other: Config) -> bool:
+        """Whether two runs differ in nothing but the seed, and what has no say in the result."""
+        names = ("seed", "out", "device", "threads", "cache")
+        free = {name: getattr(self, name) for name in names}
+        return other.seed != self.seed and dataclasses.replace(other, **free) == self
 
     @classmethod
     def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+import typing
+from typing import Any, Literal
 
-from grpo.flags import UsageError, check_file, check_options, option
+from grpo.config import Prompt
+from grpo.flags import UsageError, check_file, check_options, names_in, option
 
 _what = functools.partial(option, "what is scored")
 _how = functools.partial(option, "how it is asked")
 _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
-WAYS = ("reason", "direct")
+WAYS = typing.get_args(Prompt)
+METRICS = ("perplexity", "reasoning", "correctness", "similarity")
 AS_RUN = "run"  # as the run had it, where none is a value
 
 
@@ -30,10 +33,13 @@ class Options:
     ood: str = _what(AS_RUN, "Unseen modalities to score, or none.")
     eval_size: int | None = _what(None, "Test questions of each modality.", ge=1)
 
-    prompt: str | None = _how(None, "Ways of asking: reason, direct, or reason,direct.")
+    prompt: str | None = _how(None, "Ways of asking: reason, explain, direct, open; a comma list.")
     controls: Literal["none", "fast", "full"] = _how("fast", "Asked on 240 questions, or on all.")
     samples: int = _how(0, "Also draw this many answers to each question, for pass@k (K).", ge=0)
     temperature: float = _how(1.0, "Temperature of these samples (T).", gt=0)
+    metrics: str = _how("none", "More figures: " + ", ".join(METRICS) + "; a comma list, or all.")
+    judge: str | None = _how(None, "Their judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
+    judge_model: str | None = _how(None, "The model that a --judge URL serves.")
     scorer: Literal["ours", "medvlm-r1"] = _how("ours", "Or the parser of its published figures.")
 
     image: str | None = _one(None, "Ask about this image: PNG, JPEG, DICOM, NIfTI.")
@@ -59,6 +65,10 @@ class Options:
         for way in self.ways:
             if way not in WAYS:
                 raise UsageError(f"--prompt {way}: unknown choice; use one of {', '.join(WAYS)}")
+        if "open" in self.ways[:-1]:  # it hides the options that the others show
+            raise UsageError(f"--prompt {self.prompt}: put open last")
+        if unknown := [name for name in self.measured if name not in METRICS]:
+            raise UsageError(f"--metrics {unknown[0]}: unknown; use some of {', '.join(METRICS)}")
         one = (self.image, self.question, self.options)
         if any(one) and not all(one):
             raise UsageError("--image, --question and --options go together; give all three")
@@ -74,4 +84,18 @@ class Options:
     @property
     def ways(self) -> tuple[str, ...]:
         """The ways of asking, the first one first; none: the run's."""
-        return tuple(dict.fromkeys(way.strip() for way in (self.prompt or "").split(",") if way))
+        return names_in(self.prompt or "")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The figures of --metrics."""
+        return METRICS if self.metrics == "all" else names_in(self.metrics)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of a run that were given here, and go before the run's own."""
+        names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")
+        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model")}
+        if self.ways:
+            values["prompt"] = self.ways[0]
+        return {name: value for name, value in values.items() if value not in (None, AS_RUN)}

@@ -1,7 +1,9 @@
 """Named configurations, every value with its source.
 
 What a recipe leaves out is Config's default. "ours" marks a value that no paper gives, or that our
-set-up needs different; MedVLM-R1 is arXiv 2502.19634 and the code released with it.
+set-up needs different. MedVLM-R1 is arXiv 2502.19634 and the code released with it, RARL is
+2506.06600, Zhu et al. 2505.13973. The full text of the last two was not at hand: "paper" marks what
+their abstracts and pages say, "summary" what third parties say of them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 1.2e-3,  # far above a real model's: the LoRA of a tiny one is tiny
         "warmup_steps": 20,
         "loss": "grpo",
+        "length_cap": 24,  # words; three lesions take 16
         "kl_coef": 0.0,  # the run is short, and the base's habits are what it should leave
         "lora_r": 16,
         "lora_alpha": 32,
@@ -55,6 +58,55 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "max_pixels": 401_408,  # released script: 512 visual tokens
         "seed": 42,  # released script's shuffle
+    },
+    # RARL: LoRA, a reward for the answer and one for the reasoning, diversity prompting. Its
+    # formulae, weights, prompts, learning rate, group size and beta were not found.
+    "rarl": {
+        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
+        "data": "silvar-med",  # summary: a subset of it; wants --data silvar-med:FOLDER
+        "modality": "ALL",  # it names none
+        "ood": "none",  # unseen are other data sets: evaluate.py --data vqa-rad and others
+        "train_size": 1000,  # summary: 500 to 1,000
+        "eval_size": 300,  # ours
+        "val_size": 0,
+        "lora_r": 8,  # summary
+        "lora_alpha": 16,  # ours
+        "diversity": "explain,direct,open",  # summary: explanation-required, short-form, open-ended
+        "prompt": "reason",  # paper: reasoning prompting at inference
+        "reward": "format=1,correctness=1,reasoning=1",  # paper: both are judged; weights ours
+        "group_size": 8,  # ours
+        "prompts_per_step": 4,  # ours
+        "steps": 500,  # ours: 1,000 questions x 2 epochs / 4 prompts
+        "max_completion_length": 512,  # ours, as MedVLM-R1
+        "loss": "grpo",  # paper: GRPO
+        "kl_coef": 0.04,  # ours, as MedVLM-R1
+        "learning_rate": 1e-5,  # ours
+        "max_pixels": 401_408,  # ours, as MedVLM-R1
+    },
+    # Zhu et al.: what each of four dimensions does to medical GRPO. This is their plain GRPO; the
+    # dimensions are flags: --init base or sft:RUN; --reward ...,semantic=1 --judge ...;
+    # --reward ...,length-ecr=1 or length-cwr=1; --loss dr_grpo --scale-rewards none and
+    # --shuffle-options. Beta, learning rate and steps were not found.
+    "clinical": {
+        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
+        "data": "pmc-vqa",  # paper
+        "modality": "ALL",  # it names none
+        "ood": "none",
+        "train_size": 10_000,  # summary
+        "eval_size": 7_000,  # summary
+        "val_size": 0,
+        "reward": "format=1,accuracy=1",  # summary: what the others are added to
+        "group_size": 8,  # summary
+        "prompts_per_step": 4,  # ours
+        "steps": 2_500,  # ours: one epoch
+        "max_completion_length": 512,  # ours, as MedVLM-R1
+        "length_cap": 200,  # ours, words
+        "loss": "grpo",  # paper
+        "kl_coef": 0.04,  # summary: with KL; the value is ours, as MedVLM-R1
+        "learning_rate": 1e-5,  # ours, for LoRA
+        "lora_r": 16,  # ours
+        "lora_alpha": 32,  # ours
+        "max_pixels": 401_408,  # ours, as MedVLM-R1
     },
 }
 

@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     length: int  # tokens, with the end of sequence
     truncated: bool
     thought: str | None  # the reasoning before the forced choice; None: asked directly
-    letter_logprobs: list[float]  # an option each, normalised over the options
+    letter_logprobs: list[float]  # an option each, normalised over the options; [] without any
 
 
 def answer(
@@ -49,7 +49,7 @@ def answer(
     thoughts = [
         reasoning(text) if think else None for text, think in zip(said, thinks, strict=True)
     ]
-    choices = [
+    choices = [  # an open question has none
         policy.group(prompt, [example.completion(thought, letter) for letter in example.letters])
         for prompt, example, thought in zip(prompts, examples, thoughts, strict=True)
     ]
@@ -71,7 +71,9 @@ def _greedy(policy: Policy, prompts: Sequence[Prompt], max_completion_length: in
 def _forced_choice(policy: Policy, groups: Sequence[Group]) -> list[list[float]]:
     """Log-probability of each whole completion of a group, normalised over the group."""
     scores: list[list[float]] = [[] for _ in groups]
-    for chosen in policy.passes(groups):
+    choices = [i for i, group in enumerate(groups) if group.completions]
+    for places in policy.passes([groups[i] for i in choices]):
+        chosen = [choices[place] for place in places]
         logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
         lengths = [len(ids) for i in chosen for ids in groups[i].completions]
         totals = iter([part.sum() for part in logprobs.split(lengths)])
@@ -79,6 +81,34 @@ def _forced_choice(policy: Policy, groups: Sequence[Group]) -> list[list[float]]
             whole = torch.stack([next(totals) for _ in groups[i].completions])  # (options,)
             scores[i] = whole.log_softmax(dim=0).tolist()
     return scores
+
+
+@torch.no_grad()
+def reference_nll(
+    policy: Policy, examples: Sequence[Any], batch_size: int
+) -> list[dict[str, float]]:
+    """`reference_nll`, -log p of a question's reference answer in nats, and `reference_tokens`.
+
+    The reference answer is the right one in the format, with the reference reasoning before it
+    where the data has one, and with its end of sequence.
+    """
+    found = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        groups = []
+        for prompt, example in zip(policy.encode(batch), batch, strict=True):
+            thought = None if example.asked == "direct" else example.reasoning
+            groups.append(policy.group(prompt, [example.completion(thought)]))
+        losses = [0.0] * len(groups)
+        for chosen in policy.passes(groups):
+            logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
+            lengths = [len(groups[i].completions[0]) for i in chosen]
+            for i, part in zip(chosen, logprobs.split(lengths), strict=True):
+                losses[i] = -part.sum().item()
+        lengths = [len(group.completions[0]) for group in groups]
+        names = ("reference_nll", "reference_tokens")
+        found += [dict(zip(names, pair, strict=True)) for pair in zip(losses, lengths, strict=True)]
+    return found
 
 
 def samples(

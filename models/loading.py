@@ -26,7 +26,8 @@ from transformers.utils import cached_file
 
 from grpo.config import UsageError
 
-PHANTOM = Path(__file__).parent / "phantom"  # the tiny Qwen2-VL that ships with the project
+# The tiny Qwen2-VL that ships with the project, and an earlier state of its pretraining.
+SHIPPED = {name: Path(__file__).parent / name for name in ("phantom", "phantom-base")}
 
 # The class that resizes with Pillow; its name has changed between versions.
 ImageProcessor = getattr(transformers, "Qwen2VLImageProcessorPil", None) or (
@@ -72,7 +73,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def folder_of(name: str) -> Path:
     """The folder that a model's name stands for, if it stands for one and not for a hub id."""
-    return PHANTOM if name == "phantom" else Path(name).expanduser()
+    return SHIPPED.get(name) or Path(name).expanduser()
 
 
 def load(

@@ -12,9 +12,11 @@ the one file of models/ that imports data/.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import multiprocessing
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +47,7 @@ STAGES = {
     "habit": (1_200, 2e-3, 6, ("match", "exam", "hasty")),  # seed 5 missed the letters of sizes
     "glance": (400, 1e-3, 7, ("exam", "glance", "hasty", "direct")),
 }
+BASE = "both"  # what it is after this stage ships beside it, as phantom-base
 SEED = 0
 
 # How an answer is written in the pretraining text, and how often. Only the last is the rewarded
@@ -231,8 +234,16 @@ def main() -> None:
         patches = torch.from_numpy(np.stack(pool.map(read_image, examples, chunksize=64)))
     for stage, (_, _, seed, _) in STAGES.items():
         train(model, Batches(examples, patches, tokenizer, seed), stage)
-    model.to(torch.bfloat16).save_pretrained(out)  # 2 bytes a weight; loading goes back to float32
-    print(f"wrote {out}")
+        if stage == BASE:
+            shutil.copytree(out, f"{out}-base", dirs_exist_ok=True)
+            write(model, Path(f"{out}-base"))
+    write(model, out)
+
+
+def write(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
+    """Save a copy at 2 bytes a weight; loading goes back to float32."""
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    print(f"wrote {folder}")
 
 
 if __name__ == "__main__":

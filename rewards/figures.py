@@ -21,31 +21,84 @@ Interval = tuple[float, float]
 
 
 def headline(rows: Sequence[Row]) -> list[Row]:
-    """Without the questions whose answer never changes within the modality: they need no image.
+    """Closed questions whose answer changes within the modality: the others need no image.
 
-    Where there is nothing else, they are the headline.
+    Where there is nothing closed, or nothing that changes, what there is.
     """
-    return [row for row in rows if not row.get("constant")] or list(rows)
+    of = _closed(rows)
+    return [row for row in of if not row.get("constant")] or of
 
 
 def apart(rows: Sequence[Row]) -> list[Row]:
-    """What `headline` leaves out."""
+    """The questions of one answer that `headline` leaves out."""
     shown = {row["id"] for row in headline(rows)}
-    return [row for row in rows if row["id"] not in shown]
+    return [row for row in _closed(rows) if row["id"] not in shown]
+
+
+def _closed(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.get("closed", True)] or list(rows)
 
 
 def cell(rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of one model on one modality, its constant questions apart."""
+    """The figures of one model on one modality; constant and open questions apart.
+
+    `letter_bias`: how far the letters chosen are from the letters that are right, as the total
+    variation distance of their shares (0: none; by forced choice). `findings`: how true the stated
+    findings are, by a rule (rewards/rules.py), where the true ones are known.
+    """
     shown = headline(rows)
+    closed = {row["id"] for row in _closed(rows)}
     parsed = [row["correct"] for row in shown if row["answer"] is not None]
     return share(shown) | {
         "format_rate": fmean(row["formatted"] for row in shown),
         "accuracy_parsed": fmean(parsed) if parsed else None,
-        "forced_choice": fmean(row["forced_correct"] for row in shown),
+        "forced_choice": mean_of(shown, "forced_correct"),
+        "letter_bias": letter_bias(shown),
+        "findings": mean_of(shown, "findings"),
+        "f1": mean_of(shown, "f1"),
         "mean_length": fmean(row["length"] for row in shown),
         "by_type": {name: share(part) for name, part in sorted(_by_type(shown).items())},
         "constant": share(apart(rows)),
+        "open": opened([row for row in rows if row["id"] not in closed]),
     }
+
+
+def opened(rows: Sequence[Row]) -> dict[str, Any]:
+    """Open questions beside closed ones: exact match as `share` has it, and token F1."""
+    return share(rows) | {"f1": mean_of(rows, "f1")}
+
+
+def mean_of(rows: Sequence[Row], name: str) -> float | None:
+    """The mean of a figure over the rows that have it; None where none has."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return fmean(values) if values else None
+
+
+def letter_bias(rows: Sequence[Row]) -> float | None:
+    """Total variation distance between the letters chosen and the right ones, 0 to 1.
+
+    >>> letter_bias([{"forced_answer": "A", "gold": "A"}, {"forced_answer": "A", "gold": "B"}])
+    0.5
+    """
+    chosen = [row for row in rows if row["forced_answer"] is not None]
+    if not chosen:
+        return None
+    said, right = (Counter(row[name] for row in chosen) for name in ("forced_answer", "gold"))
+    return sum(abs(said[x] - right[x]) for x in said.keys() | right.keys()) / (2 * len(chosen))
+
+
+def measured(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of --metrics: `perplexity` of the reference answers, exp of the mean of -log p
+    over their tokens; means of grades and similarities, and how many could not be had."""
+    figures: dict[str, Any] = {}
+    if any("reference_nll" in row for row in rows):
+        tokens = sum(row["reference_tokens"] for row in rows)
+        figures["perplexity"] = math.exp(math.fsum(row["reference_nll"] for row in rows) / tokens)
+    for name in ("reasoning", "correctness", "similarity"):
+        if any(name in row for row in rows):
+            figures[name] = mean_of(rows, name)
+            figures[f"{name} missing"] = sum(row[name] is None for row in rows)
+    return figures
 
 
 def share(rows: Sequence[Row]) -> dict[str, Any]:
@@ -72,13 +125,15 @@ def interval(rows: Sequence[Row]) -> Interval:
     return bootstrap_by(images, values, seed=0)
 
 
-def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any]:
+def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any] | None:
     """Difference of two accuracies on the same questions, its interval, and McNemar's exact p.
 
     `name`: correct or forced_correct. Where questions share images the interval is a bootstrap over
     images; McNemar's test takes questions for independent.
     """
     before, after = headline(before), headline(after)
+    if any(row[name] is None for row in after):  # open questions have no forced choice
+        return None
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
     images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
     if 1 < len(set(images)) < len(images) and min(change) < max(change):

@@ -49,14 +49,22 @@ def _figures(table: dict[str, Any]) -> Iterator[Line]:
         means = [_measured(table["ood_mean"][model])] if table["ood_mean"] else []
         yield model, [_measured(cells[m]) for m in modalities] + means
         yield from _differences(table["gains"].get(model))
-        for label, name in (("format", "format_rate"), ("forced choice", "forced_choice")):
-            yield f"  {label}", [percent(cells[m][name]) for m in modalities]
+        yield "  format", [percent(cells[m]["format_rate"]) for m in modalities]
+        yield from _some("forced choice", [cells[m]["forced_choice"] for m in modalities])
         yield "  length", [f"{cells[m]['mean_length']:.0f}" for m in modalities]
+        yield from _some("findings", [cells[m]["findings"] for m in modalities])
+        yield from _some("letter bias", [cells[m]["letter_bias"] for m in modalities])
+        yield from _some("token F1", [cells[m]["f1"] for m in modalities])
+        if any(cells[m]["open"]["n"] for m in modalities):
+            opened = [cells[m]["open"] for m in modalities]
+            yield "  open, exact match", [_measured(c) if c["n"] else "-" for c in opened]
+            yield "  open, token F1", [f"{percent(c['f1'])} (n {c['n']})" for c in opened]
         if any(cells[m]["constant"]["n"] for m in modalities):
             apart = [cells[m]["constant"] for m in modalities]
             yield "  constant apart", [f"{percent(c['accuracy'])} (n {c['n']})" for c in apart]
         yield from _controls(table["controls"].get(model))
         yield from _sampled(table["sampled"].get(model))
+        yield from _metrics(table["metrics"].get(model))
     if seeds := table.get("seeds"):
         label = f"mean of {seeds[modalities[0]]['seeds']} seeds"
         yield label, [_measured(seeds[m]) for m in modalities]
@@ -89,6 +97,25 @@ def _sampled(figures: dict[str, Any] | None) -> Iterator[Line]:
             yield f"  {name}", [percent(found[name]) for found in figures.values()]
 
 
+def _metrics(figures: dict[str, Any] | None) -> Iterator[Line]:
+    """Perplexity as it is; grades and similarities in percent of the best, what is missing last."""
+    if figures:
+        (some, *_) = figures.values()
+        for name in (name for name in some if not name.endswith(" missing")):
+            cells = []
+            for found in figures.values():
+                missing = found.get(f"{name} missing")
+                cell = f"{found[name]:.2f}" if name == "perplexity" else percent(found[name])
+                cells.append(cell + (f" ({missing} missing)" if missing else ""))
+            yield f"  {name}", cells
+
+
+def _some(label: str, fractions: list[float | None]) -> Iterator[Line]:
+    """A line in percent, unless there is nothing in it."""
+    if any(fraction is not None for fraction in fractions):
+        yield f"  {label}", [percent(fraction) for fraction in fractions]
+
+
 def _by_type(table: dict[str, Any]) -> Iterator[Line]:
     """Strict accuracy by question type, base and trained alone, to stay on one screen."""
     modalities = list(table["chance"])
@@ -118,7 +145,9 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def points(difference: dict[str, Any]) -> str:
+def points(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
     low, high = difference["ci95"]
     return f"{100 * difference['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 

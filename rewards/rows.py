@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.parse import answer_letter, is_formatted, medvlm_r1_format, medvlm_r1_letter
+from rewards.parse import (
+    answer_letter,
+    answer_text,
+    answered_right,
+    is_formatted,
+    medvlm_r1_format,
+    medvlm_r1_letter,
+)
+from rewards.rules import findings_reward
+from rewards.words import exact_match, token_f1
 
 Row = dict[str, Any]
 
@@ -13,33 +22,56 @@ Row = dict[str, Any]
 def answered(example: Any, answer: Any) -> Row:
     """The row of a question of data/example.py and the `Answer` of models/answering.py to it.
 
-    Strictly right is the letter in the one answer block; `forced_` fields are the forced choice.
+    Strictly right is the letter in the one answer block, or of an open question a right wording;
+    `forced_` fields are the forced choice, None of an open question.
     """
-    letters, logprobs = example.letters, answer.letter_logprobs
-    letter = answer_letter(answer.text, letters, example.options)
-    forced = letters[max(range(len(letters)), key=logprobs.__getitem__)]
-    return {
+    text, letters = answer.text, example.letters
+    right = answered_right(
+        text, example.letter, letters, example.options, references=example.right_answers
+    )
+    fidelity = findings_reward([""], [text], findings=[example.findings], asked=[example.asked])
+    row = {
         **_question(example),
         "modality": example.modality,
         "question_type": example.question_type,
-        "completion": answer.text,
-        "answer": letter,
-        "correct": letter == example.letter,
-        "formatted": is_formatted(answer.text, letters, example.asked != "direct"),
-        "answer_logprob": logprobs[letters.index(letter)] if letter else None,
+        "closed": example.closed,
+        "completion": text,
+        "answer": _answer(example, text),
+        "correct": right,
+        "f1": None if letters else token_f1(answer_text(text) or "", example.references),
+        "formatted": is_formatted(text, letters, example.asked != "direct"),
+        "findings": fidelity[0],
         "forced_reasoning": answer.thought,
-        "forced_answer": forced,
-        "forced_correct": forced == example.letter,
-        "letter_logprobs": logprobs,
+        "forced_answer": None,
+        "forced_correct": None,
+        "letter_logprobs": answer.letter_logprobs,
         "length": answer.length,
         "truncated": answer.truncated,
     }
+    if letters:
+        forced = letters[max(range(len(letters)), key=answer.letter_logprobs.__getitem__)]
+        row |= {"forced_answer": forced, "forced_correct": forced == example.letter}
+    return row
 
 
 def drawn(example: Any, texts: Sequence[str]) -> Row:
-    """The row of a question that was answered several times."""
-    answers = [answer_letter(text, example.letters, example.options) for text in texts]
+    """The row of a question that was answered several times.
+
+    A right wording of an open question stands as its first reference, so that it can be compared.
+    """
+    answers = []
+    for text in texts:
+        said = _answer(example, text)
+        right = not example.options and said and exact_match(said, example.references)
+        answers.append(example.answer if right else said)
     return {**_question(example), "completions": list(texts), "answers": answers}
+
+
+def _answer(example: Any, text: str) -> str | None:
+    """The letter, or of an open question the words, of the one answer block."""
+    if example.options:
+        return answer_letter(text, example.letters, example.options)
+    return answer_text(text)
 
 
 def _question(example: Any) -> Row:
@@ -49,15 +81,15 @@ def _question(example: Any) -> Row:
         "image": [image.key for image in example.images],
         "question": example.question,
         "options": list(example.options),
-        "gold": example.letter,
+        "gold": example.letter or example.answer,
         "asked": example.asked,
-    }
+    } | ({} if example.options else {"references": list(example.references)})
 
 
 def scored_by(row: Row, scorer: str) -> Row:
     """The row as another scorer reads it: "ours" (as it is) or "medvlm-r1", the parser that the
     published figures of MedVLM-R1 were made with."""
-    if scorer == "ours":
+    if scorer == "ours" or not row["options"]:  # theirs knows no open question
         return row
     if "completions" in row:
         return row | {"answers": [medvlm_r1_letter(text) for text in row["completions"]]}
@@ -81,7 +113,8 @@ def kept_rows(
         for row in predict(missing):
             rows[row["id"]] = row
             print(json.dumps(row), file=out, flush=True)
-    return [rows[example.id] | {"constant": example.constant} for example in examples]
+    marks = ({"constant": e.constant, "closed": e.closed} for e in examples)
+    return [rows[e.id] | mark for e, mark in zip(examples, marks, strict=True)]
 
 
 def _answers(row: Row, example: Any) -> bool:

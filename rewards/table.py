@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rewards.figures import cell, control, gain, headline, ood_mean, sampled
+from rewards.figures import cell, control, gain, headline, measured, ood_mean, sampled
 from rewards.metrics import holm, poisson_binomial_tail, students_t
 from rewards.rows import Row
 
@@ -17,7 +17,8 @@ BLIND = {  # the controls that cannot see the image, as the beginning of a sente
 }
 Rows = Sequence[Row]
 Answers = dict[str, dict[str, dict[str, list[Row]]]]  # model, arm, modality -> rows
-TESTS, SAMPLES = "tests", "samples"  # the arms that are no controls
+# The arms that are no controls.
+NO_CONTROLS = TESTS, SAMPLES, MEASURES = "tests", "samples", "measures"
 ALPHA = 0.01  # a control is above chance if its one-sided p, after Holm, is below
 
 
@@ -48,7 +49,7 @@ def tabulate(
     unseen = [name for name in first if name != trained_on]
     controls = {}
     for model, arms in answers.items():
-        asked = {arm: found for arm, found in arms.items() if arm not in (TESTS, SAMPLES)}
+        asked = {arm: found for arm, found in arms.items() if arm not in NO_CONTROLS}
         if asked:
             controls[model] = {
                 arm: {name: control(arm, rows) for name, rows in of.items()}
@@ -57,7 +58,8 @@ def tabulate(
     return {
         "trained_on": trained_on,
         "chance": {
-            m: fmean(1 / len(r["options"]) for r in headline(rows)) for m, rows in first.items()
+            m: fmean(1 / len(r["options"]) if r["options"] else 0.0 for r in headline(rows))
+            for m, rows in first.items()
         },
         "results": results,
         "gains": gains,
@@ -70,6 +72,11 @@ def tabulate(
             model: {m: sampled(rows) for m, rows in arms[SAMPLES].items()}
             for model, arms in answers.items()
             if SAMPLES in arms
+        },
+        "metrics": {
+            model: {m: measured(rows) for m, rows in arms[MEASURES].items()}
+            for model, arms in answers.items()
+            if MEASURES in arms
         },
     }
 
@@ -116,5 +123,9 @@ def verdicts(table: dict[str, Any]) -> list[str]:
 
 def above_chance(found: dict[str, Any]) -> float:
     """One-sided exact p of so many right by guessing, questions taken for independent."""
-    chances = [1 / int(number) for number, count in found["options"].items() for _ in range(count)]
+    chances = [
+        1 / int(number) if int(number) else 0.0
+        for number, count in found["options"].items()
+        for _ in range(count)
+    ]
     return poisson_binomial_tail(math.ceil(found["correct"] - 1e-9), chances)

@@ -28,9 +28,10 @@ OTHER = {
     "learning_rate": "3e-5", "warmup_steps": "19", "lr_schedule": "constant",
     "max_grad_norm": "0.3", "weight_decay": "0.01", "seed": "20", "out": "here", "cache": "none",
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
-    "threads": "2", "prompt": "direct", "data_seed": "21",
+    "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
+    "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
 }  # fmt: skip
-BARE = ["strict"]  # flags without a value
+BARE = ["strict", "shuffle_options"]  # flags without a value
 
 
 def flags(*argv: str) -> Config:
@@ -146,10 +147,13 @@ BAD = {
     "--kl-coef -0.1": "must be at least 0, such as 0.04",
     "--lora-r none": "expected a whole number, such as 16",
     "--loss ppo": "unknown choice; use one of grpo, dapo, dr_grpo",
-    "--recipe best": "unknown choice; use one of auto, phantom, medvlm-r1",
+    "--recipe best": "unknown choice; use one of auto, phantom, medvlm-r1, rarl, clinical",
     "--seed 2147483648": "must be less than 2147483648, such as 42",
     "--ood none,CT": "none and something; give the names, or none alone",
-    "--init runs/a": "not of the form sft:RUN; use sft:runs/NAME",
+    "--init runs/a": "use instruct, base or sft:runs/NAME",
+    "--diversity direct,aloud": (
+        "unknown way of asking; use some of reason, explain, direct, open, or none"
+    ),
     "--eval-every 5 --val-size 0": "nothing to validate on with --val-size 0; use --val-size 100",
     "--group-sise 8": "unknown flag; did you mean --group-size?",
     "--group 8": "unknown flag; did you mean --group-size?",

@@ -42,7 +42,7 @@ def message(*args, **kwargs) -> str:
 
 
 def test_phantom_is_the_folder_beside_the_code():
-    assert Path(loading.__file__).with_name("phantom") == loading.PHANTOM
+    assert Path(loading.__file__).with_name("phantom") == loading.SHIPPED["phantom"]
 
 
 def test_a_folder_that_is_not_there_is_named_with_a_remedy(tmp_path):

@@ -1,0 +1,104 @@
+"""The tables of the three papers as arms that `python -m grpo.reproduce` runs, and their numbers.
+
+A paper's number is quoted with its source: "abstract", "summary" (a third party's), or
+"unverified" (recalled, not read). The full texts were not at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# At phantom scale no expert model is at hand: a rule that knows the true findings stands in.
+EXPERT = {"semantic": "findings", "reasoning": "findings", "correctness": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row: the flags of its run beyond the table's, and what the paper has there."""
+
+    name: str
+    flags: str = ""
+    paper: str = "-"
+    after: str = ""  # the arm whose adapter it starts from
+    minutes: float = 4.0  # of one run with its evaluation at phantom scale on 2 CPU cores, measured
+
+
+@dataclass(frozen=True)
+class Table:
+    """One paper: its arms, what all of them share, and what they are asked at each scale."""
+
+    about: str
+    paper: str  # what is known of its result as a whole
+    arms: tuple[Arm, ...]
+    flags: dict[str, str]  # scale -> flags of all arms
+    evaluation: str  # flags of evaluate.py
+    unseen: dict[str, tuple[str, ...]]  # scale -> data sets never trained on
+    downloads: str  # at 2B scale
+    out_of_scope: str = ""
+
+
+MODEL = "Qwen/Qwen2-VL-2B-Instruct, 4.4 GB"
+SFT = "--method sft"
+
+TABLES = {
+    "medvlm-r1": Table(
+        about="MedVLM-R1 (arXiv 2502.19634): GRPO on MRI, tested on MRI, CT and X-ray",
+        paper="base 55.11 and GRPO 78.22 on average, GRPO over SFT +16 CT, +35 X-ray (verified); "
+        "base 61.67 / 50.67 / 53.00 (unverified)",
+        arms=(
+            Arm("SFT", SFT, "94.00 / 54.33 / 34.00 (unverified)", minutes=2.5),
+            Arm("GRPO", "", "95.33 / 70.33 / 69.00 (unverified)"),
+            Arm("GRPO, no thinking", "--prompt direct", "none; Med-R1 (2503.13939) prefers it"),
+        ),
+        flags={"phantom": "", "2b": ""},
+        evaluation="--controls none",
+        unseen={"phantom": (), "2b": ()},
+        downloads=f"{MODEL}; its 600 + 900 questions within Medical_Multimodal_Evaluation_Data",
+    ),
+    "rarl": Table(
+        about="RARL (arXiv 2506.06600): rewards for answer and reasoning, diversity prompting",
+        paper="on unseen sets about +27 % over SFT and +4 % over plain RL (abstract); reasoning "
+        "score on Silvar-Med 57.08 after SFT, 64.86 after RARL, +7.78 (summary)",
+        arms=(
+            Arm("SFT, answers", SFT, minutes=3.0),
+            Arm(
+                "SFT, reasoning (privileged)",
+                f"{SFT} --sft-target reasoning",
+                "reasoning 57.08 (summary)",
+                minutes=3.0,
+            ),
+            Arm("GRPO", "--reward format=1,correctness=1"),
+            Arm("+ reasoning reward", "--reward format=1,correctness=1,reasoning=1"),
+            Arm(
+                "+ diversity prompting",
+                "--reward format=1,correctness=1,reasoning=1 --diversity explain,direct,open",
+                "reasoning 64.86; diversity +4.17 VQA-RAD, +9.18 SLAKE, +4.41 PathVQA (summary)",
+            ),
+        ),
+        flags={"phantom": "--lora-r 8 --lora-alpha 16", "2b": "--diversity none"},
+        evaluation="--controls none --prompt reason,direct",
+        unseen={"phantom": ("phantom:new-kind",), "2b": ("vqa-rad", "slake", "path-vqa")},
+        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA; Silvar-Med and VQA-Med-2019 by hand",
+    ),
+    "clinical": Table(
+        about="Zhu et al. (arXiv 2505.13973): initialisation, semantics, length and bias",
+        paper="accuracy in percent on PMC-VQA (summary); similarity 0.21, with the semantic reward "
+        "0.46 (summary)",
+        arms=(
+            Arm("SFT", SFT, "52.00, their best SFT", minutes=3.0),
+            Arm("GRPO, scratch", "--init base", "perplexity 14.16"),
+            Arm("GRPO", "", "58.04, perplexity 13.28"),
+            Arm("GRPO after SFT", "", after="SFT"),
+            Arm("+ semantic", "--reward format=1,accuracy=1,semantic=1", "59.86"),
+            Arm("+ ECR", "--reward format=1,accuracy=1,length-ecr=1", "50.17"),
+            Arm("+ CWR", "--reward format=1,accuracy=1,length-cwr=1", "54.68"),
+            Arm("Dr.GRPO", "--loss dr_grpo --scale-rewards none", "61.09"),
+            Arm("GRPO, shuffled options", "--shuffle-options"),
+        ),
+        flags={"phantom": "", "2b": ""},
+        evaluation="--controls fast --metrics perplexity",
+        unseen={"phantom": (), "2b": ()},
+        downloads=f"{MODEL}, for one row Qwen/Qwen2-VL-2B, as large; PMC-VQA 2.3 GB",
+        out_of_scope="Their DPO and full-tuning rows are out of scope.",
+    ),
+}
