@@ -8,7 +8,7 @@ must agree, and "problem" (the question with its options, not used).
 from pathlib import Path
 from typing import Any
 
-from data.files import BadRow, json_list
+from data.files import BadRow, json_list, visible
 from data.rows import Listing, fold, read_files
 from grpo.config import UsageError
 
@@ -20,7 +20,7 @@ def read(path: Path) -> Listing:
     if path.is_file():
         return read_files(path.parent, [path], json_list, _row)
     hub = path / HUB_NAME
-    files = [hub] if hub.is_file() else [f for f in sorted(path.glob("*.json")) if f.name[0] != "."]
+    files = [hub] if hub.is_file() else visible(path.glob("*.json"))
     if not files:
         raise UsageError(
             f"huatuo:{path}: no data there; expected a JSON list such as {HUB_NAME}, or its "

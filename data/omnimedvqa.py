@@ -8,7 +8,7 @@ or blank ones; one has `modality` for `modality_type`; an answer may have a stra
 from pathlib import Path
 from typing import Any
 
-from data.files import json_list
+from data.files import json_list, visible
 from data.rows import Listing, read_files
 from grpo.config import UsageError
 
@@ -22,12 +22,9 @@ def read(folder: Path) -> Listing:
             files = [
                 file
                 for access in ACCESS
-                for file in sorted((root / "QA_information" / access).glob("*.json"))
+                for file in visible((root / "QA_information" / access).glob("*.json"))
             ]
-            # A zip packed on a Mac leaves a "._name.json" beside every file.
-            return read_files(
-                root, [file for file in files if file.name[0] != "."], json_list, _row
-            )
+            return read_files(root, files, json_list, _row)
     raise UsageError(
         f"omnimedvqa:{folder}: no OmniMedVQA there; expected the folder that holds Images/ and "
         f"QA_information/Open-access/*.json (give it as omnimedvqa:FOLDER)"

@@ -73,7 +73,7 @@ def _choices(raw: dict[str, Any]) -> tuple[list[str], str]:
     if not letter:
         return options, answer
     index = LETTERS.find(letter) if len(letter) == 1 else -1
-    if index < 0 or not names[index]:
+    if index < 0:
         raise BadRow("answer is none of the options")
     if fold(answer) in names and fold(answer) != names[index]:
         raise BadRow("letter and answer disagree")

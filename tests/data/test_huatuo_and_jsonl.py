@@ -168,6 +168,15 @@ def test_without_options_the_answer_is_wanted_in_words_but_for_yes_and_no(
     assert fold(example.answer) == fold(str(first))
 
 
+def test_a_split_named_in_a_row_is_kept_under_one_of_three_names(tmp_path: Path) -> None:
+    names = ["train", "val", "validation", " Valid ", "TEST", "", None]
+    rows = [{"question": f"Q{i}?", "answer": "x", "split": name} for i, name in enumerate(names)]
+    listing = data.read(jsonl(tmp_path, *rows))
+    assert [listing.splits.get(e.id) for e in listing.examples] == [
+        "train", "val", "val", "val", "test", None, None,
+    ]  # fmt: skip
+
+
 def test_bad_open_rows_are_counted(tmp_path: Path) -> None:
     good = {"question": "Q?", "answer": "a cyst", "findings": ["dark rim ", "dark rim", ""]}
     bad = [

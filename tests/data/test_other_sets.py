@@ -140,6 +140,16 @@ def test_pmc_answers_go_by_the_letter_which_must_agree_with_the_text(
     assert [train or s.reason for s in listing.skipped] + [train] * bool(train) == [found]
 
 
+def test_a_csv_line_with_too_many_or_too_few_cells_harms_no_other(tmp_path: Path) -> None:
+    spec = pmc(tmp_path, "train.csv", pmc_row(1), pmc_row(2), pmc_row(3))
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    lines[1], lines[2] = lines[1] + ",more,cells", "PMC2_F1.jpg,What?"
+    (tmp_path / "train.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    listing = data.read(spec)
+    assert [e.id for e in listing.examples] == ["train#2", "train#4"]
+    assert [s.reason for s in listing.skipped] == ["not 2 to 26 options"]
+
+
 def test_version_two_and_the_checked_test_come_first(tmp_path: Path) -> None:
     def ids() -> list[str]:
         data.read.cache_clear()

@@ -40,6 +40,14 @@ def test_images_are_read_from_the_row_they_stand_in(
     assert [e.images for e in by_file] == [e.images for e in examples]
 
 
+def test_the_files_may_lie_in_the_folder_itself(tmp_path: Path, parquet: Any) -> None:
+    for name in (f"{TRAIN}.parquet", "._train.parquet"):
+        (tmp_path / name).write_bytes(parquet([rad(3)]) if name[0] != "." else b"of a Mac")
+    for name in ("vqa-rad", "path-vqa"):
+        listing = data.read(f"{name}:{tmp_path}")
+        assert (len(listing.examples), listing.skipped) == (1, ())
+
+
 def test_yes_and_no_are_options_and_all_else_is_wanted_in_words(
     tmp_path: Path, parquet: Any
 ) -> None:
