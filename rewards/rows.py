@@ -40,6 +40,7 @@ def answered(example: Any, answer: Any) -> Row:
         "correct": right,
         "f1": None if letters else token_f1(answer_text(text) or "", example.references),
         "formatted": is_formatted(text, letters, example.asked != "direct"),
+        "answer_logprob": None,
         "findings": fidelity[0],
         "forced_reasoning": answer.thought,
         "forced_answer": None,
@@ -51,6 +52,8 @@ def answered(example: Any, answer: Any) -> Row:
     if letters:
         forced = letters[max(range(len(letters)), key=answer.letter_logprobs.__getitem__)]
         row |= {"forced_answer": forced, "forced_correct": forced == example.letter}
+        if row["answer"]:
+            row["answer_logprob"] = answer.letter_logprobs[letters.index(row["answer"])]
     return row
 
 

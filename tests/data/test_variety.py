@@ -1,4 +1,4 @@
-"""Diversity prompting and shuffled options: what is asked is a function of (seed, step, question)."""
+"""Diversity prompting and shuffled options: a function of (seed, step, question)."""
 
 from __future__ import annotations
 

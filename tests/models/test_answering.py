@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from models.answering import OPENING, answer, samples
+from models.answering import OPENING, answer, reference_nll, samples
 from tests.models import plain
 from tests.tiny import NoiseImage, Question
 
@@ -17,9 +17,11 @@ class Asked(Question):
     letters: tuple[str, ...] = ("A", "B", "C")
     asked: str = "reason"
 
-    def completion(self, reasoning: str | None, letter: str) -> str:
+    reasoning: str = "seen left"
+
+    def completion(self, reasoning: str | None, answer: str = "C") -> str:
         think = "" if reasoning is None else f"<think>{reasoning}</think>"
-        return f"{think}<answer>{letter}</answer>"
+        return f"{think}<answer>{answer}</answer>"
 
 
 QUESTIONS = [
@@ -74,3 +76,29 @@ def test_samples_depend_on_the_question_and_the_seed_alone(trained):
     assert [draw([question])[0] for question in QUESTIONS] == together
     assert draw(QUESTIONS, seed=4) != together
     assert len({text for texts in together for text in texts}) > 5
+
+
+OPEN = Asked("Which side is the lesion on?", (NoiseImage(1, 84, 56),), "open", letters=())
+
+
+def test_an_open_question_is_answered_freely_and_has_no_forced_choice(trained):
+    mixed = [QUESTIONS[0], OPEN, QUESTIONS[1]]
+    found = answer(trained, mixed, 6, said)
+    assert found[1].letter_logprobs == []
+    assert found[1].text == answer(trained, [OPEN], 6, said)[0].text
+    alone = answer(trained, [QUESTIONS[0], QUESTIONS[1]], 6, said)
+    for of, expected in zip(found[::2], alone, strict=True):
+        assert of.letter_logprobs == pytest.approx(expected.letter_logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_reference_nll_is_the_plain_log_probability_of_the_reference(trained, batch_size):
+    asked = [*QUESTIONS, OPEN]
+    found = reference_nll(trained, asked, batch_size)
+    for question, prompt, of in zip(asked, trained.encode(asked), found, strict=True):
+        thought = None if question.asked == "direct" else question.reasoning
+        ids = trained.completion_ids(question.completion(thought))
+        with torch.no_grad():
+            expected = -plain.logprobs(trained, question, prompt, ids, 1.0).sum()
+        assert of["reference_nll"] == pytest.approx(expected.item(), abs=1e-3)
+        assert of["reference_tokens"] == len(ids)

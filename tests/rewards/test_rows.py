@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from data.example import VQAExample
 from rewards.rows import answered, drawn, kept_rows, scored_by
 
-EXAMPLE = SimpleNamespace(
-    id="q1",
-    modality="MRI",
-    question_type="side",
-    images=(SimpleNamespace(key="a.png"),),
-    question="Which side?",
-    options=("left", "right"),
-    letters=("A", "B"),
-    letter="B",
-    asked="reason",
-    constant=False,
+EXAMPLE = VQAExample(
+    "q1", (SimpleNamespace(key="a.png"),), "Which side?", ("left", "right"), 1, "MRI", "side"
 )
 
 
@@ -40,7 +33,7 @@ def test_strict_and_forced_answers_are_apart():
 
 
 def test_asked_directly_the_answer_block_stands_alone():
-    direct = SimpleNamespace(**{**vars(EXAMPLE), "asked": "direct"})
+    direct = replace(EXAMPLE, asked="direct")
     assert answered(direct, said("<answer>B</answer>"))["formatted"]
     assert not answered(direct, said("<think>x</think><answer>B</answer>"))["formatted"]
     assert not answered(EXAMPLE, said("<answer>B</answer>"))["formatted"]
@@ -62,11 +55,11 @@ def asked() -> list[str]:
     return []
 
 
-def examples(*names: str) -> list[SimpleNamespace]:
-    return [SimpleNamespace(**{**vars(EXAMPLE), "id": name}) for name in names]
+def examples(*names: str) -> list[VQAExample]:
+    return [replace(EXAMPLE, id=name) for name in names]
 
 
-def row(example: SimpleNamespace) -> dict:
+def row(example: VQAExample) -> dict:
     return answered(example, said(f"<answer>{example.id}</answer>"))
 
 
@@ -103,7 +96,7 @@ def test_what_was_answered_before_a_crash_is_kept(tmp_path, asked):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"letter": "A"},
+        {"gold": 0},
         {"options": ("left", "both")},
         {"question": "Where?"},
         {"asked": "direct"},
@@ -118,7 +111,7 @@ def test_an_answer_to_something_else_of_the_same_id_is_none(tmp_path, asked, cha
     file = tmp_path / "rows.jsonl"
     kept_rows(file, examples("a", "b"), predict)
     (first, second) = examples("a", "b")
-    mended = SimpleNamespace(**{**vars(second), **changed})
+    mended = replace(second, **changed)
     kept_rows(file, [first, mended], predict)
     assert asked[2:] == [mended]
     assert kept_rows(file, [first, mended], predict)[1]["gold"] == mended.letter
@@ -128,5 +121,5 @@ def test_an_answer_to_something_else_of_the_same_id_is_none(tmp_path, asked, cha
 def test_whether_an_answer_is_constant_is_the_datas_to_say(tmp_path):
     (example,) = examples("a")
     kept_rows(tmp_path / "r", [example], lambda missing: map(row, missing))
-    again = SimpleNamespace(**{**vars(example), "constant": True})
+    again = replace(example, constant=True)
     assert kept_rows(tmp_path / "r", [again], lambda missing: [])[0]["constant"]

@@ -23,6 +23,7 @@ def row(i: int, correct: bool, *, image: str | None = None, **fields) -> dict:
         "answer": "A" if correct else "B",
         "correct": correct,
         "formatted": True,
+        "forced_answer": "A" if correct else "B",
         "forced_correct": correct,
         "length": 10,
         "constant": False,

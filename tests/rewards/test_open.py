@@ -1,0 +1,130 @@
+"""Open questions and --metrics in rows, figures and the table."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from data.example import VQAExample
+from rewards import render
+from rewards.figures import cell, gain, headline, letter_bias, measured, sampled
+from rewards.rows import answered, drawn, kept_rows
+from rewards.table import MEASURES, TESTS, tabulate
+
+CLOSED = VQAExample("c", (), "Is there a mass?", ("yes", "no"), 0, "CT", "ABN")
+OPEN = VQAExample("o", (), "Where is it?", (), 0, "CT", "POS", references=("left lung", "left"))
+WORDS = VQAExample(
+    "w", (), "Lung or liver?", (), 0, "CT", "ORG", references=("lung",), answer_type="CLOSED"
+)
+
+
+def say(example: VQAExample, said: str, thought: str = "I see.") -> dict:
+    logprobs = [math.log(0.25), math.log(0.75)][: len(example.options)]
+    text = f"<think>{thought}</think><answer>{said}</answer>"
+    answer = SimpleNamespace(
+        text=text, length=9, truncated=False, thought=thought, letter_logprobs=logprobs
+    )
+    return answered(example, answer)
+
+
+@pytest.mark.parametrize(
+    ("said", "correct", "f1"),
+    [
+        ("The left lung.", True, 1.0),
+        ("left", True, 1.0),
+        ("left side", False, 2 / 3),  # beside "left": 2 * 1 / (2 + 1)
+        ("right", False, 0.0),
+        ("", False, 0.0),
+    ],
+)
+def test_an_open_answer_is_right_in_any_wording_of_the_references(
+    said: str, correct: bool, f1: float
+) -> None:
+    row = say(OPEN, said)
+
+    assert row["correct"] is correct
+    assert row["f1"] == pytest.approx(f1)
+    assert row["formatted"] == bool(said)
+    assert (row["forced_answer"], row["forced_correct"]) == (None, None)
+
+
+def test_closed_and_open_are_reported_apart() -> None:
+    rows = [say(CLOSED, "A"), say(WORDS, "Lung"), say(OPEN, "left"), say(OPEN, "right")]
+    figures = cell(rows)
+
+    assert (figures["n"], figures["accuracy"]) == (2, 1.0)
+    assert (figures["open"]["n"], figures["open"]["accuracy"]) == (2, 0.5)
+    assert figures["open"]["f1"] == 0.5
+    assert figures["forced_choice"] == 0.0  # of the one with options; B is likelier
+    assert headline([say(OPEN, "left")])[0]["id"] == "o", "where all are open, they are the figure"
+
+
+def test_a_table_of_open_questions_alone_has_no_forced_choice() -> None:
+    base, trained = [say(OPEN, "right")], [say(OPEN, "left")]
+    answers = {"base": {TESTS: {"CT": base}}, "trained": {TESTS: {"CT": trained}}}
+    table = tabulate(answers, "CT")
+    text = render.text(table)
+
+    assert table["chance"] == {"CT": 0.0}
+    assert gain(base, trained, "forced_correct") is None
+    assert table["gains"]["trained"]["CT"]["accuracy"]["gain"] == 1.0
+    assert "forced choice" not in text
+    assert "token F1" in text
+
+
+def test_drawn_answers_to_an_open_question_vote_by_meaning() -> None:
+    said = ("Left.", "the left lung", "right", "")
+    row = drawn(OPEN, [f"<answer>{words}</answer>" for words in said])
+
+    assert row["answers"] == ["left lung", "left lung", "right", None]
+    assert sampled([row | {"question_type": ""}])["pass@1"] == 0.5
+    assert sampled([row])["majority@4"] == 1.0
+
+
+def test_other_references_make_another_question(tmp_path) -> None:
+    other = VQAExample("o", (), "Where is it?", (), 0, "CT", "POS", references=("right",))
+    asked: list[VQAExample] = []
+
+    def predict(missing):
+        asked.extend(missing)
+        return [say(example, "left") for example in missing]
+
+    first = kept_rows(tmp_path / "x", [OPEN], predict)
+    again = kept_rows(tmp_path / "x", [other], predict)
+
+    assert asked == [OPEN, other]
+    assert (first[0]["correct"], again[0]["correct"]) == (True, False)
+
+
+def test_letter_bias_is_the_distance_of_two_shares() -> None:
+    rows = [{"forced_answer": a, "gold": g} for a, g in ("AA", "AB", "AC", "BD")]
+
+    assert letter_bias(rows) == 0.5  # A 3/4 against 1/4; C and D never: (2 + 0 + 1 + 1) / 8
+    assert letter_bias([{"forced_answer": None, "gold": "left"}]) is None
+
+
+def test_metrics_say_what_is_missing() -> None:
+    rows = [
+        {"reference_nll": 2.0, "reference_tokens": 4, "reasoning": 1.0},
+        {"reference_nll": 4.0, "reference_tokens": 2, "reasoning": None},
+    ]
+    figures = measured(rows)
+
+    assert figures["perplexity"] == pytest.approx(math.e)  # 6 nats over 6 tokens
+    assert (figures["reasoning"], figures["reasoning missing"]) == (1.0, 1)
+    answers = {"base": {TESTS: {"CT": [say(CLOSED, "A")] * 2}, MEASURES: {"CT": rows}}}
+    text = render.text(tabulate(answers, "CT"))
+    assert "2.72" in text
+    assert "100.0 (1 missing)" in text
+
+
+def test_findings_are_scored_where_they_are_known() -> None:
+    known = VQAExample(
+        "k", (), "?", ("a", "b"), 0, "MRI", "t", findings=("small cyst, upper left",)
+    )
+
+    assert say(known, "A", "One lesion: small cyst, upper left.")["findings"] == 1.0
+    assert say(CLOSED, "A")["findings"] is None
+    assert cell([say(known, "A", "No lesion."), say(CLOSED, "A")])["findings"] == 0.0
