@@ -156,9 +156,7 @@ def said_answer(text: str, letters: Texts, options: Texts) -> str:
     """
     if letter := parse.answer_letter(text, letters, options):
         return f"{letter}) {options[list(letters).index(letter)]}"
-    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
-        return ""
-    return text.partition("<answer>")[2].partition("</answer>")[0].strip()
+    return parse.answer_text(text) or ""
 
 
 def _reasoned(completions: Texts, asked: Texts) -> list[str | None]:
