@@ -128,7 +128,8 @@ def findings_reward(
     denials. Where nothing is to be found, a denial and nothing else earns 1.0, all else 0.0.
     None where the findings are not known.
 
-    A rule, ours, and no judge: "left" for "right" costs one word, and a synonym as much.
+    A rule, ours, and no judge: "left" for "right" costs one word, and a synonym as much. A clause
+    of every word that a phantom's lesion may have earns 0.53, no less than a blind guess does.
 
     >>> true = [("small cyst, upper left", "large abscess, lower left"), ()]
     >>> findings_reward(["?"] * 2, ["One lesion: small cyst, upper left.", "No lesion."], true)
