@@ -107,11 +107,11 @@ class Config:
     lora_r: int = _task(16, "Rank of the LoRA matrices A and B (r).", ge=1)
     lora_alpha: int = _task(32, "Their scale: a weight moves by B A alpha / r (alpha).", ge=1)
 
-    data: str = _data("phantom", "Data set, as NAME or NAME:PATH; huatuo, omnimedvqa: fetched.")
+    data: str = _data("phantom", "Data set, as NAME or NAME:PATH; the README names them.")
     prompt: Prompt = _data("reason", "Think, then answer; direct: answer only; open: in words.")
     diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
     shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
-    modality: str = _data("MRI", "Modality to train on.")
+    modality: str = _data("MRI", "Modality to train on; ALL: every one.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)
     val_size: int = _data(100, "Validation questions, drawn from the training images.", ge=0)
@@ -179,7 +179,9 @@ class Config:
 
     @property
     def ood_modalities(self) -> tuple[str, ...]:
-        """The unseen modalities: `ood` as a tuple, without the one trained on."""
+        """The unseen modalities: `ood` as a tuple, without the one trained on; none after ALL."""
+        if self.modality == "ALL":
+            return ()
         return tuple(name for name in names_in(self.ood) if name != self.modality)
 
     @property

@@ -215,6 +215,8 @@ def _call(
     try:
         values = reward.function(prompts=prompts, completions=completions, **columns)
         values = asyncio.run(values) if inspect.iscoroutine(values) else values
+    except RewardError:  # of a judge: it says itself what to do
+        raise
     except (Exception, SystemExit) as error:
         remedy = "it must take (prompts, completions, **columns) and return a list"
         raise RewardError(f"reward {name!r} raised {_line(error)}; {remedy}") from error

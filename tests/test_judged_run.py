@@ -77,7 +77,7 @@ def test_a_judge_that_goes_away_ends_the_run_with_all_that_was_learned(
     last = capsys.readouterr().err.splitlines()[-1]
 
     assert ended.value.code == 2
-    assert last.startswith("train.py: ")
+    assert last.startswith(f"train.py: judge {server.url}: status 401; set MEDVQA_JUDGE_KEY")
     assert last.endswith(f"what was learned so far is in {run}/adapter")
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
     assert 1 <= len(lines(run / "metrics.jsonl")) < 40
