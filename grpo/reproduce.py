@@ -151,6 +151,8 @@ def run_arm(name: str, table: Table, arm: Arm, plan: Plan, folder: Path) -> dict
     return {
         "command": shlex.join(["python", "train.py", *flags_of(name, table, arm, plan, 1)]),
         "stands_in": stands_in(arm, plan),
+        "init": config.init,
+        "prompt": config.prompt,
         "steps": config.steps,
         "examples": config.steps * config.prompts_per_step,
         "completions": config.steps * config.prompts_per_step * config.group_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -36,14 +37,16 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
 
 
 def _models(done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(row, evaluation, model in it): each base once, then every arm, in all ways of asking."""
-    bases: set[tuple[float, ...]] = set()
-    for arm, found in done.items():
-        results = found["evaluation"]["results"]
-        figures = tuple(cell["forced_choice"] or 0.0 for cell in results["base"].values())
-        for model in [m for m in results if m.partition(",")[0] == "base" and figures not in bases]:
-            yield model.replace("base", f"base of {arm}" if bases else "base", 1), found, model
-        bases.add(figures)
+    """(row, arm's record, model in it): every base once, then every arm, in all ways of asking."""
+    bases: dict[str, tuple[dict[str, Any], str]] = {}
+    for found in done.values():
+        for model in found["evaluation"]["results"]:
+            name, *way = model.split(", ")
+            if name == "base":
+                asked = way or [found["prompt"]] * (found["prompt"] != "reason")
+                scratch = ["scratch"] * (found["init"] == "base")
+                bases.setdefault(", ".join([name, *scratch, *asked]), (found, model))
+    yield from ((row, *of) for row, of in bases.items())
     for arm, found in done.items():
         for model in found["evaluation"]["results"]:
             if model.partition(",")[0] == "trained":
@@ -51,7 +54,7 @@ def _models(done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _accuracies(done: dict[str, Any]) -> Iterator[list[str]]:
-    """Strict accuracy by modality, with the gain in forced choice, which needs no format."""
+    """Strict accuracy by modality, and forced choice, which needs no format."""
     first = next(iter(done.values()))["evaluation"]
     modalities = list(first["chance"])
     yield ["strict accuracy, %", *modalities, *(f"{m}, forced choice" for m in modalities)]
@@ -60,16 +63,17 @@ def _accuracies(done: dict[str, Any]) -> Iterator[list[str]]:
         evaluation = found["evaluation"]
         seeds = evaluation.get("seeds") if model == "trained" else None
         cells = evaluation["results"][model]
+        of = partial(_over_runs, evaluation, model)
         strict = [interval(seeds[m] if seeds else cells[m]) for m in modalities]
-        yield [row, *strict, *[percent(_over_runs(evaluation, model, m)) for m in modalities]]
+        yield [row, *strict, *[percent(of(m, "forced_choice")) for m in modalities]]
 
 
-def _over_runs(evaluation: dict[str, Any], model: str, modality: str) -> float | None:
-    """Forced choice, as the mean over the runs of all seeds."""
+def _over_runs(evaluation: dict[str, Any], model: str, modality: str, name: str) -> float | None:
+    """A figure, as the mean over the runs of all seeds."""
     runs = [model]
     if "seeds" in evaluation and model == "trained":
         runs += [m for m in evaluation["results"] if m.partition(",")[0] not in ("base", "trained")]
-    values = [evaluation["results"][run][modality]["forced_choice"] for run in runs]
+    values = [evaluation["results"][run][modality][name] for run in runs]
     return None if None in values else fmean(values)
 
 
@@ -82,16 +86,16 @@ def _figures(done: dict[str, Any]) -> Iterator[list[str]]:
     for row, found, model in _models(done):
         evaluation = found["evaluation"]
         home = evaluation["trained_on"]
-        cell = evaluation["results"][model][home]
+        of = partial(_over_runs, evaluation, model, home)
         perplexity = evaluation["metrics"].get(model, {}).get(home, {}).get("perplexity")
         permuted = evaluation["controls"].get(model, {}).get("permuted_options", {}).get(home, {})
         yield [
             row,
-            percent(cell["format_rate"]),
-            f"{cell['mean_length']:.1f}",
-            percent(cell["findings"]),
+            percent(of("format_rate")),
+            f"{of('mean_length'):.1f}",
+            percent(of("findings")),
             "-" if perplexity is None else f"{perplexity:.2f}",
-            percent(cell["letter_bias"]),
+            percent(of("letter_bias")),
             percent(permuted.get("same_text")),
         ]
 
@@ -121,7 +125,10 @@ def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
 
 
 def _markdown(rows: Iterator[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    """A table without the columns that hold nothing."""
+    (head, *body) = list(zip(*rows, strict=True)) or [()]
+    kept = [head, *(column for column in body if set(column[1:]) - {"-", ""})]
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
     if lines:
         lines.insert(1, "|" + "---|" * (lines[0].count("|") - 1))
     return "\n".join(lines)
