@@ -198,8 +198,8 @@ def evaluate(
     tests = load_tests(config)
     others = rivals(options, config, tests)
     controls, priors, coinciding = {}, {}, {}
-    if options.controls != "none":
-        few = asking.few(tests, FAST if options.controls == "fast" else None)
+    few = asking.few(tests, FAST if options.controls == "fast" else None)
+    if options.controls != "none" and any(few.values()):  # they are for questions with options
         # A run learned from its own data, whatever it is asked now.
         learned = config if options.model else subject(replace(options, data=None))[0]
         controls, priors = asking.controls(few), asking.priors(asking.training(learned), tests)

@@ -188,7 +188,7 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
         for order, text in texts.items()
         if order != "0"
     ]
-    return share(rows) | {"same_text": fmean(same)}
+    return share(rows) | {"same_text": fmean(same) if same else None}
 
 
 def sampled(rows: Sequence[Row]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _figures(table: dict[str, Any]) -> Iterator[Line]:
         yield from _some("token F1", [cells[m]["f1"] for m in modalities])
         if any(cells[m]["open"]["n"] for m in modalities):
             opened = [cells[m]["open"] for m in modalities]
-            yield "  open, exact match", [_measured(c) if c["n"] else "-" for c in opened]
+            yield "  open, exact match", [_measured(found) for found in opened]
             yield "  open, token F1", [f"{percent(c['f1'])} (n {c['n']})" for c in opened]
         if any(cells[m]["constant"]["n"] for m in modalities):
             apart = [cells[m]["constant"] for m in modalities]
@@ -137,6 +137,8 @@ def _remarks(table: dict[str, Any]) -> list[str]:
 
 
 def _measured(found: dict[str, Any]) -> str:
+    if found["accuracy"] is None:
+        return "-"
     low, high = (percent(bound) for bound in found["ci95"])
     return f"{percent(found['accuracy'])} [{low}, {high}]"
 

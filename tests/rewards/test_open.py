@@ -128,3 +128,15 @@ def test_findings_are_scored_where_they_are_known() -> None:
     assert say(known, "A", "One lesion: small cyst, upper left.")["findings"] == 1.0
     assert say(CLOSED, "A")["findings"] is None
     assert cell([say(known, "A", "No lesion."), say(CLOSED, "A")])["findings"] == 0.0
+
+
+def test_a_modality_without_options_has_controls_of_nothing() -> None:
+    arms = {TESTS: {"CT": [say(CLOSED, "A")], "XRAY": [say(OPEN, "left")]}}
+    blank = {"CT": [say(CLOSED, "B")], "XRAY": []}
+    permuted = {"CT": [say(CLOSED, "A") | {"id": f"c~{k}"} for k in (0, 1)], "XRAY": []}
+    controls = {"blank_image": blank, "permuted_options": permuted}
+    table = tabulate({"base": arms | controls}, "CT")
+    (line,) = (line for line in render.text(table).splitlines() if "blank image " in line)
+
+    assert line.split()[2:] == ["0.0", "[0.0,", "79.3]", "-"]
+    assert table["controls"]["base"]["permuted_options"]["XRAY"]["same_text"] is None
