@@ -28,7 +28,7 @@ from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.flags import names_in, parse_flags
 from grpo.options import Options
 from grpo.recipes import RECIPES
-from grpo.run import newest_run
+from grpo.run import newest_run, same_but_seed, write_json
 from models.answering import answer, reference_nll, samples
 from models.export import export_merged, refuse_taken
 from models.loading import SHIPPED
@@ -36,8 +36,7 @@ from models.lora import read_config
 from models.opening import open_policy, stamp
 from models.policy import Policy
 from rewards import RewardError, render
-from rewards.graded import graded
-from rewards.judge import open_judges
+from rewards.graded import graded, open_graders
 from rewards.parse import reasoning
 from rewards.rows import Row, answered, drawn, kept_rows, scored_by
 from rewards.table import MEASURES, SAMPLES, TESTS, Answers, over_seeds, tabulate
@@ -63,21 +62,17 @@ def sample(
 
 
 def measure(
-    policy: Policy, config: Config, options: Options, tests: Tests, answers: Any, files: str
+    policy: Policy, options: Options, judges: Sequence[Any], tests: Tests, answers: Any, files: str
 ) -> dict[str, list[Row]]:
     """The figures of --metrics for each answered question, written to files with all reasons."""
     found = {}
-    try:
-        judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-        for name, examples in tests.items():
-            found[name] = graded(answers[name], examples, options.measured, judges)
-            if "perplexity" in options.measured:
-                losses = reference_nll(policy, examples, options.batch_size)
-                found[name] = [row | loss for row, loss in zip(found[name], losses, strict=True)]
-            lines = (json.dumps(row) + "\n" for row in found[name])
-            Path(f"{files}-{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    except RewardError as error:
-        raise UsageError(str(error)) from None
+    for name, examples in tests.items():
+        found[name] = graded(answers[name], examples, options.measured, judges)
+        if "perplexity" in options.measured:
+            losses = reference_nll(policy, examples, options.batch_size)
+            found[name] = [row | loss for row, loss in zip(found[name], losses, strict=True)]
+        lines = "".join(json.dumps(row) + "\n" for row in found[name])
+        Path(f"{files}-{name}.jsonl").write_text(lines, encoding="utf-8")
     return found
 
 
@@ -107,6 +102,8 @@ def ask(
     A way of asking makes a model of its own in the table; all else goes with the first.
     """
     (first, *others) = options.ways or (config.prompt,)
+    cache = cache_folder(config.cache)
+    judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     k, temperature, found = options.samples, options.temperature, {}
     for model in models:
         with policy.base() if model == "base" else nullcontext():
@@ -116,7 +113,7 @@ def ask(
             if options.measured:
                 files = f"{folder}/predictions/measures-{model}-{first}"
                 rows = found[model][TESTS]
-                found[model][MEASURES] = measure(policy, config, options, tests, rows, files)
+                found[model][MEASURES] = measure(policy, options, judges, tests, rows, files)
             if k:
                 several = partial(sample, policy, config, k, temperature)
                 found[model][SAMPLES] = keep(f"{first}-{k}-at-{temperature}", several, tests)
@@ -212,7 +209,7 @@ def evaluate(
         policy = open_policy(other, its_adapter)
         beside = ask(policy, other, tests, its_folder, greedy, ["trained"])
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
-        if config.same_but_seed(other):
+        if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)
     table = tabulate(answers, config.modality, priors, coinciding)
     if len(seeds) > 1:
@@ -227,10 +224,12 @@ def ask_one(policy: Policy, config: Config, options: Options) -> str:
         raise UsageError(f'--options {options.options}: give 2 to 26, as in "left;right"')
     image = ImageFile(Path(options.image))
     example = VQAExample(options.image, (image,), options.question, choices, 0, "", "")
-    return render.one(*predict(policy, config, asking.asked([example], config.prompt)))
+    way = "direct" if config.prompt == "direct" else "reason"  # the options are to be seen
+    return render.one(*predict(policy, config, asking.asked([example], way)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The program. Raises UsageError and RewardError for all that a user can mend."""
     about = "Score a run's base and trained policy on seen and unseen modalities."
     options = Options(**parse_flags(Options, argv, "evaluate.py", about))
     if not (options.run or options.model):
@@ -250,11 +249,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.data.startswith("phantom"):
         print("Phantoms are drawn, not medical data.")
     if options.json:
-        Path(options.json).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(options.json), table)
     if options.markdown:
         Path(options.markdown).write_text(render.markdown(table), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with exit_on_usage_error("evaluate.py"):
+    with exit_on_usage_error("evaluate.py", RewardError):
         main()

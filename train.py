@@ -26,7 +26,7 @@ import rewards
 from data.asking import asked, load_split, load_tests, with_names
 from data.example import VQAExample, columns
 from data.order import question_order
-from data.rows import Skipped, summary
+from data.rows import BY_DESIGN, Skipped, summary
 from data.splits import constant_answers, has_constant_answer
 from data.variety import varied
 from evaluate import ask, in_batches, predict
@@ -34,7 +34,7 @@ from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.flags import flag
 from grpo.loop import grpo
 from grpo.options import Options
-from grpo.run import check_out, new_run, peak_memory
+from grpo.run import check_out, new_run, peak_memory, write_json
 from grpo.sft import sft
 from models.opening import open_policy, starting_model
 from models.policy import Policy
@@ -47,21 +47,18 @@ from rewards.table import tabulate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program. Raises UsageError for all that a user can mend."""
-    try:
-        train(argv)
-    except rewards.RewardError as error:
-        raise UsageError(str(error)) from None
+    """Data, policy and rewards from the flags, the steps, the table at the end.
 
-
-def train(argv: Sequence[str] | None) -> None:
-    """Data, policy and rewards from the flags, the steps, the table at the end."""
+    Raises UsageError and RewardError for all that a user can mend.
+    """
     started = time.monotonic()
     config = with_names(Config.from_flags(argv))
     config = replace(config, model=starting_model(config.model, config.init))
     check_out(config)
-    judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-    terms = reward_terms(config, judges) if config.method == "grpo" else []
+    judges, terms = [], []
+    if config.method == "grpo":
+        judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
+        terms = reward_terms(config, judges)
     skipped: set[Skipped] = set()
     examples = load_split(config, "train", config.train_size, skipped)
     validation = load_split(config, "val", config.val_size, skipped) if config.eval_every else []
@@ -104,7 +101,7 @@ def train(argv: Sequence[str] | None) -> None:
         "seconds": round(time.monotonic() - started, 1),
         "peak_mb": peak_memory(policy.device),
     }
-    (run / "summary.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(run / "summary.json", record)
     print(closing_line(run, config, table))
 
 
@@ -141,10 +138,11 @@ def say_of_data(
     skipped: set[Skipped],
 ) -> None:
     """What to know of the data before training. With --strict, a bad row is the end of it."""
-    if skipped and config.strict:
-        first = min(skipped, key=lambda row: (row.file, row.row))
+    faults = [row for row in skipped if row.reason not in BY_DESIGN]
+    if faults and config.strict:
+        first = min(faults, key=lambda row: (row.file, row.row))
         where = f"the first is {first.row or 'all'} of {first.file}: {first.reason}"
-        raise UsageError(f"--strict: {summary(skipped)}; {where}; mend them, or leave --strict out")
+        raise UsageError(f"--strict: {summary(faults)}; {where}; mend them, or leave --strict out")
     if skipped:
         print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
     if tests and (constant := constant_answers(examples)):
@@ -197,7 +195,7 @@ def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAE
     """What the supervised baseline imitates: the label alone, or (privileged) reasoning too."""
     reasons = config.sft_target == "reasoning"
     if config.method == "sft" and reasons and config.ways == ("direct",):
-        raise UsageError("--sft-target reasoning --prompt direct: it asks for none; use answer")
+        raise UsageError("--sft-target reasoning: the questions ask for none; use answer")
     without = [example.id for example in examples if not example.reasoning]
     if config.method == "sft" and reasons and without:
         problem = f"{len(without)} questions have no reference reasoning, {without[0]} first"
@@ -251,5 +249,5 @@ def closing_line(run: Path, config: Config, table: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_usage_error("train.py"):
+    with exit_on_usage_error("train.py", rewards.RewardError):
         main()

@@ -29,6 +29,11 @@ _MODALITY_PATTERNS = {
     "MICROSCOPY": r"microscop",
     "ULTRASOUND": r"ultrasound|sonograph",
 }
+# Rows left out that are no fault of the data: --strict lets them pass.
+BY_DESIGN = NOT_ENGLISH, HELD_OUT = (
+    "question is not in English",
+    "image is also in a held-out split",
+)
 UNLABELLED = "OTHER"  # the modality of rows that name none
 YES_NO = ("yes", "no")
 Split = Literal["train", "val", "test"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import BadRow, image_finder, json_list, visible, with_split
-from data.rows import Listing, read_files
+from data.rows import NOT_ENGLISH, Listing, read_files
 from grpo.config import UsageError
 
 NAMES = ("train", "validation", "validate", "val", "test")
@@ -31,7 +31,7 @@ def read(folder: Path) -> Listing:
 
     def to_row(raw: dict[str, Any]) -> dict[str, Any]:
         if raw.get("q_lang", "en") != "en":
-            raise BadRow("question is not in English")
+            raise BadRow(NOT_ENGLISH)
         return {
             "id": raw.get("qid"),
             "image": find(raw.get("img_name")),

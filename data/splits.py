@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data.example import ImageSource, UnusableImage, VQAExample
 from data.parquet import ParquetImage
-from data.rows import Skipped, Split, fold
+from data.rows import HELD_OUT, Skipped, Split, fold
 
 TEST_SHARE = 0.4  # of the image groups; a modality may be small, and a test of 100 says little
 VAL_SHARE = 0.125  # of the groups that are not test
@@ -131,9 +131,8 @@ def in_two_splits(
     examples: Iterable[VQAExample], splits: Mapping[str, Split | None]
 ) -> list[Skipped]:
     """What to say of the questions that `assign` leaves out."""
-    reason = "image is also in a held-out split"
     return [
-        Skipped(reason, e.images[0].key if e.images else "", e.id)
+        Skipped(HELD_OUT, e.images[0].key if e.images else "", e.id)
         for e in examples
         if splits[e.id] is None
     ]

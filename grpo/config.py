@@ -111,7 +111,7 @@ class Config:
     prompt: Prompt = _data("reason", "Think, then answer; direct: answer only; open: in words.")
     diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
     shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
-    modality: str = _data("MRI", "Modality to train on; ALL: every one.")
+    modality: str = _data("MRI", "Modality to train on; ALL: every one of data on disk.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)
     val_size: int = _data(100, "Validation questions, drawn from the training images.", ge=0)
@@ -188,12 +188,6 @@ class Config:
     def ways(self) -> tuple[str, ...]:
         """The ways of asking that training draws from (diversity prompting)."""
         return names_in(self.diversity) or (self.prompt,)
-
-    def same_but_seed(self, other: Config) -> bool:
-        """Whether two runs differ in nothing but the seed, and what has no say in the result."""
-        names = ("seed", "out", "device", "threads", "cache")
-        free = {name: getattr(self, name) for name in names}
-        return other.seed != self.seed and dataclasses.replace(other, **free) == self
 
     @classmethod
     def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:

@@ -35,8 +35,8 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def exit_on_usage_error(prog: str) -> Iterator[None]:
-    """Turn a UsageError into its one line on stderr and exit code 2 (also works as a decorator)."""
+def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2."""
     try:
         yield
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -45,9 +45,12 @@ def exit_on_usage_error(prog: str) -> Iterator[None]:
         remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
         print(f"{prog}: {error.filename or 'output'}: {error.strerror}; {remedy}", file=sys.stderr)
         raise SystemExit(2) from None
-    except UsageError as error:
+    except (UsageError, *also) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def option(group: str, default: Any, help: str, **bounds: float) -> Any:

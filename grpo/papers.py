@@ -1,7 +1,8 @@
 """The tables of the three papers as arms that `python -m grpo.reproduce` runs, and their numbers.
 
-A paper's number is quoted with its source: "abstract", "summary" (a third party's), or
-"unverified" (recalled, not read). The full texts were not at hand.
+A paper's number is quoted with its source: "verified" (against the project's own sources or the
+abstract), "summary" (a third party's), or "unverified" (recalled, not read). The full texts were
+not at hand.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Arm:
     flags: str = ""
     paper: str = "-"
     after: str = ""  # the arm whose adapter it starts from
-    minutes: float = 4.0  # of one run with its evaluation at phantom scale on 2 CPU cores, measured
+    minutes: float = 4.0  # about, of one run and its evaluation at phantom scale on 2 CPU cores
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ TABLES = {
     "medvlm-r1": Table(
         about="MedVLM-R1 (arXiv 2502.19634): GRPO on MRI, tested on MRI, CT and X-ray",
         paper="base 55.11 and GRPO 78.22 on average, GRPO over SFT +16 CT, +35 X-ray (verified); "
-        "base 61.67 / 50.67 / 53.00 (unverified)",
+        "base 61.67 / 50.67 / 53.00 (unverified). Of the SFT row one cell or its average is wrong",
         arms=(
             Arm("SFT", SFT, "94.00 / 54.33 / 34.00 (unverified)", minutes=2.5),
             Arm("GRPO", "", "95.33 / 70.33 / 69.00 (unverified)"),
@@ -57,14 +58,16 @@ TABLES = {
     ),
     "rarl": Table(
         about="RARL (arXiv 2506.06600): rewards for answer and reasoning, diversity prompting",
-        paper="on unseen sets about +27 % over SFT and +4 % over plain RL (abstract); reasoning "
-        "score on Silvar-Med 57.08 after SFT, 64.86 after RARL, +7.78 (summary)",
+        paper="on unseen sets about +27 % over SFT and +4 % over plain RL (verified); on "
+        "SilVar-Med reasoning accuracy by human evaluation 57.08 after SFT, 64.86 after RARL "
+        "(summary; +7.78 verified); the gains of diversity prompting are in accuracy by GPT-4o "
+        "mini. SilVar-Med is made of SLAKE's images, so SLAKE is not wholly unseen",
         arms=(
             Arm("SFT, answers", SFT, minutes=3.0),
             Arm(
                 "SFT, reasoning (privileged)",
                 f"{SFT} --sft-target reasoning",
-                "reasoning 57.08 (summary)",
+                "57.08, human evaluation (summary)",
                 minutes=3.0,
             ),
             Arm("GRPO", "--reward format=1,correctness=1"),
@@ -72,18 +75,20 @@ TABLES = {
             Arm(
                 "+ diversity prompting",
                 "--reward format=1,correctness=1,reasoning=1 --diversity explain,direct,open",
-                "reasoning 64.86; diversity +4.17 VQA-RAD, +9.18 SLAKE, +4.41 PathVQA (summary)",
+                "64.86; VQA-RAD +4.17, SLAKE +9.18, PathVQA +4.41 (summary)",
             ),
         ),
         flags={"phantom": "--lora-r 8 --lora-alpha 16", "2b": "--diversity none"},
         evaluation="--controls none --prompt reason,direct",
         unseen={"phantom": ("phantom:new-kind",), "2b": ("vqa-rad", "slake", "path-vqa")},
-        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA; Silvar-Med and VQA-Med-2019 by hand",
+        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA. SilVar-Med by hand, and VQA-Med-2019, "
+        "which --unseen vqa-med-2019:FOLDER adds",
     ),
     "clinical": Table(
         about="Zhu et al. (arXiv 2505.13973): initialisation, semantics, length and bias",
         paper="accuracy in percent on PMC-VQA (summary); similarity 0.21, with the semantic reward "
-        "0.46 (summary)",
+        "0.46 (summary). What its perplexity is of was not found; ours is of the reference answer "
+        "in the format, after the reference reasoning where there is one",
         arms=(
             Arm("SFT", SFT, "52.00, their best SFT", minutes=3.0),
             Arm("GRPO, scratch", "--init base", "perplexity 14.16"),

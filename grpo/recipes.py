@@ -73,7 +73,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lora_alpha": 16,  # ours
         "diversity": "explain,direct,open",  # summary: explanation-required, short-form, open-ended
         "prompt": "reason",  # paper: reasoning prompting at inference
-        "reward": "format=1,correctness=1,reasoning=1",  # paper: both are judged; weights ours
+        "reward": "format=1,correctness=1,reasoning=1",  # paper: both; judged: ours
         "group_size": 8,  # ours
         "prompts_per_step": 4,  # ours
         "steps": 500,  # ours: 1,000 questions x 2 epochs / 4 prompts
@@ -88,8 +88,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # --reward ...,length-ecr=1 or length-cwr=1; --loss dr_grpo --scale-rewards none and
     # --shuffle-options. Beta, learning rate and steps were not found.
     "clinical": {
-        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
-        "data": "pmc-vqa",  # paper
+        "model": "Qwen/Qwen2-VL-2B-Instruct",  # summary
+        "data": "pmc-vqa",  # summary
         "modality": "ALL",  # it names none
         "ood": "none",
         "train_size": 10_000,  # summary
@@ -101,7 +101,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 2_500,  # ours: one epoch
         "max_completion_length": 512,  # ours, as MedVLM-R1
         "length_cap": 200,  # ours, words
-        "loss": "grpo",  # paper
+        "loss": "grpo",  # summary
         "kl_coef": 0.04,  # summary: with KL; the value is ours, as MedVLM-R1
         "learning_rate": 1e-5,  # ours, for LoRA
         "lora_r": 16,  # ours

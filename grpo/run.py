@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import platform
 import resource
 import subprocess
@@ -76,3 +78,26 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def same_but_seed(config: Config, other: Config) -> bool:
+    """Whether two runs differ in nothing but the seed, and what has no say in the result.
+
+    Runs that start from other runs' adapters do if those do.
+    """
+    names = ["seed", "out", "device", "threads", "cache"]
+    starts = [of.init.removeprefix("sft:") for of in (config, other) if of.init[:4] == "sft:"]
+    if len(set(starts)) == 2:
+        before = [Config.load(Path(start) / "config.json") for start in starts]
+        if not same_but_seed(*before):
+            return False
+        names.append("init")
+    free = {name: getattr(config, name) for name in names}
+    return other.seed != config.seed and dataclasses.replace(other, **free) == config
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)

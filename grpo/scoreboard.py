@@ -15,11 +15,17 @@ PHANTOMS = (
 )
 
 
+SEEDS = (
+    "Accuracies with 95 % intervals: over questions (Wilson) for one seed, over seeds (Student) "
+    "for several, as means of the runs."
+)
+
+
 def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
     """The whole page: accuracies, other figures, unseen sets, what was paid, and the paper."""
     done = {arm.name: found for arm in arms if "skipped" not in (found := record["arms"][arm.name])}
     phantom = record["scale"] == "phantom"
-    blocks = [f"# {table.about}", f"`{record['command']}`"]
+    blocks = [f"# {table.about}", f"`{record['command']}`", SEEDS]
     blocks += [PHANTOMS] if phantom else []
     blocks += [_markdown(rows) for rows in (_accuracies(done), _figures(done), _unseen(done))]
     blocks += [_markdown(_paid(done, arms)), f"The paper: {table.paper}."]
@@ -61,62 +67,93 @@ def _accuracies(done: dict[str, Any]) -> Iterator[list[str]]:
     yield ["chance", *[percent(first["chance"][m]) for m in modalities], *[""] * len(modalities)]
     for row, found, model in _models(done):
         evaluation = found["evaluation"]
-        seeds = evaluation.get("seeds") if model == "trained" else None
+        seeds = evaluation.get("seeds", {}).get(model.removeprefix("trained"))
         cells = evaluation["results"][model]
         of = partial(_over_runs, evaluation, model)
         strict = [interval(seeds[m] if seeds else cells[m]) for m in modalities]
         yield [row, *strict, *[percent(of(m, "forced_choice")) for m in modalities]]
 
 
+def _runs(evaluation: dict[str, Any], model: str) -> list[str]:
+    """The names that an arm's runs of all seeds have, asked like this one; a base has one."""
+    name, comma, way = model.partition(", ")
+    if name == "base" or "seeds" not in evaluation:
+        return [model]
+    split = [m.partition(", ") for m in evaluation["results"]]
+    return ["".join(m) for m in split if m[0] != "base" and m[1:] == (comma, way)]
+
+
 def _over_runs(evaluation: dict[str, Any], model: str, modality: str, name: str) -> float | None:
     """A figure, as the mean over the runs of all seeds."""
-    runs = [model]
-    if "seeds" in evaluation and model == "trained":
-        runs += [m for m in evaluation["results"] if m.partition(",")[0] not in ("base", "trained")]
+    runs = _runs(evaluation, model)
     values = [evaluation["results"][run][modality][name] for run in runs]
     return None if None in values else fmean(values)
 
 
 def _figures(done: dict[str, Any]) -> Iterator[list[str]]:
-    """Figures on the modality trained on: form, length, findings, perplexity, position bias."""
-    yield [
-        "in distribution", "format, %", "length, tokens", "findings, %", "perplexity",
-        "letter bias, %", "same text when permuted, %",
-    ]  # fmt: skip
+    """Figures on the modality trained on: form, length, findings, position bias, metrics."""
+    metrics = sorted({
+        name
+        for found in done.values()
+        for of in found["evaluation"]["metrics"].values()
+        for modality in of.values()
+        for name in modality
+    })  # fmt: skip
+    head = ["format, %", "length, tokens", "findings, %", "letter bias, %"]
+    yield ["in distribution", *head, "same text when permuted, %, first seed", *metrics]
     for row, found, model in _models(done):
         evaluation = found["evaluation"]
         home = evaluation["trained_on"]
         of = partial(_over_runs, evaluation, model, home)
-        perplexity = evaluation["metrics"].get(model, {}).get(home, {}).get("perplexity")
         permuted = evaluation["controls"].get(model, {}).get("permuted_options", {}).get(home, {})
         yield [
             row,
             percent(of("format_rate")),
             f"{of('mean_length'):.1f}",
             percent(of("findings")),
-            "-" if perplexity is None else f"{perplexity:.2f}",
             percent(of("letter_bias")),
             percent(permuted.get("same_text")),
+            *(_metric(evaluation, model, home, name) for name in metrics),
         ]
 
 
+def _metric(evaluation: dict[str, Any], model: str, modality: str, name: str) -> str:
+    """One of --metrics, as the mean over the runs of all seeds."""
+    of = (evaluation["metrics"].get(run, {}) for run in _runs(evaluation, model))
+    values = [found[modality].get(name) for found in of if modality in found]
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):.2f}" if known else "-"
+
+
 def _unseen(done: dict[str, Any]) -> Iterator[list[str]]:
-    """Strict accuracy and token F1 on data sets never trained on, all their modalities."""
+    """Strict accuracy on data sets never trained on, by modality; open questions apart."""
     sets = list(next(iter(done.values()))["unseen"])
     if not sets:
         return
     yield ["never trained on, strict, %", *sets]
     for row, found, model in _models(done):
-        cells = []
-        for name in sets:
-            of = found["unseen"][name]["results"][model]
-            cells.append("; ".join(f"{m} {interval(cell)}" for m, cell in of.items()))
-        yield [row, *cells]
+        yield [row, *("; ".join(_by_modality(found["unseen"][name], model)) for name in sets)]
+
+
+def _by_modality(evaluation: dict[str, Any], model: str) -> Iterator[str]:
+    seeds = evaluation.get("seeds", {}).get(model.removeprefix("trained"))
+    for modality, cell in evaluation["results"][model].items():
+        opened = cell["open"]
+        f1 = f", open {interval(opened)}, F1 {percent(opened['f1'])}" if opened["n"] else ""
+        yield f"{modality} {interval(seeds[modality] if seeds else cell)}{f1}"
 
 
 def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
     """Steps, questions, completions, time and memory of each arm, and the paper's number."""
-    yield ["arm", "steps", "questions", "completions", "seconds a run", "peak MB", "the paper"]
+    yield [
+        "arm",
+        "steps",
+        "questions",
+        "completions",
+        "seconds of training",
+        "peak MB",
+        "the paper",
+    ]
     papers = {arm.name: arm.paper for arm in arms}
     for arm, found in done.items():
         seconds = ", ".join(f"{second:.0f}" for second in found["seconds"])

@@ -86,6 +86,10 @@ def accuracy_reward(
 A_TEXT_MODEL = "--judge URL --judge-model NAME, or --judge hf:FOLDER"
 NEED_A_JUDGE = dict.fromkeys(("semantic", "reasoning", "correctness"), A_TEXT_MODEL)
 NEED_A_JUDGE["similarity"] = "--judge embed:FOLDER"
+NEVER_ALONE = {
+    "similarity": "opposite findings can be more similar than synonyms",
+    "f1": "naming two answers pays as much as guessing one",
+}
 
 
 def built_in(length_cap: int = 100) -> dict[str, RewardFunction]:
@@ -126,10 +130,10 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)
     accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
-    similar = known.get("similarity")
-    if not accurate and any(reward.weight and reward.function is similar for reward in rewards):
-        reason = "opposite findings can be more similar than synonyms"
-        raise RewardError(f"reward 'similarity' must not stand alone: {reason}; add accuracy=1")
+    for name, reason in NEVER_ALONE.items():
+        of = [r for r in rewards if r.weight and r.function is known.get(name)]
+        if of and not accurate:
+            raise RewardError(f"reward {name!r} must not stand alone: {reason}; add accuracy=1")
     return rewards
 
 

@@ -89,7 +89,18 @@ def letter_bias(rows: Sequence[Row]) -> float | None:
 
 def measured(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of --metrics: `perplexity` of the reference answers, exp of the mean of -log p
-    over their tokens; means of grades and similarities, and how many could not be had."""
+    over their tokens; means of grades and similarities, and how many could not be had. Those of
+    open questions beside closed ones are apart, as `open NAME`."""
+    closed = [row["closed"] for row in rows]
+    if all(closed) or not any(closed):
+        return _measured(rows)
+    return _measured([row for row in rows if row["closed"]]) | {
+        f"open {name}": figure
+        for name, figure in _measured([row for row in rows if not row["closed"]]).items()
+    }
+
+
+def _measured(rows: Sequence[Row]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if any("reference_nll" in row for row in rows):
         tokens = sum(row["reference_tokens"] for row in rows)

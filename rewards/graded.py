@@ -1,15 +1,20 @@
 """Answered questions as judges see them: grades of answer and explanation, and likeness."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rewards import RewardError, rubrics
-from rewards.judge import Inquiry, Judge, Verdict
+from rewards.judge import Inquiry, Judge, Verdict, open_judges
 from rewards.judged import BEST, said_answer
 from rewards.local import Encoder
 from rewards.parse import reasoning
 from rewards.rows import Row
 
+# What each figure needs, and the flag that gives it.
+KINDS = dict.fromkeys(
+    ("correctness", "reasoning"), (Judge, "--judge URL --judge-model NAME, or hf:FOLDER")
+) | {"similarity": (Encoder, "--judge embed:FOLDER")}
 NOTHING = Verdict("0", "nothing was said")
 
 
@@ -26,10 +31,10 @@ def graded(
     similarity: cosine of the reasoning with the reference reasoning. None is what could not be
     read, or has no reference. Raises RewardError where no judge can do it.
     """
-    found: list[Row] = [{"id": row["id"]} for row in rows]
+    found: list[Row] = [{"id": row["id"], "closed": row["closed"]} for row in rows]
     for name in ("correctness", "reasoning"):
         if name in names:
-            judge = _first(judges, Judge, name, "--judge URL --judge-model NAME, or hf:FOLDER")
+            judge = judge_of(name, judges)
             inquiries = [_inquiry(name, *pair) for pair in zip(rows, examples, strict=True)]
             verdicts = iter(judge.ask([inquiry for inquiry in inquiries if inquiry]))
             for row, inquiry in zip(found, inquiries, strict=True):
@@ -37,7 +42,7 @@ def graded(
                 row[name] = None if verdict is None else int(verdict.choice) / BEST
                 row[f"{name}_reason"] = "not readable" if verdict is None else verdict.reason
     if "similarity" in names:
-        encoder = _first(judges, Encoder, "similarity", "--judge embed:FOLDER")
+        encoder = judge_of("similarity", judges)
         said = (reasoning(row["completion"]) for row in rows)
         pairs = list(zip(said, (e.reasoning for e in examples), strict=True))
         for row, (_, reference), cosine in zip(
@@ -59,7 +64,23 @@ def _inquiry(name: str, row: Row, example: Any) -> Inquiry | None:
     return rubrics.explanation(*shown, example.reasoning, thought, answer)
 
 
-def _first(judges: Sequence[Any], kind: type, name: str, remedy: str) -> Any:
+def open_graders(
+    names: Sequence[str], specs: str | None, model: str | None, cache: Path | None
+) -> list[Judge | Encoder]:
+    """The judges that `names` need, opened as `open_judges` does; none where none is needed.
+
+    Raises RewardError where one is missing.
+    """
+    judged = [name for name in names if name in KINDS]
+    judges = open_judges(specs, model, cache) if judged else []
+    for name in judged:
+        judge_of(name, judges)
+    return judges
+
+
+def judge_of(name: str, judges: Sequence[Judge | Encoder]) -> Any:
+    """The one of `judges` that measures `name`. Raises RewardError where there is none."""
+    kind, remedy = KINDS[name]
     for judge in judges:
         if isinstance(judge, kind):
             return judge

@@ -65,8 +65,8 @@ def _figures(table: dict[str, Any]) -> Iterator[Line]:
         yield from _controls(table["controls"].get(model))
         yield from _sampled(table["sampled"].get(model))
         yield from _metrics(table["metrics"].get(model))
-    if seeds := table.get("seeds"):
-        label = f"mean of {seeds[modalities[0]]['seeds']} seeds"
+    for way, seeds in table.get("seeds", {}).items():
+        label = f"mean of {seeds[modalities[0]]['seeds']} seeds{way}"
         yield label, [_measured(seeds[m]) for m in modalities]
 
 
@@ -105,7 +105,7 @@ def _metrics(figures: dict[str, Any] | None) -> Iterator[Line]:
             cells = []
             for found in figures.values():
                 missing = found.get(f"{name} missing")
-                cell = f"{found[name]:.2f}" if name == "perplexity" else percent(found[name])
+                cell = f"{found[name]:.2f}" if "perplexity" in name else percent(found[name])
                 cells.append(cell + (f" ({missing} missing)" if missing else ""))
             yield f"  {name}", cells
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from rewards.parse import answer_letter, answer_text, answered_right, medvlm_r1_reward, reasoning
-from rewards.words import normalised, shared, token_f1, words
+from rewards.words import normalised, token_f1, words
 
 Texts = Sequence[str]
 Values = list[float | None]
@@ -21,6 +21,11 @@ MATCHED = 64  # stated findings at most that are compared; a thousand are no rep
 # A full stop ends a clause only before white space: "1.5 cm" is one.
 _CLAUSE_END = re.compile(r"[;\n]|\.(?!\S)")
 _DENIAL = re.compile(r"(?:there (?:is|are) )?(?:no|none|not|without)\b")
+# That nothing is to be found: more than a doubt ("not sure", "no idea").
+_NOTHING = re.compile(
+    r"(?:there (?:is|are) )?(?:no|without)(?: \w+)? "
+    r"(?:lesions?|findings?|abnormalit(?:y|ies)|mass(?:es)?|disease|pathology)\b|none\b"
+)
 
 
 def accuracy_medvlm_r1(
@@ -124,12 +129,12 @@ def findings_reward(
     It is 2 * (sum of match scores) / (clauses stated + true findings), an F1 of findings. A clause
     ends at ";", at a full stop or with its line, and what stands before a colon is left out of it
     ("Two lesions:"). Each true finding is matched with one clause at most, the best pairs first; a
-    match scores the F1 of their words. A denial ("no ...") is a clause, too, and matches only
-    denials. Where nothing is to be found, a denial and nothing else earns 1.0, all else 0.0.
-    None where the findings are not known.
+    match scores the words they share over those of the longer. A denial ("no ...") is a clause,
+    too, and matches only denials. Where nothing is to be found, saying so ("no lesion", "none")
+    beside nothing but denials earns 1.0, all else 0.0. None where the findings are not known.
 
     A rule, ours, and no judge: "left" for "right" costs one word, and a synonym as much. A clause
-    of every word that a phantom's lesion may have earns 0.53, no less than a blind guess does.
+    of every word that a phantom's lesion may have earns 4/11, no more than a blind guess.
 
     >>> true = [("small cyst, upper left", "large abscess, lower left"), ()]
     >>> findings_reward(["?"] * 2, ["One lesion: small cyst, upper left.", "No lesion."], true)
@@ -150,6 +155,8 @@ def f1_reward(
     **columns: object,
 ) -> Values:
     """Token F1 of an open question's answer and the reference it suits best; None with options.
+
+    It pays for naming two answers ("left right") as for a guess, so it never stands alone.
 
     >>> known = {"letters": [""], "references": [["left lung", "left"]]}
     >>> f1_reward(["Where?"], ["<answer>the left side</answer>"], **known)  # 1 shared of 2 + 1
@@ -186,10 +193,10 @@ def _faithful(said: str, findings: Texts) -> float:
     """The score of `findings_reward`."""
     clauses, true = list(_clauses(said)), [normalised(finding) for finding in findings]
     if not true:
-        return float(bool(clauses) and all(map(_DENIAL.match, clauses)))
+        return float(all(map(_DENIAL.match, clauses)) and any(map(_NOTHING.match, clauses)))
     pairs = product(enumerate(map(_bag, clauses[:MATCHED])), enumerate(map(_bag, true)))
     scores = [
-        (shared(stated, finding), i, j)
+        ((stated & finding).total() / max(stated.total(), finding.total()), i, j)
         for (i, (denies, stated)), (j, (denied, finding)) in pairs
         if denies == denied
     ]

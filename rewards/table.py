@@ -82,12 +82,17 @@ def tabulate(
 
 
 def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
-    """Mean accuracy of runs that differ in the seed alone, by modality: Student's t interval."""
-    found = {}
-    for modality in table["chance"]:
-        of = [table["results"][model][modality]["accuracy"] for model in models]
-        mean, low, high = students_t(of)
-        found[modality] = {"seeds": len(of), "accuracy": mean, "ci95": [low, high]}
+    """Mean accuracy of runs that differ in the seed alone: Student's t interval.
+
+    By the way of asking ("": the first), then by modality.
+    """
+    ways = [m.removeprefix(models[0]) for m in table["results"] if m.split(", ")[0] == models[0]]
+    found: dict[str, Any] = {way: {} for way in ways}
+    for way in ways:
+        for modality in table["chance"]:
+            of = [table["results"][model + way][modality]["accuracy"] for model in models]
+            mean, low, high = students_t(of)
+            found[way][modality] = {"seeds": len(of), "accuracy": mean, "ci95": [low, high]}
     return found
 
 

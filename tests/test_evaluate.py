@@ -133,7 +133,7 @@ def test_runs_side_by_side(here, run, work):
     train.main([*SHORT, "--seed", "7", "--out", str(other), "--cache", "none", "--eval-size", "12"])
     found = table(run, "--compare", "seed7", "--controls", "none")
     assert list(found["results"]) == ["base", "trained", "seed7"]
-    assert found["seeds"]["MRI"]["seeds"] == 2
+    assert found["seeds"][""]["MRI"]["seeds"] == 2
     config = json.loads((other / "config.json").read_text())
     for change, says in (
         ({"data": "phantom:leaky"}, "other test questions of MRI, CT, XRAY"),

@@ -10,7 +10,8 @@ import pytest
 
 import evaluate
 import train
-from grpo.config import UsageError, exit_on_usage_error
+from grpo.config import exit_on_usage_error
+from rewards import RewardError
 from tests.rewards.server import Server, serving, verdict
 
 SHORT = ["--recipe", "phantom", "--train-size", "24", "--eval-size", "4", "--ood", "none"]
@@ -97,7 +98,7 @@ def test_a_judge_that_goes_away_ends_the_run_with_all_that_was_learned(
 def test_a_judge_that_is_not_there_is_one_line_before_any_work(
     flags: list[str], problem: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=problem) as error:
+    with pytest.raises(RewardError, match=problem) as error:
         train.main([*SHORT, *flags, "--out", str(tmp_path / "run")])
 
     assert "\n" not in str(error.value)

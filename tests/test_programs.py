@@ -21,6 +21,7 @@ from evaluate import predict
 from grpo.config import Config, exit_on_usage_error
 from models.opening import open_policy
 from models.policy import Policy
+from rewards import RewardError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -213,7 +214,7 @@ def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(
 ):
     monkeypatch.chdir(trained)
     main = {"train.py": train.main, "evaluate.py": evaluate.main}[program]
-    with pytest.raises(SystemExit) as ended, exit_on_usage_error(program):
+    with pytest.raises(SystemExit) as ended, exit_on_usage_error(program, RewardError):
         main([*flags, *(SHORT if program == "train.py" else [])])
     assert ended.value.code == 2
     complaint = capsys.readouterr().err.splitlines()[-1]

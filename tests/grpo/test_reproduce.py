@@ -6,27 +6,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-from grpo import reproduce
+from grpo import arms, reproduce
 from grpo.config import Config, UsageError
-from grpo.papers import TABLES
+from grpo.papers import TABLES, Arm
 
 ROOT = Path(__file__).parents[2]
 EVERY = [(name, arm) for name, table in TABLES.items() for arm in table.arms]
-PHANTOM, LARGE = reproduce.Plan(), reproduce.Plan(scale="2b", judge="http://judge/v1")
+PHANTOM, LARGE = arms.Plan(), arms.Plan(scale="2b", judge="http://judge/v1")
 
 
-def config(name: str, arm: reproduce.Arm, plan: reproduce.Plan) -> Config:
-    return Config.from_flags(reproduce.flags_of(name, TABLES[name], arm, plan, 1))
+def config(name: str, arm: Arm, plan: arms.Plan) -> Config:
+    return Config.from_flags(arms.flags_of(name, TABLES[name], arm, plan, 1))
 
 
 @pytest.mark.parametrize(("name", "arm"), EVERY)
 @pytest.mark.parametrize("plan", [PHANTOM, LARGE])
-def test_every_arm_is_a_command_of_train_py(
-    name: str, arm: reproduce.Arm, plan: reproduce.Plan
-) -> None:
+def test_every_arm_is_a_command_of_train_py(name: str, arm: Arm, plan: arms.Plan) -> None:
     made = config(name, arm, plan)
 
     assert made.recipe == ("phantom" if plan is PHANTOM else name)
@@ -43,19 +42,22 @@ def test_phantoms_have_a_rule_where_the_paper_has_an_expert_and_the_row_says_so(
     (arm,) = (arm for arm in TABLES["clinical"].arms if arm.name == "+ semantic")
 
     assert config("clinical", arm, PHANTOM).reward == "format=1,accuracy=1,findings=1"
-    assert reproduce.stands_in(arm, PHANTOM) == ["findings for semantic"]
+    assert arms.stands_in(arm, PHANTOM) == ["findings for semantic"]
     assert config("clinical", arm, LARGE).reward == "format=1,accuracy=1,semantic=1"
-    assert reproduce.stands_in(arm, LARGE) == []
-    assert reproduce.lacks_judge(arm, reproduce.Plan(scale="2b"))
+    assert arms.stands_in(arm, LARGE) == []
+    assert arms.lacks_judge(arm, arms.Plan(scale="2b"))
 
 
 def test_an_arm_brings_the_one_that_it_starts_from() -> None:
     table = TABLES["clinical"]
-    names = [arm.name for arm in reproduce.arms(table, reproduce.Plan(arms="4"))]
+    names = [arm.name for arm in arms.arms(table, arms.Plan(arms="4"))]
 
     assert names == ["SFT", "GRPO after SFT"]
-    with pytest.raises(UsageError, match="give numbers from 1 to 9"):
-        reproduce.arms(table, reproduce.Plan(arms="10"))
+    for wrong in ("10", "0", "-1", "two"):
+        with pytest.raises(UsageError, match="give numbers from 1 to 9"):
+            arms.arms(table, arms.Plan(arms=wrong))
+    with pytest.raises(UsageError, match="needs an expert model"):
+        reproduce.main(["rarl", "--scale", "2b", "--arms", "4", "--judge", "embed:x"])
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -88,7 +90,22 @@ def test_a_table_runs_and_is_not_run_again(tmp_path: Path) -> None:
     assert {"base", "base, direct", "GRPO", "GRPO, direct"} <= set(rows)
     of = record["arms"]["GRPO"]
     assert (of["steps"], of["examples"], of["completions"]) == (1, 16, 128)
-    assert of["evaluation"]["seeds"]["MRI"]["seeds"] == 2
+    assert of["evaluation"]["seeds"][", direct"]["MRI"]["seeds"] == 2
+    assert sum(of["seconds"]) > 0
+    results = of["evaluation"]["results"]
+    for row, names in (
+        ("GRPO", ("trained", "grpo-2")),
+        ("GRPO, direct", ("trained, direct", "grpo-2, direct")),
+    ):
+        (line,) = (
+            x for x in page.splitlines() if x.startswith(f"| {row} | ") and x.count("|") == 6
+        )
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        means = [
+            fmean(results[name]["MRI"][of] for name in names)
+            for of in ("format_rate", "mean_length")
+        ]
+        assert cells[1:3] == [f"{100 * means[0]:.1f}", f"{means[1]:.1f}"]
     changed = [*command, "--eval-size", "5"]
     refused = subprocess.run(changed, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2

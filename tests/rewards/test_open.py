@@ -107,13 +107,15 @@ def test_letter_bias_is_the_distance_of_two_shares() -> None:
 
 def test_metrics_say_what_is_missing() -> None:
     rows = [
-        {"reference_nll": 2.0, "reference_tokens": 4, "reasoning": 1.0},
-        {"reference_nll": 4.0, "reference_tokens": 2, "reasoning": None},
+        {"closed": True, "reference_nll": 2.0, "reference_tokens": 4, "reasoning": 1.0},
+        {"closed": True, "reference_nll": 4.0, "reference_tokens": 2, "reasoning": None},
     ]
     figures = measured(rows)
 
     assert figures["perplexity"] == pytest.approx(math.e)  # 6 nats over 6 tokens
     assert (figures["reasoning"], figures["reasoning missing"]) == (1.0, 1)
+    apart = measured([*rows, {"closed": False, "reasoning": 0.5}])
+    assert (apart["reasoning"], apart["open reasoning"]) == (1.0, 0.5)
     answers = {"base": {TESTS: {"CT": [say(CLOSED, "A")] * 2}, MEASURES: {"CT": rows}}}
     text = render.text(tabulate(answers, "CT"))
     assert "2.72" in text

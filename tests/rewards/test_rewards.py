@@ -164,6 +164,12 @@ def test_similarity_never_stands_without_accuracy(spec, refused, tmp_path):
         assert parse_rewards(spec.format(mine=mine), known)
 
 
+def test_token_f1_never_stands_without_accuracy():
+    with pytest.raises(RewardError, match="'f1' must not stand alone: naming two"):
+        parse_rewards("format,f1")
+    assert parse_rewards("format,f1,accuracy")
+
+
 def test_open_questions_are_answered_in_words():
     said = ["<think>x</think><answer>The left lung.</answer>", "<answer>2</answer>", "left lung"]
     columns = {"answer": [""] * 3, "letters": [()] * 3, "options": [()] * 3}

@@ -138,7 +138,7 @@ CYST, ABSCESS = "small cyst, upper left", "large abscess, lower left"
         (f"{CYST}; {ABSCESS}.", (CYST,), 2 / 3),  # 2 * 1 / (2 + 1)
         ("large cyst, upper left.", (CYST,), 3 / 4),  # 3 words of 4 and 4
         ("large abscess, lower right.", (CYST,), 0.0),
-        ("cyst", (CYST,), 2 / 5),  # 1 word of 1 and 4
+        ("cyst", (CYST,), 1 / 4),  # 1 word of 4
         (f"{CYST}; {CYST}.", (CYST,), 2 / 3),
         (f"{CYST}; large cyst, upper left.", (CYST, ABSCESS), 3 / 4),  # 1 + 1/2; * 2 / 4
         (f"large cyst, upper left; {CYST}.", (CYST, ABSCESS), 3 / 4),  # the best pair first
@@ -154,6 +154,9 @@ CYST, ABSCESS = "small cyst, upper left", "large abscess, lower left"
         ("None", (), 1.0),
         ("Findings: there are no lesions. No oedema.", (), 1.0),
         (f"No lesion. {CYST}.", (), 0.0),
+        ("Not sure.", (), 0.0),  # a doubt, and no denial of findings
+        ("No idea.", (), 0.0),
+        ("Without doubt.", (), 0.0),
         ("Normal.", (), 0.0),
         ("Note the nodule.", (), 0.0),  # begins with "no", the letters
         ("", (), 0.0),

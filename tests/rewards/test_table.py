@@ -194,6 +194,8 @@ def test_seeds_are_summed_up_by_students_t():
     results = {
         name: {"MRI": {"accuracy": a}} for name, a in (("trained", 0.7), ("b", 0.72), ("c", 0.77))
     }
-    found = over_seeds({"chance": {"MRI": 0.5}, "results": results}, ["trained", "b", "c"])["MRI"]
+    found = over_seeds({"chance": {"MRI": 0.5}, "results": results}, ["trained", "b", "c"])[""][
+        "MRI"
+    ]
     assert found["seeds"] == 3
     assert [round(x, 2) for x in (found["accuracy"], *found["ci95"])] == [0.73, 0.64, 0.82]
