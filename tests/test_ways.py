@@ -21,7 +21,11 @@ def last_step(run: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    "method", [["--method", "sft", "--sft-target", "reasoning"], ["--reward", "format,findings"]]
+    "method",
+    [
+        ["--method", "sft", "--sft-target", "reasoning"],
+        ["--reward", "format,findings", "--group-size", "6"],
+    ],
 )
 def test_a_run_from_the_base_in_many_ways_trains_and_is_scored(
     method: list[str], tmp_path: Path
