@@ -121,11 +121,13 @@ def train(run: Path, flags: list[str], folder: Path) -> None:
             raise UsageError(f"{run} was made with other flags; name another --out")
         return
     shutil.rmtree(run, ignore_errors=True)  # what an interruption left
-    (run / "predictions").mkdir(parents=True)
+    run.mkdir(parents=True)
     for other in folder.glob("*/summary.json"):  # the base's answers are the same in every run
         if ("base" in flags) == (Config.load(other.with_name("config.json")).init == "base"):
-            for file in other.parent.glob("predictions/base-*"):
-                shutil.copy(file, run / "predictions")
+            for file in other.parent.glob("**/predictions/base-*"):
+                copy = run / file.relative_to(other.parent)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copy)
     (run / "arm.json").write_text(json.dumps(flags) + "\n", encoding="utf-8")
     call(["train.py", *flags, "--out", str(run)])
 
