@@ -36,6 +36,7 @@ from grpo.loop import grpo
 from grpo.options import Options
 from grpo.run import check_out, new_run, peak_memory
 from grpo.sft import sft
+from grpo.step import Step
 from models.opening import open_policy, starting_model
 from models.policy import Policy
 from rewards.figures import cell
@@ -80,8 +81,8 @@ def train(argv: Sequence[str] | None) -> None:
     lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
     (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
     try:
-        for metrics in shown(steps, config, terms, run / "metrics.jsonl"):
-            step = int(metrics["step"])
+        for this in shown(steps, config, terms, run / "metrics.jsonl"):
+            metrics, step = this.metrics, int(this.metrics["step"])
             if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
                 metrics |= validate(policy, validation, config)
             for judge in judges:
@@ -119,18 +120,18 @@ def resolved(policy: Policy) -> dict[str, Any]:
 
 
 def shown(
-    steps: Iterator[dict[str, float]], config: Config, terms: Sequence[rewards.Reward], file: Path
-) -> Iterator[dict[str, float]]:
-    """The metrics of every step, on the bar and in the file once the caller has added its own."""
+    steps: Iterator[Step], config: Config, terms: Sequence[rewards.Reward], file: Path
+) -> Iterator[Step]:
+    """Every step, its metrics on the bar and in the file once the caller has added its own."""
     name = f"{config.method} on {config.modality}"
     seldom = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two lines in a log file
     bar = tqdm(total=config.steps, desc=name, mininterval=seldom, dynamic_ncols=True)
     with bar, file.open("w", encoding="utf-8") as log:
-        for metrics in steps:
-            yield metrics
-            finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        for step in steps:
+            yield step
+            finite = {k: v if math.isfinite(v) else None for k, v in step.metrics.items()}
             print(json.dumps(finite), file=log, flush=True)
-            bar.set_postfix_str(progress(metrics, terms), refresh=False)
+            bar.set_postfix_str(progress(step.metrics, terms), refresh=False)
             bar.update()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
 import sys
 import typing
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo import recipes
+from grpo.cache import cache_folder, user_cache
 from grpo.flags import (
     UsageError,
     check_file,
@@ -28,6 +28,7 @@ from grpo.flags import (
     names_in,
     option,
     parse_flags,
+    steps_in,
 )
 
 __all__ = [
@@ -66,16 +67,6 @@ Scale = Literal["group", "none"]
 Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
-
-
-def user_cache() -> Path:
-    """The folder that the programs may fill in the user's cache: image features, fetched data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
-
-
-def cache_folder(name: str) -> Path | None:
-    """The folder that `--cache` names; None: nothing is kept."""
-    return {"auto": user_cache(), "none": None}.get(name, Path(name))
 
 
 _task = functools.partial(option, "what is trained")
@@ -152,6 +143,7 @@ class Config:
     gradient_checkpointing: Switch = _run("auto", "Recompute activations to save memory.")
     max_pixels: int = _run(401_408, "Larger images are shrunk to it; 784 pixels a token.", ge=784)
     threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
+    trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -172,6 +164,7 @@ class Config:
                 names_in(getattr(self, name))
             except UsageError as error:
                 raise UsageError(f"{flag(name)} {error}") from None
+        steps_in(self.trace_steps, self.steps)
         ways = typing.get_args(Prompt)
         if unknown := [way for way in self.ways if way not in ways]:
             problem = f"--diversity {unknown[0]}: unknown way of asking"
@@ -189,9 +182,14 @@ class Config:
         """The ways of asking that training draws from (diversity prompting)."""
         return names_in(self.diversity) or (self.prompt,)
 
+    @property
+    def traced_steps(self) -> frozenset[int]:
+        """The steps, from 1, that grpo/trace.py keeps a record of."""
+        return steps_in(self.trace_steps, self.steps)
+
     def same_but_seed(self, other: Config) -> bool:
         """Whether two runs differ in nothing but the seed, and what has no say in the result."""
-        names = ("seed", "out", "device", "threads", "cache")
+        names = ("seed", "out", "device", "threads", "cache", "trace_steps")
         free = {name: getattr(self, name) for name in names}
         return other.seed != self.seed and dataclasses.replace(other, **free) == self
 
