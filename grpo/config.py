@@ -144,6 +144,9 @@ class Config:
     max_pixels: int = _run(401_408, "Larger images are shrunk to it; 784 pixels a token.", ge=784)
     threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
     trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
+    sample_every: int | None = _run(None, "Steps between completions shown; none: 5 a run.", ge=0)
+    tensorboard: bool = _run(False, "Also write the metrics for TensorBoard, in the run folder.")
+    quiet: bool = _run(False, "Say nothing but errors and the last line.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -189,7 +192,8 @@ class Config:
 
     def same_but_seed(self, other: Config) -> bool:
         """Whether two runs differ in nothing but the seed, and what has no say in the result."""
-        names = ("seed", "out", "device", "threads", "cache", "trace_steps")
+        names = ("seed", "out", "device", "threads", "cache")
+        names += ("trace_steps", "sample_every", "tensorboard", "quiet")
         free = {name: getattr(self, name) for name in names}
         return other.seed != self.seed and dataclasses.replace(other, **free) == self
 
@@ -203,13 +207,14 @@ class Config:
         0.0
         """
         with exit_on_usage_error(prog):
-            about = "Train on one modality, then score it and unseen ones. Dashes or underscores."
+            about = "Train on one modality, then score it and unseen ones; or --explain one step."
             given = parse_flags(cls, argv, prog, about, TRL_NAMES, recipes.RECIPES)
             cls(**given)  # complains of a bad flag before anything else happens
             name = given.get("recipe", "auto")
             if name == "auto":
                 name, why = recipes.choose(given.get("device", "auto"))
-                print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
+                if not given.get("quiet"):
+                    print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
             return cls(**{**recipes.RECIPES[name], **given, "recipe": name})
 
     @classmethod
