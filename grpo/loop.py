@@ -84,6 +84,7 @@ def grpo(
     optimizer = adamw(policy.parameters(), config)
     eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
     beta = config.kl_coef
+    traced = config.traced_steps
 
     for step in range(config.steps):
         clock = Clock()
@@ -129,9 +130,7 @@ def grpo(
                 loss.sum().backward()
                 seen[:, tokens] = torch.stack([logprobs, ratio, kl, entropy, loss]).detach()
 
-            layers = (
-                norm_by_layer(policy.names, optimizer) if step + 1 in config.traced_steps else {}
-            )
+            layers = norm_by_layer(policy.names, optimizer) if step + 1 in traced else {}
             gradient = optimizer_step(optimizer, learning_rate(step, config), config.max_grad_norm)
             updates.append(Update(*seen, **gradient, grad_norm_by_layer=layers))
         clock.lap("update")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .config import Config, UsageError
+from .flags import flag
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
 
@@ -46,6 +47,26 @@ def new_run(config: Config, resolved: dict[str, Any]) -> Path:
         problem = f"cannot write there ({error.strerror})"
         raise UsageError(f"--out {run}: {problem}; name another folder") from None
     return run
+
+
+def starting_adapter(config: Config) -> Path | None:
+    """The adapter folder that --init sft:RUN names.
+
+    Another seed would split real images otherwise, and the adapter have seen what is now the test.
+    """
+    if not config.init.startswith("sft:"):
+        return None
+    run = Path(config.init.removeprefix("sft:"))
+    if not (run / "adapter").is_dir():
+        raise UsageError(f"--init {config.init}: no folder {run}/adapter; name a finished run")
+    before = Config.load(run / "config.json")
+    for name in ("data", "modality", "data_seed"):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise UsageError(
+                f"--init {config.init}: it had {flag(name)} {old}, not {new}; use the same"
+            )
+    return run / "adapter"
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
