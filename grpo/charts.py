@@ -93,7 +93,7 @@ def accuracy(metrics: Sequence[Mapping[str, Any]], table: Mapping[str, Any]) -> 
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    return drawn("Accuracy", "strict; a test is two points, base and trained", lines, marked=True)
+    return drawn("Accuracy", "strict; of a test, base and trained", lines, marked=True)
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
@@ -209,9 +209,12 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 def number(x: float) -> str:
     """A number as a reader wants it: four digits at most.
 
-    >>> number(0.07868262), number(2000.0), number(6.7e-06)
-    ('0.07868', '2000', '6.7e-06')
+    >>> number(0.07868262), number(2000.0), number(0.00015)
+    ('0.07868', '2000', '1.5e-4')
     """
+    if 0 < abs(x) < 1e-3:
+        digits, power = f"{x:.3e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{x:.4g}"
 
 

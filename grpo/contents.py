@@ -92,7 +92,7 @@ def tiles(
             n = max(1, len(values) // 10)
             ends = (sum(part) / n for part in (values[:n], values[-n:]))
             over = f"mean of the first and the last {n} steps" if n > 1 else "first and last step"
-            found.append((label, " → ".join(f"{end:.3g}" for end in ends), over))
+            found.append((label, " → ".join(f"{end:.2g}" for end in ends), over))
     results = summary.get("results") or {}
     for modality, of in (results.get("trained") or {}).items():
         base = sheets.percent(results["base"][modality]["accuracy"])
