@@ -32,5 +32,5 @@ def as_png(image: Image.Image) -> bytes:
     """A PNG file of the image, shrunk where a side is longer than 256 pixels."""
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", compress_level=3)  # of grain as small as 6, in half the time
     return file.getvalue()

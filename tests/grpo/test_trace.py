@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import train
 from grpo.config import UsageError
 from grpo.flags import steps_in
 from grpo.loop import grpo
@@ -160,6 +161,27 @@ def test_tokens_without_a_pass_and_a_reference_that_is_not_are_nan(fresh, tmp_pa
         assert torch.equal(tensors[name][0].isnan(), still)
     assert torch.equal(tensors["old_logprobs"].isnan(), still)
     assert tensors["ref_logprobs"].isnan().all()
+
+
+def test_a_run_traces_the_steps_that_it_is_told_to(tmp_path):
+    flags = ["--recipe", "phantom", "--device", "cpu", "--cache", "none", "--eval-size", "0"]
+    flags += ["--steps", "2", "--train-size", "12", "--prompts-per-step", "2", "--group-size", "2"]
+    train.main([*flags, "--trace-steps", "2", "--out", str(tmp_path / "second")])
+    train.main([*flags, "--trace-steps", "0", "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none" / "trace").exists()
+    folder = tmp_path / "second" / "trace"
+    assert len(list(folder.glob("step-*"))) == 2
+    record, _ = read(folder, 2)
+    lines = (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()
+    assert record["metrics"].items() <= json.loads(lines[1]).items()
+    assert {"time/rollout", "time/update", "memory/peak_mb"} <= record["metrics"].keys()
+    assert list(record["updates"][0]["grad_norm_by_layer"]) == [f"layers.{i}" for i in range(4)]
+    for group in record["groups"]:
+        assert group["id"].startswith("phantom-MRI-train-")
+        assert group["question"] in group["prompt"]
+        assert group["gold"] in "ABCD"
+        (image,) = group["images"]
+        assert (folder / image).read_bytes().startswith(b"\x89PNG")
 
 
 def made(groups: int, size: int = 2) -> Step:
