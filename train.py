@@ -1,6 +1,7 @@
 """Fine-tune a policy on one modality, then score it there and on unseen ones.
 
     python train.py --modality MRI --group-size 8
+    python train.py --explain           one step, in the paper's equations
     python train.py --help
 
 Flags make a configuration, the configuration makes data, policy and rewards, and grpo/loop.py does
@@ -10,32 +11,34 @@ the work.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import rewards
 from data.asking import asked, load_split, load_tests, with_names
 from data.example import VQAExample, columns
 from data.order import question_order
 from data.rows import BY_DESIGN, Skipped, summary
+from data.showing import described
 from data.splits import constant_answers, has_constant_answer
 from data.variety import varied
 from evaluate import ask, in_batches, predict
 from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
-from grpo.flags import flag
+from grpo.explain import explanation, one_step
 from grpo.loop import grpo
 from grpo.options import Options
-from grpo.run import check_out, new_run, peak_memory, write_json
+from grpo.progress import Progress, closing_line
+from grpo.record import Record, check_tensorboard
+from grpo.run import check_out, new_run, peak_memory, starting_adapter, write_json
+from grpo.screen import hushed
 from grpo.sft import sft
+from grpo.trace import write_trace
 from models.opening import open_policy, starting_model
 from models.policy import Policy
 from rewards.figures import cell
@@ -47,14 +50,24 @@ from rewards.table import tabulate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Data, policy and rewards from the flags, the steps, the table at the end.
+    """The program. Raises UsageError and RewardError for all that a user can mend."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    explains = "--explain" in words  # no setting of a run: it makes none
+    config = with_names(Config.from_flags(one_step(words) if explains else words))
+    with hushed(config.quiet):
+        last_words = train(config, explains)
+    print(last_words)
 
-    Raises UsageError and RewardError for all that a user can mend.
+
+def train(config: Config, explains: bool = False) -> str:
+    """Data, policy and rewards from the settings, the steps, the table; and what to say at the end.
+
+    With `explains`, the first step is all there is, and a text about it.
     """
     started = time.monotonic()
-    config = with_names(Config.from_flags(argv))
     config = replace(config, model=starting_model(config.model, config.init))
     check_out(config)
+    check_tensorboard(config)
     judges, terms = [], []
     if config.method == "grpo":
         judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
@@ -73,17 +86,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps = sft(policy, draw, target, config)
     else:
         steps = grpo(policy, draw, reward_function(terms), config)
+    if explains:
+        return explanation(policy, next(steps), config, described)
     run = new_run(config, resolved(policy))
     lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
     (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
     try:
-        for metrics in shown(steps, config, terms, run / "metrics.jsonl"):
-            step = int(metrics["step"])
-            if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
-                metrics |= validate(policy, validation, config)
-            for judge in judges:
-                metrics |= judge.counts()
-            metrics["memory/peak_mb"] = peak_memory(policy.device)
+        with Record(run, config) as log, Progress(config) as progress:
+            for this in steps:
+                metrics, step = this.metrics, int(this.metrics["step"])
+                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+                    metrics |= validate(policy, validation, config)
+                for judge in judges:
+                    metrics |= judge.counts()
+                metrics["memory/peak_mb"] = peak_memory(policy.device)
+                if step in config.traced_steps and this.rollout:
+                    write_trace(run / "trace", this, config, described, policy.chat.pieces)
+                log.add(metrics)
+                progress.show(this)
     except KeyboardInterrupt:
         print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
     except rewards.RewardError as error:  # a judge that is gone, say
@@ -102,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "peak_mb": peak_memory(policy.device),
     }
     write_json(run / "summary.json", record)
-    print(closing_line(run, config, table))
+    return closing_line(run, config, gained(table, config))
 
 
 def resolved(policy: Policy) -> dict[str, Any]:
@@ -113,22 +133,6 @@ def resolved(policy: Policy) -> dict[str, Any]:
         "gradient_checkpointing": policy.checkpointing,
         "threads": torch.get_num_threads(),
     }
-
-
-def shown(
-    steps: Iterator[dict[str, float]], config: Config, terms: Sequence[rewards.Reward], file: Path
-) -> Iterator[dict[str, float]]:
-    """The metrics of every step, on the bar and in the file once the caller has added its own."""
-    name = f"{config.method} on {config.modality}"
-    seldom = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two lines in a log file
-    bar = tqdm(total=config.steps, desc=name, mininterval=seldom, dynamic_ncols=True)
-    with bar, file.open("w", encoding="utf-8") as log:
-        for metrics in steps:
-            yield metrics
-            finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-            print(json.dumps(finite), file=log, flush=True)
-            bar.set_postfix_str(progress(metrics, terms), refresh=False)
-            bar.update()
 
 
 def say_of_data(
@@ -151,26 +155,6 @@ def say_of_data(
             for modality, test in tests.items()
         )
         print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)
-
-
-def starting_adapter(config: Config) -> Path | None:
-    """The adapter folder that --init sft:RUN names.
-
-    Another seed would split real images otherwise, and the adapter have seen what is now the test.
-    """
-    if not config.init.startswith("sft:"):
-        return None
-    run = Path(config.init.removeprefix("sft:"))
-    if not (run / "adapter").is_dir():
-        raise UsageError(f"--init {config.init}: no folder {run}/adapter; name a finished run")
-    before = Config.load(run / "config.json")
-    for name in ("data", "modality", "data_seed"):
-        old, new = getattr(before, name), getattr(config, name)
-        if old != new:
-            raise UsageError(
-                f"--init {config.init}: it had {flag(name)} {old}, not {new}; use the same"
-            )
-    return run / "adapter"
 
 
 def reward_terms(config: Config, judges: Sequence[Judge | Encoder]) -> list[rewards.Reward]:
@@ -218,34 +202,20 @@ def validate(policy: Policy, examples: Sequence[VQAExample], config: Config) -> 
     return {f"val/{name}": scores[name] for name in names} | {"time/validation": seconds}
 
 
-def progress(metrics: dict[str, float], terms: Sequence[rewards.Reward]) -> str:
-    """The numbers beside the bar."""
-    if "reward" not in metrics:
-        return f"loss {metrics['loss']:.3f}"
-    parts = " ".join(f"{t.name} {metrics[f'rewards/{t.name}/mean']:.2f}" for t in terms)
-    return (
-        f"reward {metrics['reward']:.2f} ({parts}) kl {metrics.get('kl', 0):.3f} "
-        f"length {metrics['completions/mean_length']:.0f} "
-        f"signal {1 - metrics['frac_reward_zero_std']:.0%}"
-    )
-
-
 def is_phantom(config: Config) -> bool:
     return config.data.partition(":")[0] == "phantom"
 
 
-def closing_line(run: Path, config: Config, table: dict[str, Any]) -> str:
-    """What was gained, and what to type next."""
-    unseen = ",".join(config.ood_modalities) or "none"
-    again = f"python evaluate.py {f'--run {run} ' if config.out else ''}--ood {unseen}"
+def gained(table: dict[str, Any], config: Config) -> str:
+    """The gains of a table in one phrase; "" where nothing was scored."""
     if not table:
-        return f"{run}: trained, not scored. Next: {again} --eval-size 300"
+        return ""
     gains = "; ".join(
         f"{modality} strict {points(of['accuracy'])}, forced choice {points(of['forced_choice'])}"
         for modality, of in table["gains"]["trained"].items()
     )
     drawn = ", drawn phantoms, not medical data" if is_phantom(config) else ""
-    return f"{run}: {gains} (points, 95 % interval{drawn}). Next: {again}"
+    return f"{gains} (points, 95 % interval{drawn})"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
 import sys
 import typing
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo import recipes
+from grpo.cache import cache_folder, user_cache
 from grpo.flags import (
     UsageError,
     check_file,
@@ -28,6 +28,7 @@ from grpo.flags import (
     names_in,
     option,
     parse_flags,
+    steps_in,
 )
 
 __all__ = [
@@ -66,16 +67,6 @@ Scale = Literal["group", "none"]
 Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
-
-
-def user_cache() -> Path:
-    """The folder that the programs may fill in the user's cache: image features, fetched data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
-
-
-def cache_folder(name: str) -> Path | None:
-    """The folder that `--cache` names; None: nothing is kept."""
-    return {"auto": user_cache(), "none": None}.get(name, Path(name))
 
 
 _task = functools.partial(option, "what is trained")
@@ -152,6 +143,10 @@ class Config:
     gradient_checkpointing: Switch = _run("auto", "Recompute activations to save memory.")
     max_pixels: int = _run(401_408, "Larger images are shrunk to it; 784 pixels a token.", ge=784)
     threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
+    trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
+    sample_every: int | None = _run(None, "Steps between completions shown; none: 5 a run.", ge=0)
+    tensorboard: bool = _run(False, "Also write the metrics for TensorBoard, in the run folder.")
+    quiet: bool = _run(False, "Say nothing but errors and the last line.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -172,6 +167,7 @@ class Config:
                 names_in(getattr(self, name))
             except UsageError as error:
                 raise UsageError(f"{flag(name)} {error}") from None
+        steps_in(self.trace_steps, self.steps)
         ways = typing.get_args(Prompt)
         if unknown := [way for way in self.ways if way not in ways]:
             problem = f"--diversity {unknown[0]}: unknown way of asking"
@@ -189,6 +185,11 @@ class Config:
         """The ways of asking that training draws from (diversity prompting)."""
         return names_in(self.diversity) or (self.prompt,)
 
+    @property
+    def traced_steps(self) -> frozenset[int]:
+        """The steps, from 1, that grpo/trace.py keeps a record of."""
+        return steps_in(self.trace_steps, self.steps)
+
     @classmethod
     def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:
         """Defaults, then the recipe, then the flags in `argv` (None: the command line).
@@ -199,13 +200,14 @@ class Config:
         0.0
         """
         with exit_on_usage_error(prog):
-            about = "Train on one modality, then score it and unseen ones. Dashes or underscores."
+            about = "Train on one modality, then score it and unseen ones; or --explain one step."
             given = parse_flags(cls, argv, prog, about, TRL_NAMES, recipes.RECIPES)
             cls(**given)  # complains of a bad flag before anything else happens
             name = given.get("recipe", "auto")
             if name == "auto":
                 name, why = recipes.choose(given.get("device", "auto"))
-                print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
+                if not given.get("quiet"):
+                    print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
             return cls(**{**recipes.RECIPES[name], **given, "recipe": name})
 
     @classmethod

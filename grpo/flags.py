@@ -168,6 +168,19 @@ def names_in(text: str) -> tuple[str, ...]:
     return ()
 
 
+def steps_in(text: str, steps: int) -> frozenset[int]:
+    """The steps that --trace-steps names; "auto": about 20 of all `steps`, and the last.
+
+    >>> sorted(steps_in("auto", 45)), sorted(steps_in("1,50", 45)), sorted(steps_in("0", 45))
+    ([3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45], [1, 50], [])
+    """
+    if text == "auto":
+        return frozenset({*range(every := -(-steps // 20), steps, every), steps})
+    if not all(word.strip().isdecimal() for word in text.split(",")):
+        raise UsageError(f"--trace-steps {text}: give steps, as 1,2,50; or auto, or 0 for none")
+    return frozenset(map(int, text.split(","))) - {0}
+
+
 def _dashed(word: str) -> str:
     """The underscores of a flag as dashes; a value, also one after '=', stays as it is."""
     if not word.startswith("--"):

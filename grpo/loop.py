@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,14 +28,16 @@ from .advantages import group_advantages, zero_variance
 from .config import Config
 from .loss import clipped_surrogate, importance_ratio, k3_kl, token_weights
 from .metrics import Clock, mean_over_updates, rollout_metrics, update_metrics
-from .optim import adamw, learning_rate, optimizer_step
+from .optim import adamw, learning_rate, norm_by_layer, optimizer_step
 from .rollout import Example, Group, Rewards, plan_passes, sample_groups
+from .step import Step, Update
 
 
 class Policy(Protocol):
     """What the algorithm needs of a model."""
 
     device: torch.device
+    names: list[str]  # of the parameters
 
     def encode(self, examples: Sequence[Example]) -> list[Any]:
         """Prompts: token ids, positions and kept image features of each question."""
@@ -72,8 +75,8 @@ def grpo(
     draw: Callable[[int, int, int], Example],
     reward: Callable[[list[Example], list[str]], Rewards],
     config: Config,
-) -> Iterator[dict[str, float]]:
-    """Train `policy` in place and yield the metrics of every step.
+) -> Iterator[Step]:
+    """Train `policy` in place and yield every step: its metrics and what they are made of.
 
     `draw(step, slot, attempt)` asks a question; `reward(examples, texts)` scores completions, one
     example a text.
@@ -81,6 +84,7 @@ def grpo(
     optimizer = adamw(policy.parameters(), config)
     eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
     beta = config.kl_coef
+    traced = config.traced_steps
 
     for step in range(config.steps):
         clock = Clock()
@@ -102,17 +106,17 @@ def grpo(
         passes = plan_passes(policy, rollout, live)
 
         # log pi_ref(o_t), the policy before training
-        ref_logprobs = torch.zeros_like(weights)  # (N,)
+        ref_logprobs = torch.full_like(weights, nan)  # (N,)
         if beta > 0:
             with torch.no_grad(), policy.reference():
                 for groups, tokens in passes:
                     ref_logprobs[tokens], _ = policy.logprobs(groups, config.temperature)
         clock.lap("reference")
 
-        old_logprobs = torch.zeros_like(weights)  # (N,)
+        old_logprobs = torch.full_like(weights, nan)  # (N,)
         updates = []
         for update in range(config.updates_per_rollout):
-            seen = weights.new_zeros(4, len(row))  # loss, ratio, kl and entropy of every token
+            seen = weights.new_full((5, len(row)), nan)  # of every token, for the record
             for groups, tokens in passes:
                 # All of the following are (n,), the tokens of this pass.
                 logprobs, entropy = policy.logprobs(groups, config.temperature)
@@ -124,19 +128,16 @@ def grpo(
                 kl = k3_kl(logprobs, ref_logprobs[tokens] if beta > 0 else logprobs)
                 loss = -weights[tokens] * (surrogate - beta * kl)
                 loss.sum().backward()
-                seen[:, tokens] = torch.stack([loss, ratio, kl, entropy]).detach()
+                seen[:, tokens] = torch.stack([logprobs, ratio, kl, entropy, loss]).detach()
 
-            step_metrics = optimizer_step(
-                optimizer, learning_rate(step, config), config.max_grad_norm
-            )
-            updates.append(
-                update_metrics(seen, passes, token_advantages, eps, eps_high, beta) | step_metrics
-            )
+            layers = norm_by_layer(policy.names, optimizer) if step + 1 in traced else {}
+            gradient = optimizer_step(optimizer, learning_rate(step, config), config.max_grad_norm)
+            updates.append(Update(*seen, **gradient, grad_norm_by_layer=layers))
         clock.lap("update")
 
-        yield {
-            "step": step + 1,
-            **rollout_metrics(rollout),
-            **mean_over_updates(updates),
-            **clock.times(),
-        }
+        means = mean_over_updates(
+            [update_metrics(u, passes, token_advantages, eps, eps_high, beta) for u in updates]
+        )
+        metrics = {"step": step + 1, **rollout_metrics(rollout), **means, **clock.times()}
+        ref = ref_logprobs if beta > 0 else None
+        yield Step(metrics, rollout, advantages, weights, old_logprobs, ref, updates)

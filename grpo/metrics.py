@@ -10,6 +10,9 @@ from torch import Tensor
 from .advantages import zero_variance
 from .loss import LOG_RATIO_LIMIT, clipped, k3_kl
 from .rollout import Group, Rollout
+from .step import Update
+
+GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # of an update, as metrics
 
 
 class Clock:
@@ -48,35 +51,37 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def update_metrics(
-    seen: Tensor,
+    update: Update,
     passes: list[tuple[list[Group], Tensor]],
     advantages: Tensor,
     eps: float,
     eps_high: float,
     beta: float,
 ) -> dict[str, float]:
-    """Means over the scored tokens. `seen` (4, N): loss, ratio, kl, entropy; `advantages` (N,).
+    """Means over the scored tokens, those of the passes. `advantages` (N,).
 
     `clamped` is the share of tokens whose log-ratio, to the old policy or to the reference, was
     held at its bound. Without a KL term there is no `kl`.
     """
+    gradient = {name: getattr(update, name) for name in GRADIENT}
     if not passes:  # no group had signal
-        return {"loss": 0.0}
+        return {"loss": 0.0, **gradient}
     tokens = torch.cat([tokens for _, tokens in passes])
-    loss, ratio, kl, entropy = seen[:, tokens]
+    ratio, kl = update.ratio[tokens], update.kl[tokens]
     low, high = clipped(ratio, advantages[tokens], eps, eps_high)
     bounds = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
     clamped = torch.isin(ratio, bounds.exp()) | torch.isin(kl, k3_kl(bounds, 0 * bounds))
     return {
-        "loss": loss.sum().item(),
+        "loss": update.loss[tokens].sum().item(),
         **({"kl": kl.mean().item()} if beta > 0 else {}),
-        "entropy": entropy.mean().item(),
+        "entropy": update.entropy[tokens].mean().item(),
         "ratio/mean": ratio.mean().item(),
         "ratio/max": ratio.max().item(),
         "ratio/clamped": clamped.float().mean().item(),
         "clip_ratio/low_mean": low.float().mean().item(),
         "clip_ratio/high_mean": high.float().mean().item(),
         "clip_ratio/region_mean": (low | high).float().mean().item(),
+        **gradient,
     }
 
 

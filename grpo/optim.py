@@ -1,5 +1,7 @@
 """AdamW over the LoRA weights, its schedule, and an update that a bad gradient cannot poison."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,18 @@ def adamw(parameters: list[Tensor], config: Config) -> torch.optim.AdamW:
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def norm_by_layer(names: list[str], optimizer: torch.optim.AdamW) -> dict[str, float]:
+    """Norm of the gradient of every layer, `layers.0` of `a.layers.0.q.A`; `names` of parameters.
+
+    Call it before `optimizer_step`, which clips.
+    """
+    layers: dict[str, list[Tensor]] = {}
+    for name, parameter in zip(names, _parameters(optimizer), strict=True):
+        layer = re.search(r"[^.]+\.\d+(?=\.)", name)
+        layers.setdefault(layer[0] if layer else name, []).append(parameter.grad)
+    return {name: torch.nn.utils.get_total_norm(grads).item() for name, grads in layers.items()}
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -26,8 +40,7 @@ def optimizer_step(
     optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float
 ) -> dict[str, float]:
     """Clip the gradient, update, zero it. A gradient that is not finite updates nothing."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), max_grad_norm)
     finite = bool(norm.isfinite())
     if finite:
         for group in optimizer.param_groups:
@@ -35,3 +48,7 @@ def optimizer_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=False)
     return {"grad_norm": norm.item(), "learning_rate": rate, "skipped_updates": float(not finite)}
+
+
+def _parameters(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .config import Config, UsageError
+from .flags import flag
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
 
@@ -48,6 +49,26 @@ def new_run(config: Config, resolved: dict[str, Any]) -> Path:
         problem = f"cannot write there ({error.strerror})"
         raise UsageError(f"--out {run}: {problem}; name another folder") from None
     return run
+
+
+def starting_adapter(config: Config) -> Path | None:
+    """The adapter folder that --init sft:RUN names.
+
+    Another seed would split real images otherwise, and the adapter have seen what is now the test.
+    """
+    if not config.init.startswith("sft:"):
+        return None
+    run = Path(config.init.removeprefix("sft:"))
+    if not (run / "adapter").is_dir():
+        raise UsageError(f"--init {config.init}: no folder {run}/adapter; name a finished run")
+    before = Config.load(run / "config.json")
+    for name in ("data", "modality", "data_seed"):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise UsageError(
+                f"--init {config.init}: it had {flag(name)} {old}, not {new}; use the same"
+            )
+    return run / "adapter"
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
@@ -86,6 +107,7 @@ def same_but_seed(config: Config, other: Config) -> bool:
     Runs that start from other runs' adapters do if those do.
     """
     names = ["seed", "out", "device", "threads", "cache"]
+    names += ["trace_steps", "sample_every", "tensorboard", "quiet"]
     starts = [of.init.removeprefix("sft:") for of in (config, other) if of.init[:4] == "sft:"]
     if len(set(starts)) == 2:
         before = [Config.load(Path(start) / "config.json") for start in starts]

@@ -9,6 +9,7 @@ from .loop import Policy
 from .metrics import Clock
 from .optim import adamw, learning_rate, optimizer_step
 from .rollout import Example
+from .step import Step
 
 
 def sft(
@@ -16,7 +17,7 @@ def sft(
     draw: Callable[[int, int, int], Example],
     target: Callable[[Example], str],
     config: Config,
-) -> Iterator[dict[str, float]]:
+) -> Iterator[Step]:
     """Train `policy` in place to write `target(example)`, and yield the metrics of every step.
 
     The loss is the mean of -log pi(token) over all target tokens of the step, the prompt's not
@@ -37,4 +38,4 @@ def sft(
             total += loss.item()
         update = optimizer_step(optimizer, learning_rate(step, config), config.max_grad_norm)
         clock.lap("update")
-        yield {"step": step + 1, "loss": total, **update, **clock.times()}
+        yield Step({"step": step + 1, "loss": total, **update, **clock.times()})

@@ -67,6 +67,13 @@ class Chat:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return ids["input_ids"]
 
+    def pieces(self, ids: Tensor) -> list[str]:
+        """The text of every token (n,) by itself; half of a character shows as U+FFFD."""
+        known = {
+            i: self.tokenizer.decode([i], skip_special_tokens=False) for i in set(ids.tolist())
+        }
+        return [known[i] for i in ids.tolist()]
+
     def encode(self, text: str, image_tokens: list[int]) -> tuple[Tensor, str]:
         """Ids (P,) of a user's turn, and the chat text, whose pads are not expanded.
 

@@ -44,6 +44,7 @@ class Policy:
         self.merge = base.config.vision_config.spatial_merge_size
         self.max_length = base.config.text_config.max_position_embeddings
         self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
+        self.names = list(lora.weights(model))  # on disk, of `parameters()`
         # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS

@@ -28,8 +28,9 @@ OURS = {
     "models": ("models", "grpo.config"),
     "data": ("data", "grpo.config"),
 }
-# What a file may import of others inside its functions, when a judge is asked for.
+# What a file may import of others inside its functions: when a judge is asked for, on a terminal.
 LAZY = {
+    "grpo/screen.py": ("tqdm",),
     "rewards/endpoint.py": ("huggingface_hub", "httpx"),
     "rewards/local.py": ("torch", "transformers"),
 }

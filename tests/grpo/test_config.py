@@ -30,8 +30,9 @@ OTHER = {
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
     "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
     "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
+    "trace_steps": "1,2", "sample_every": "23",
 }  # fmt: skip
-BARE = ["strict", "shuffle_options"]  # flags without a value
+BARE = ["strict", "shuffle_options", "tensorboard", "quiet"]  # flags without a value
 
 
 def flags(*argv: str) -> Config:

@@ -107,9 +107,9 @@ def test_every_update_has_the_gradient_of_the_naive_loop(fresh, loss, beta, mu):
         close(gradients(policy), naive_gradient(policy, rollout, c, old, ref))
 
     with at_each_update(look):
-        (metrics,) = grpo(policy, draw, reward, c)
+        (step,) = grpo(policy, draw, reward, c)
     assert seen == list(range(mu))
-    moved = metrics["clip_ratio/region_mean"] > 0
+    moved = step.metrics["clip_ratio/region_mean"] > 0
     assert moved == (mu > 1), "the clip acts only once the weights have moved"
 
 
@@ -131,16 +131,16 @@ def test_the_first_update_has_ratio_one_no_loss_and_the_gradient_of_reinforce(fr
         close(mine, gradients(policy))
 
     with at_each_update(look):
-        (metrics,) = grpo(policy, draw, reward, c)
-    assert metrics["ratio/mean"] == 1.0
-    assert metrics["ratio/max"] == 1.0
-    assert abs(metrics["loss"]) < 1e-6
-    assert metrics["grad_norm"] > 1e-3
+        (step,) = grpo(policy, draw, reward, c)
+    assert step.metrics["ratio/mean"] == 1.0
+    assert step.metrics["ratio/max"] == 1.0
+    assert abs(step.metrics["loss"]) < 1e-6
+    assert step.metrics["grad_norm"] > 1e-3
 
 
 def test_several_updates_move_the_ratio(fresh):
-    (metrics,) = grpo(randomise(fresh()), draw, reward, config(updates_per_rollout=3))
-    assert metrics["ratio/max"] > 1.0
+    (step,) = grpo(randomise(fresh()), draw, reward, config(updates_per_rollout=3))
+    assert step.metrics["ratio/max"] > 1.0
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
@@ -164,7 +164,7 @@ def test_kl_starts_at_exactly_zero_and_the_reference_stays(fresh):
     c = config(steps=3, kl_coef=0.04)
     rollout = sample_groups(policy, draw, reward, c, 0)
     before = logprobs_alone(policy, rollout, 1.0, policy.reference)
-    history = list(grpo(policy, draw, reward, c))
+    history = [step.metrics for step in grpo(policy, draw, reward, c)]
     assert history[0]["kl"] == 0.0
     assert history[2]["kl"] > 0.0
     after = logprobs_alone(policy, rollout, 1.0, policy.reference)
@@ -180,8 +180,8 @@ def test_groups_without_signal_give_exact_zeros_and_are_counted(fresh):
     for beta in (0.0, 0.04):
         policy = randomise(fresh())
         start = [p.detach().clone() for p in policy.parameters()]
-        (metrics,) = grpo(policy, draw, flat, config(kl_coef=beta))
-        assert metrics["frac_reward_zero_std"] == 1.0
+        (step,) = grpo(policy, draw, flat, config(kl_coef=beta))
+        assert step.metrics["frac_reward_zero_std"] == 1.0
         still = all(map(torch.equal, start, policy.parameters()))
         assert still == (beta == 0.0)
 
@@ -194,7 +194,7 @@ def test_training_makes_a_rewarded_token_common(fresh):
         return values, {"e": values}
 
     c = config(steps=40, group_size=8, kl_coef=0.0, learning_rate=0.02, max_grad_norm=1.0)
-    rewards = [m["reward"] for m in grpo(fresh(), draw, letters, c)]
+    rewards = [s.metrics["reward"] for s in grpo(fresh(), draw, letters, c)]
     assert sum(rewards[-5:]) / 5 > 5 * max(0.02, sum(rewards[:5]) / 5)
 
 
@@ -210,6 +210,6 @@ def test_supervised_loss_is_the_mean_over_target_tokens_and_nothing_else(fresh):
     found = []
     c = config(method="sft", temperature=0.3)  # the sampling temperature has no part in it
     with at_each_update(lambda _: found.append(gradients(policy))):
-        (metrics,) = sft(policy, draw, lambda q: targets[q.id], c)
-    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        (step,) = sft(policy, draw, lambda q: targets[q.id], c)
+    assert step.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     close(found[0], expected)

@@ -54,21 +54,21 @@ def test_a_reward_that_does_not_apply_is_left_out_of_its_mean(fresh):
         parts = [None if i % 2 else 1.0 for i in range(len(texts))]
         return [1.0 + i for i in range(len(texts))], {"some": parts}
 
-    (metrics,) = grpo(fresh(), draw, partial, config())
-    assert metrics["rewards/some/mean"] == 1.0
+    (step,) = grpo(fresh(), draw, partial, config())
+    assert step.metrics["rewards/some/mean"] == 1.0
 
 
 def test_metrics_describe_what_was_sampled(fresh):
     c = config(max_completion_length=3)
     policy = fresh()
     rollout = sample_groups(policy, draw, reward, c, 0)
-    (metrics,) = grpo(policy, draw, reward, c)
+    (step,) = grpo(policy, draw, reward, c)
     lengths = [len(ids) for group in rollout.groups for ids in group.completions]
     cut = [t for group in rollout.groups for t in group.truncated]
-    assert metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)
-    assert metrics["completions/clipped_ratio"] == pytest.approx(sum(cut) / 12)
-    assert metrics["reward"] == pytest.approx(rollout.rewards.mean().item())
+    assert step.metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)
+    assert step.metrics["completions/clipped_ratio"] == pytest.approx(sum(cut) / 12)
+    assert step.metrics["reward"] == pytest.approx(rollout.rewards.mean().item())
     stds = [rollout.rewards[b].std().item() for b in range(3)]
-    assert metrics["reward_std"] == pytest.approx(sum(stds) / 3)
-    assert math.isfinite(metrics["entropy"])
-    assert metrics["entropy"] > 0
+    assert step.metrics["reward_std"] == pytest.approx(sum(stds) / 3)
+    assert math.isfinite(step.metrics["entropy"])
+    assert step.metrics["entropy"] > 0

@@ -1,0 +1,36 @@
+"""A question as a person looks at it: plain facts and small pictures, for the record of a step."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from PIL import Image
+
+from data.example import UnusableImage, VQAExample
+
+MOST_PIXELS = 256  # a side: at most 200 kB as a PNG, whatever the image
+
+
+def described(example: VQAExample) -> tuple[dict[str, Any], list[bytes]]:
+    """The facts of a question, ready for JSON, and its images as PNG files of at most 256 pixels.
+
+    An image whose file is gone is left out: training needs its kept features only.
+    """
+    names = ("id", "question", "options", "modality", "question_type", "asked", "prompt")
+    facts = {name: getattr(example, name) for name in names}
+    pictures = []
+    for image in example.images:
+        try:
+            pictures.append(as_png(image.open()))
+        except UnusableImage:
+            continue
+    return facts | {"gold": example.letter or " / ".join(example.right_answers)}, pictures
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A PNG file of the image, shrunk where a side is longer than 256 pixels."""
+    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=3)  # of grain as small as 6, in half the time
+    return file.getvalue()

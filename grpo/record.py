@@ -1,0 +1,55 @@
+"""What a run keeps of its steps: a line of metrics.jsonl each, and TensorBoard's files if asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .config import Config, UsageError
+
+
+def check_tensorboard(config: Config) -> None:
+    """Raises UsageError where `--tensorboard` asks for a package that is not installed."""
+    if config.tensorboard:
+        _summary_writer()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # torch leaves the package to the user
+    except ImportError:
+        problem = "the package tensorboard is not installed"
+        raise UsageError(
+            f"--tensorboard: {problem}; pip install tensorboard, or leave it out"
+        ) from None
+    return SummaryWriter
+
+
+class Record:
+    """Writes metrics.jsonl and, with `--tensorboard`, the folder tensorboard, of the same names.
+
+    A context manager. A metric that is not finite is null in the one and missing in the other.
+    """
+
+    def __init__(self, run: Path, config: Config) -> None:
+        self.files = ExitStack()
+        self.lines = self.files.enter_context((run / "metrics.jsonl").open("w", encoding="utf-8"))
+        self.board = None
+        if config.tensorboard:
+            self.board = self.files.enter_context(_summary_writer()(str(run / "tensorboard")))
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        print(json.dumps(finite), file=self.lines, flush=True)
+        for name, value in finite.items():
+            if self.board and value is not None and name != "step":
+                self.board.add_scalar(name, value, int(metrics["step"]))

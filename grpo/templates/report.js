@@ -1,0 +1,84 @@
+"use strict";
+(() => {
+  const all = (selector, of = document) => [...of.querySelectorAll(selector)];
+  const steps = all(".step");
+  if (!steps.length) return;
+  const form = document.getElementById("filters");
+  const [choice, modality, type, count] = ["step-choice", "modality", "type", "count"].map(
+    (id) => document.getElementById(id)
+  );
+  const labels = document.getElementById("steps").dataset.rows.split("|");
+
+  // The choices of a filter are what the groups hold, added as text.
+  const offer = (select, key) => {
+    for (const value of [...new Set(all(".group").map((group) => group.dataset[key]))].sort())
+      select.append(new Option(value, value));
+    select.closest("label").hidden = select.options.length < 3;
+  };
+
+  const matches = (group) => {
+    const wanted = all("[name=mark]:checked", form).map((box) => box.value);
+    const marks = group.dataset.marks.split("|");
+    return (
+      (!modality.value || group.dataset.modality === modality.value) &&
+      (!type.value || group.dataset.type === type.value) &&
+      wanted.every((mark) => marks.includes(mark))
+    );
+  };
+
+  const show = () => {
+    let elsewhere = 0;
+    for (const [i, step] of steps.entries()) {
+      const groups = all(".group", step);
+      const fit = groups.filter(matches);
+      for (const group of groups) group.hidden = !fit.includes(group);
+      choice.options[i].text = `${step.dataset.step} (${fit.length} of ${groups.length})`;
+      step.hidden = step.dataset.step !== choice.value;
+      if (step.hidden) elsewhere += fit.length;
+      else {
+        step.open = true;
+        count.textContent = `${fit.length} of ${groups.length} groups here`;
+      }
+    }
+    count.textContent += `, ${elsewhere} in other steps`;
+    document.getElementById("before").disabled = choice.selectedIndex === 0;
+    document.getElementById("after").disabled = choice.selectedIndex === steps.length - 1;
+  };
+
+  const move = (by) => {
+    choice.selectedIndex += by;
+    show();
+  };
+
+  // One stop of the Tab key a completion; the arrow keys go on from there.
+  for (const tokens of all(".tokens"))
+    for (const token of all("i", tokens).slice(1)) token.tabIndex = -1;
+  document.addEventListener("keydown", (event) => {
+    const token = event.target;
+    if (!token.matches(".tokens i")) return;
+    const row = [...token.parentNode.children];
+    const at = row.indexOf(token);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: row.length - 1 }[event.key];
+    if (row[to] === undefined) return;
+    event.preventDefault();
+    row[to].focus();
+  });
+  // What the eye reads in the card, for a screen reader: each number after its name.
+  document.addEventListener("focusin", (event) => {
+    if (!event.target.matches(".tokens i")) return;
+    const numbers = event.target.dataset.v.split("\n");
+    event.target.setAttribute("role", "note");
+    event.target.ariaLabel = labels.map((label, i) => `${label} ${numbers[i]}`).join(", ");
+  });
+
+  offer(modality, "modality");
+  offer(type, "type");
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("change", show);
+  document.getElementById("before").addEventListener("click", () => move(-1));
+  document.getElementById("after").addEventListener("click", () => move(1));
+  const asked = steps.findIndex((step) => `#${step.id}` === location.hash);
+  choice.selectedIndex = Math.max(asked, 0);
+  show();
+})();

@@ -1,0 +1,67 @@
+"""What tracing costs: steps of the default phantom run, every other one traced, medians of both.
+
+    python tests/benchmarks/tracing.py --steps 12
+
+Prints milliseconds of a plain and of a traced step, their ratio, and the share that tracing takes
+of a run which traces at its default. Processor time, so that other work on the machine says less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import rewards
+from data.asking import load_split
+from data.order import question_order
+from data.showing import described
+from grpo.config import Config
+from grpo.loop import grpo
+from grpo.recipes import RECIPES
+from grpo.trace import write_trace
+from models.opening import open_policy
+from train import reward_function
+
+
+def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
+    """Whether a step was traced, and its seconds of processor time, the writing included."""
+    policy = open_policy(config)
+    examples = load_split(config, "train", config.train_size, set())
+    draw = question_order(examples, config.seed, config.prompts_per_step)
+    reward = reward_function(rewards.parse_rewards(config.reward))
+    start = time.process_time()
+    for step in grpo(policy, draw, reward, config):
+        traced = int(step.metrics["step"]) in config.traced_steps
+        if traced:
+            write_trace(folder, step, config, described, policy.chat.pieces)
+        yield traced, time.process_time() - start
+        start = time.process_time()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=12)
+    steps = parser.parse_args().steps
+    default = Config(**RECIPES["phantom"], recipe="phantom", cache="none", device="cpu", threads=1)
+    share = len(default.traced_steps) / default.steps
+    every_other = ",".join(map(str, range(3, steps + 2, 2)))
+    short = {**default.to_dict(), "steps": steps + 1, "trace_steps": every_other}
+    with tempfile.TemporaryDirectory() as folder:
+        _, *times = timed(Config(**short), Path(folder))  # the first step also warms up
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.*")) / steps * 2
+    plain, traced = (median(s for t, s in times if t == kind) for kind in (False, True))
+    ratio = traced / plain
+    print(f"plain step {1000 * plain:.0f} ms, traced {1000 * traced:.0f} ms: {ratio:.3f} of it")
+    print(f"{share:.0%} of {default.steps} steps traced, the default: {share * (ratio - 1):+.2%}")
+    print(f"{size / 1000:.0f} kB a traced step")
+
+
+if __name__ == "__main__":
+    main()
