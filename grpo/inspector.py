@@ -57,7 +57,7 @@ class Traced:
 
     @cached_property
     def shares(self) -> Tensor:
-        """(U, N): -loss over the sum of |loss|: positive, made likelier; NaN, the group had no pass."""
+        """(U, N): -loss over the sum of |loss|: positive, made likelier; NaN, no pass was made."""
         loss = self.tensors["loss"]
         return -loss / loss.abs().nansum(dim=1, keepdim=True).clamp(min=1e-30)
 
