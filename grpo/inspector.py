@@ -19,15 +19,13 @@ from torch import Tensor
 from .loss import clipped
 
 MOST_STEPS = 60  # traced steps of a page
-MOST_UPDATES = 4  # of a step: the first three and the last
+MOST_UPDATES = 3  # of a step: the first two and the last
 MOST_LAYERS = 12  # with the largest gradients
 IMAGE_BYTES = 300_000  # a larger image is left out
 PNG = b"\x89PNG\r\n\x1a\n"
 # What a damaged file may raise while it is read.
-DAMAGED = (
-    OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError,
-    SafetensorError,
-)  # fmt: skip
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+DAMAGED += (SafetensorError,)
 
 # Letter of the CSS class, name, what it is, and from where on a token is shaded 1, 2, 3 and 4.
 QUANTITIES = (
@@ -59,10 +57,7 @@ class Traced:
 
     @cached_property
     def shares(self) -> Tensor:
-        """(U, N): -loss over the sum of |loss|; positive where the update makes a token likelier.
-
-        NaN where the group took no pass.
-        """
+        """(U, N): -loss over the sum of |loss|: positive, made likelier; NaN, no pass was made."""
         loss = self.tensors["loss"]
         return -loss / loss.abs().nansum(dim=1, keepdim=True).clamp(min=1e-30)
 
@@ -189,10 +184,10 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
     )
     reference = tensors["ref_logprobs"][places].tolist() if traced.has_reference else []
     shares = traced.shares[shown][:, places].T.tolist()
-    passed = int((~traced.tensors["loss"][-1].isnan()).sum())
+    passed = int((~tensors["loss"][-1].isnan()).sum())
+    if len(texts) != len(places):
+        raise ValueError(f"{len(texts)} texts of {len(places)} tokens")
     for t, text in enumerate(texts):
-        if t >= len(old):
-            raise ValueError("more texts than tokens")
         sides = [" low" * a + " high" * b for a, b in zip(low[t], high[t], strict=True)]
         rows = {
             "token": text.replace("\n", "⏎").replace("\t", "⇥"),
@@ -222,14 +217,14 @@ def columns(values: list[float], marks: list[str] | None = None) -> str:
     """A row of numbers, one an update, to six digits.
 
     >>> columns([0.5, float("nan")], ["%", "%"])
-    '0.5%        -'
+    '0.5%         -'
     """
     cells = ["-" if math.isnan(value) else f"{value:.6g}" for value in values]
     marked = [
         cell + mark * (cell != "-")
         for cell, mark in zip(cells, marks or [""] * len(cells), strict=True)
     ]
-    return "".join(f"{cell:<12}" for cell in marked).rstrip()
+    return "".join(f"{cell:<13}" for cell in marked).rstrip()
 
 
 def shade(letter: str, value: float) -> str:

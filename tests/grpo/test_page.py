@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not PROGRAM, reason="no chromium; apt-get instal
 TOKENS = "#step-1 .group .completions li:nth-child({}) .tokens i:nth-child({})"
 CARD = "getComputedStyle(document.querySelector({}), '::after').content"
 SEEN = """[...document.querySelectorAll('.group')].filter((group) => group.checkVisibility())
-    .map((group) => group.closest('.step').dataset.step + group.querySelector('.fine').textContent.trim())"""
+    .map((group) => group.querySelector('.asked .fine').textContent.trim())"""
 
 
 @pytest.fixture(scope="module")
