@@ -61,10 +61,10 @@ def run(config: Config, *steps: Step, clock: Iterator[float] | None = None) -> N
 
 
 @contextmanager
-def terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def terminal(columns: int, monkeypatch: pytest.MonkeyPatch, rows: int = 24) -> Iterator[list[str]]:
     """A real pseudo-terminal as stderr; what it was sent is in the list afterwards."""
     screen, ours = os.openpty()
-    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     sent: list[bytes] = []
 
     def read() -> None:
@@ -112,6 +112,12 @@ def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
         f"grpo on MRI 4/60 [0:00:35<0:08:10, {phases}]",
         f"grpo on MRI 6/60 [0:01:05<0:09:45, {phases}]",
     ]
+
+
+def test_a_terminal_that_tells_no_size_gets_lines(monkeypatch):
+    with terminal(80, monkeypatch, rows=0) as shown:  # on which tqdm shows nothing at all
+        run(Config(steps=2), step(1), step(2))
+    assert shown[0].startswith("grpo on MRI 1/2 [")
 
 
 @pytest.mark.parametrize(
