@@ -16,7 +16,7 @@ from statistics import fmean
 
 from .config import Config
 from .diagnoses import Diagnoses, same_text
-from .screen import Bar, Lines, Screen, visible
+from .screen import Bar, Lines, Screen, columns, visible
 from .step import Step
 
 LONGEST = 1000  # characters of a completion that are shown
@@ -28,8 +28,7 @@ class Progress:
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         title, steps = f"{config.method} on {config.modality}", config.steps
-        terminal = sys.stderr.isatty()
-        self.screen: Screen = Bar(title, steps) if terminal else Lines(title, steps, clock)
+        self.screen: Screen = Bar(title, steps) if columns() else Lines(title, steps, clock)
         self.diagnoses = Diagnoses(config)
         self.history: list[dict[str, float]] = []  # the metrics of every step
         every = config.sample_every

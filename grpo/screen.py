@@ -24,6 +24,15 @@ def hushed(quiet: bool) -> Iterator[None]:
         yield
 
 
+def columns() -> int:
+    """Columns of the terminal that stderr is; 0 where it is none, or one that tells no size."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:
+        return 0
+    return size.columns if size.lines else 0
+
+
 class Screen(Protocol):
     """Told of every step: how many are done, its numbers as words, the seconds of its phases."""
 
@@ -60,10 +69,7 @@ class Bar:
 
     def width(self) -> int:
         """Columns but the last, behind which some terminals begin a new line."""
-        try:
-            return (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-        except OSError:
-            return 79
+        return max(columns() - 1, 1)
 
 
 class Lines:
