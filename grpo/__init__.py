@@ -19,7 +19,7 @@ The tensors are flat: the N completion tokens of a step lie one after another, E
 nothing behind it, so that there is no padding and no mask to get wrong.
 
 The policy itself, images and text are behind the `Policy` protocol of loop.py: this package
-imports torch, safetensors and jinja2 and knows no model.
+imports torch, safetensors and jinja2 (tqdm for the bar) and knows no model.
 
 References: GRPO, arXiv 2402.03300; DAPO, 2503.14476; Dr. GRPO, 2503.20783; MedVLM-R1, 2502.19634.
 """
