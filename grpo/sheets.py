@@ -74,8 +74,8 @@ def _rows(table: Mapping[str, Any], modalities: list[str]) -> Iterator[Row]:
         yield from _controls(table["controls"].get(model) or {}, modalities)
         for kind in ("sampled", "metrics"):
             yield from _figures(table[kind].get(model) or {}, modalities)
-    if seeds := table.get("seeds"):
-        label = f"mean of {seeds[modalities[0]]['seeds']} seeds"
+    for way, seeds in table.get("seeds", {}).items():
+        label = f"mean of {seeds[modalities[0]]['seeds']} seeds{way}"
         yield "model", label, [measured(seeds[m]) for m in modalities]
 
 
@@ -98,7 +98,7 @@ def _controls(controls: Mapping[str, Any], modalities: list[str]) -> Iterator[Ro
 def _figures(of: Mapping[str, Any], modalities: list[str]) -> Iterator[Row]:
     names = [name for name in next(iter(of.values()), {}) if name not in ("n", "samples")]
     for name in names:
-        plain = name == "perplexity" or name.endswith(" missing")
+        plain = name.endswith(("perplexity", " missing"))
         values = [of.get(m, {}).get(name) for m in modalities]
         yield "", name, [f"{v:.4g}" if plain and v is not None else percent(v) for v in values]
 
