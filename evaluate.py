@@ -96,14 +96,13 @@ def ask(
     options: Options,
     models: Sequence[str] = MODELS,
     controls: Mapping[str, Tests] | None = None,
+    judges: Sequence[Any] = (),
 ) -> Answers:
     """All answers of these models of one policy, kept in `folder`/predictions.
 
     A way of asking makes a model of its own in the table; all else goes with the first.
     """
     (first, *others) = options.ways or (config.prompt,)
-    cache = cache_folder(config.cache)
-    judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     k, temperature, found = options.samples, options.temperature, {}
     for model in models:
         with policy.base() if model == "base" else nullcontext():
@@ -201,13 +200,14 @@ def evaluate(
         learned = config if options.model else subject(replace(options, data=None))[0]
         controls, priors = asking.controls(few), asking.priors(asking.training(learned), tests)
         coinciding = asking.coinciding(few, controls["shuffled_image"])
-    models = MODELS if adapter else MODELS[:1]
+    models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
+    judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     policy = open_policy(config, adapter)
-    answers = ask(policy, config, tests, folder, options, models, controls)
+    answers = ask(policy, config, tests, folder, options, models, controls, judges)
     seeds, greedy = {config.seed: "trained"}, replace(options, samples=0)
     for label, (other, its_adapter, its_folder) in others.items():
         policy = open_policy(other, its_adapter)
-        beside = ask(policy, other, tests, its_folder, greedy, ["trained"])
+        beside = ask(policy, other, tests, its_folder, greedy, ["trained"], judges=judges)
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
         if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)

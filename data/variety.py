@@ -1,12 +1,12 @@
 """Questions asked in many ways during training: diversity prompting, and options in any order."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from data.asking import one_asked
 from data.example import VQAExample
 from data.order import generator
+from grpo.config import key_word
 
 Draw = Callable[[int, int, int], VQAExample]
 
@@ -21,7 +21,7 @@ def varied(draw: Draw, seed: int, ways: Sequence[str], shuffle_options: bool) ->
 
     def asked(step: int, slot: int, attempt: int = 0) -> VQAExample:
         example = draw(step, slot, attempt)
-        random = generator(seed, step, _number(example.id))
+        random = generator(seed, step, key_word(example.id))
         way = ways[random.integers(len(ways))]
         if shuffle_options:
             example = reordered(example, random.permutation(len(example.options)).tolist())
@@ -41,7 +41,3 @@ def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
         return example
     options = tuple(example.options[i] for i in order)
     return replace(example, options=options, gold=list(order).index(example.gold))
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

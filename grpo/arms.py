@@ -90,16 +90,22 @@ def stands_in(arm: Arm, plan: Plan) -> list[str]:
 def lacks_judge(arm: Arm, plan: Plan) -> bool:
     """Whether an arm wants an expert model and there is none; an encoder is none."""
     wants = any(f"{judged}=" in arm.flags for judged in EXPERT)
-    experts = [judge for judge in names_in(plan.judge or "") if not judge.startswith("embed:")]
+    experts, _ = judges_of(plan)
     return plan.scale != "phantom" and wants and not experts
+
+
+def judges_of(plan: Plan) -> tuple[list[str], list[str]]:
+    """The judges of --judge that give verdicts, and the sentence encoders."""
+    judges = names_in(plan.judge or "")
+    encoders = [judge for judge in judges if judge.startswith("embed:")]
+    return [judge for judge in judges if judge not in encoders], encoders
 
 
 def judged_metrics(plan: Plan) -> list[str]:
     """Flags of evaluate.py for what the judges at hand can measure; the last --metrics counts."""
-    judges = names_in(plan.judge or "")
-    metrics = ["perplexity"] * bool(judges)
-    metrics += ["reasoning", "correctness"] * any(not j.startswith("embed:") for j in judges)
-    metrics += ["similarity"] * any(j.startswith("embed:") for j in judges)
+    experts, encoders = judges_of(plan)
+    metrics = ["perplexity"] * bool(experts or encoders)
+    metrics += ["reasoning", "correctness"] * bool(experts) + ["similarity"] * bool(encoders)
     return ["--metrics", ",".join(metrics)] if metrics else []
 
 

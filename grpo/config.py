@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import sys
@@ -41,6 +42,7 @@ __all__ = [
     "cache_folder",
     "check_file",
     "exit_on_usage_error",
+    "key_word",
     "user_cache",
 ]
 
@@ -57,6 +59,12 @@ TRL_NAMES = {
 
 # First word of every random key (stream, seed, step, prompt, attempt, row): streams never meet.
 TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
+
+
+def key_word(text: str) -> int:
+    """A word of a random key that stands for a text, such as a question's id."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
 
 Method = Literal["grpo", "sft"]
 Target = Literal["answer", "reasoning"]

@@ -120,6 +120,11 @@ def same_but_seed(config: Config, other: Config) -> bool:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """All of it or nothing: a run that is cut off leaves no half of a file under its name."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)

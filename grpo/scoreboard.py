@@ -8,13 +8,12 @@ from statistics import fmean
 from typing import Any
 
 from .papers import Arm, Table
+from .sheets import measured, percent
 
 PHANTOMS = (
     "**These are phantoms: drawn images and a 2 million parameter model, not medical data.** The "
     "paper's numbers stand beside ours for their order, not for their size."
 )
-
-
 SEEDS = (
     "Accuracies with 95 % intervals: over questions (Wilson) for one seed, over seeds (Student) "
     "for several, as means of the runs."
@@ -70,7 +69,7 @@ def _accuracies(done: dict[str, Any]) -> Iterator[list[str]]:
         seeds = evaluation.get("seeds", {}).get(model.removeprefix("trained"))
         cells = evaluation["results"][model]
         of = partial(_over_runs, evaluation, model)
-        strict = [interval(seeds[m] if seeds else cells[m]) for m in modalities]
+        strict = [measured(seeds[m] if seeds else cells[m]) for m in modalities]
         yield [row, *strict, *[percent(of(m, "forced_choice")) for m in modalities]]
 
 
@@ -139,8 +138,8 @@ def _by_modality(evaluation: dict[str, Any], model: str) -> Iterator[str]:
     seeds = evaluation.get("seeds", {}).get(model.removeprefix("trained"))
     for modality, cell in evaluation["results"][model].items():
         opened = cell["open"]
-        f1 = f", open {interval(opened)}, F1 {percent(opened['f1'])}" if opened["n"] else ""
-        yield f"{modality} {interval(seeds[modality] if seeds else cell)}{f1}"
+        f1 = f", open {measured(opened)}, F1 {percent(opened['f1'])}" if opened["n"] else ""
+        yield f"{modality} {measured(seeds[modality] if seeds else cell)}{f1}"
 
 
 def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
@@ -169,17 +168,3 @@ def _markdown(rows: Iterator[list[str]]) -> str:
     if lines:
         lines.insert(1, "|" + "---|" * (lines[0].count("|") - 1))
     return "\n".join(lines)
-
-
-def interval(found: dict[str, Any]) -> str:
-    """An accuracy with its 95 % interval, in percent.
-
-    >>> interval({"accuracy": 0.5, "ci95": [0.4, 0.6]})
-    '50.0 [40.0, 60.0]'
-    """
-    low, high = (percent(bound) for bound in found["ci95"])
-    return f"{percent(found['accuracy'])} [{low}, {high}]"
-
-
-def percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"

@@ -179,7 +179,11 @@ def percent(share: float | None) -> str:
 
 
 def measured(found: Mapping[str, Any]) -> str:
-    """An accuracy and its 95 % interval, in percent."""
+    """An accuracy and its 95 % interval, in percent.
+
+    >>> measured({"accuracy": 0.5, "ci95": [0.4, 0.6]})
+    '50.0 [40.0, 60.0]'
+    """
     if found["accuracy"] is None:
         return "-"
     low, high = found["ci95"]

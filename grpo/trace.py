@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor
 from .advantages import zero_variance
 from .config import Config
 from .rollout import Example, Rollout
+from .run import write_whole
 from .step import Step
 
 MOST_GROUPS = 64
@@ -72,8 +72,8 @@ def write_trace(
         "groups_left_out": len(step.rollout.examples) - len(groups),
     }
     name = f"step-{record['step']:06d}"
-    _write(folder / f"{name}.safetensors", save(_tensors(step)))
-    _write(folder / f"{name}.json", json.dumps(record).encode())
+    write_whole(folder / f"{name}.safetensors", save(_tensors(step)))
+    write_whole(folder / f"{name}.json", json.dumps(record).encode())
 
 
 def _tensors(step: Step) -> dict[str, Tensor]:
@@ -130,12 +130,5 @@ def _keep_image(folder: Path, png: bytes) -> str:
     """Write an image under the hash of it, once, and say where."""
     name = f"images/{hashlib.sha256(png).hexdigest()[:16]}.png"
     if not (folder / name).exists():
-        _write(folder / name, png)
+        write_whole(folder / name, png)
     return name
-
-
-def _write(file: Path, content: bytes) -> None:
-    """All of it or nothing: a run that is cut off leaves no half of a file under its name."""
-    part = file.with_name(file.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, file)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from grpo.config import EVALUATION_STREAM
+from grpo.config import EVALUATION_STREAM, key_word
 from models.policy import Policy
 from models.tree import Group, Prompt
 
@@ -121,7 +120,7 @@ def samples(
     seed: int,
 ) -> list[list[str]]:
     """k completions of each question, a function of (seed, question id) and not of the batch."""
-    keys = [(EVALUATION_STREAM, seed, 0, _number(example.id), 0) for example in examples]
+    keys = [(EVALUATION_STREAM, seed, 0, key_word(example.id), 0) for example in examples]
     groups = policy.sample(
         policy.encode(examples),
         k,
@@ -130,7 +129,3 @@ def samples(
         max_completion_length=max_completion_length,
     )
     return [[policy.decode(completion) for completion in group.completions] for group in groups]
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
