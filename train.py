@@ -32,6 +32,7 @@ from evaluate import ask, in_batches, predict
 from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.explain import explanation, one_step
 from grpo.loop import grpo
+from grpo.optim import adamw
 from grpo.options import Options
 from grpo.progress import Progress, closing_line
 from grpo.record import Record, check_tensorboard
@@ -82,10 +83,11 @@ def train(config: Config, explains: bool = False) -> str:
     policy = open_policy(config, starting_adapter(config))
     draw = question_order(examples, config.seed, config.prompts_per_step)
     draw = varied(draw, config.seed, config.ways, config.shuffle_options)
+    optimizer = adamw(policy.parameters(), config)
     if config.method == "sft":
-        steps = sft(policy, draw, target, config)
+        steps = sft(policy, optimizer, draw, target, config)
     else:
-        steps = grpo(policy, draw, reward_function(terms), config)
+        steps = grpo(policy, optimizer, draw, reward_function(terms), config)
     if explains:
         return explanation(policy, next(steps), config, described)
     run = new_run(config, resolved(policy))

@@ -26,10 +26,12 @@ from torch import Tensor
 
 from .advantages import group_advantages, zero_variance
 from .config import Config
+from .distributed import sum_gradients, summed
 from .loss import clipped_surrogate, importance_ratio, k3_kl, token_weights
-from .metrics import Clock, mean_over_updates, rollout_metrics, update_metrics
-from .optim import adamw, learning_rate, norm_by_layer, optimizer_step
-from .rollout import Example, Group, Rewards, plan_passes, sample_groups
+from .metrics import Clock, rollout_metrics, update_metrics
+from .optim import norm_by_layer, optimizer_step
+from .passes import Passes
+from .rollout import Example, Group, Rewards, sample_groups
 from .step import Step, Update
 
 
@@ -65,6 +67,9 @@ class Policy(Protocol):
     def group(self, prompt: Any, texts: Sequence[str]) -> Group:
         """Given texts as the completions of a prompt (supervised training)."""
 
+    def completed(self, prompt: Any, ids: Sequence[list[int]], truncated: list[bool]) -> Group:
+        """Given token ids as the completions of a prompt: what `sample` drew, elsewhere perhaps."""
+
     def decode(self, ids: Tensor) -> str: ...
     def parameters(self) -> list[Tensor]: ...
     def save(self, folder: Path) -> None: ...
@@ -72,21 +77,21 @@ class Policy(Protocol):
 
 def grpo(
     policy: Policy,
+    optimizer: torch.optim.AdamW,
     draw: Callable[[int, int, int], Example],
     reward: Callable[[list[Example], list[str]], Rewards],
     config: Config,
+    start: int = 0,
 ) -> Iterator[Step]:
     """Train `policy` in place and yield every step: its metrics and what they are made of.
 
     `draw(step, slot, attempt)` asks a question; `reward(examples, texts)` scores completions, one
-    example a text.
+    example a text; `start` steps are done. Of many processes each has a share of the groups.
     """
-    optimizer = adamw(policy.parameters(), config)
     eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
-    beta = config.kl_coef
-    traced = config.traced_steps
+    beta, traced = config.kl_coef, config.traced_steps
 
-    for step in range(config.steps):
+    for step in range(start, config.steps):
         clock = Clock()
 
         # o_1 .. o_G ~ pi_old(. | q) for B questions q, and their rewards r_i
@@ -103,41 +108,46 @@ def grpo(
 
         # Equal rewards: no policy gradient. Without a KL term their pass would add exact zeros.
         live = ~zero_variance(rollout.rewards) | (beta > 0)  # (B,)
-        passes = plan_passes(policy, rollout, live)
+        scored = live[row // config.group_size]  # (N,) the tokens that go through a pass
+        passes = Passes(policy, rollout.groups, live)
 
         # log pi_ref(o_t), the policy before training
-        ref_logprobs = torch.full_like(weights, nan)  # (N,)
+        ref_logprobs = torch.zeros_like(weights)  # (N,)
         if beta > 0:
             with torch.no_grad(), policy.reference():
                 for groups, tokens in passes:
-                    ref_logprobs[tokens], _ = policy.logprobs(groups, config.temperature)
+                    with passes.fitted():
+                        ref_logprobs[tokens], _ = policy.logprobs(groups, config.temperature)
         clock.lap("reference")
 
-        old_logprobs = torch.full_like(weights, nan)  # (N,)
+        old_logprobs = torch.zeros_like(weights)  # (N,)
         updates = []
         for update in range(config.updates_per_rollout):
-            seen = weights.new_full((5, len(row)), nan)  # of every token, for the record
+            seen = weights.new_zeros(5, len(row))  # of every token, for the record
             for groups, tokens in passes:
-                # All of the following are (n,), the tokens of this pass.
-                logprobs, entropy = policy.logprobs(groups, config.temperature)
-                if update == 0:  # nothing has moved since sampling: this is pi_old
-                    old_logprobs[tokens] = logprobs.detach()
+                with passes.fitted():
+                    logprobs = ratio = surrogate = kl = loss = None  # lets go of what did not fit
+                    # All of the following are (n,), the tokens of this pass.
+                    logprobs, entropy = policy.logprobs(groups, config.temperature)
+                    if update == 0:  # nothing has moved since sampling: this is pi_old
+                        old_logprobs[tokens] = logprobs.detach()
 
-                ratio = importance_ratio(logprobs, old_logprobs[tokens])
-                surrogate = clipped_surrogate(ratio, token_advantages[tokens], eps, eps_high)
-                kl = k3_kl(logprobs, ref_logprobs[tokens] if beta > 0 else logprobs)
-                loss = -weights[tokens] * (surrogate - beta * kl)
-                loss.sum().backward()
-                seen[:, tokens] = torch.stack([logprobs, ratio, kl, entropy, loss]).detach()
+                    ratio = importance_ratio(logprobs, old_logprobs[tokens])
+                    surrogate = clipped_surrogate(ratio, token_advantages[tokens], eps, eps_high)
+                    kl = k3_kl(logprobs, ref_logprobs[tokens] if beta > 0 else logprobs)
+                    loss = -weights[tokens] * (surrogate - beta * kl)
+                    loss.sum().backward()
+                    seen[:, tokens] = torch.stack([logprobs, ratio, kl, entropy, loss]).detach()
 
+            seen = summed(seen)
+            sum_gradients(policy.parameters())
             layers = norm_by_layer(policy.names, optimizer) if step + 1 in traced else {}
-            gradient = optimizer_step(optimizer, learning_rate(step, config), config.max_grad_norm)
-            updates.append(Update(*seen, **gradient, grad_norm_by_layer=layers))
+            gradient = optimizer_step(optimizer, step, config, seen)
+            updates.append(Update(*seen.where(scored, nan), **gradient, grad_norm_by_layer=layers))
         clock.lap("update")
 
-        means = mean_over_updates(
-            [update_metrics(u, passes, token_advantages, eps, eps_high, beta) for u in updates]
-        )
-        metrics = {"step": step + 1, **rollout_metrics(rollout), **means, **clock.times()}
-        ref = ref_logprobs if beta > 0 else None
-        yield Step(metrics, rollout, advantages, weights, old_logprobs, ref, updates)
+        of_updates = update_metrics(updates, scored, token_advantages, config)
+        metrics = {"step": step + 1, **rollout_metrics(rollout), **of_updates, **clock.times()}
+        old, ref = updates[0].logprobs, summed(ref_logprobs) if beta > 0 else None
+        suspects = [rollout.examples[b] for b in passes.suspects]
+        yield Step(metrics, rollout, advantages, weights, old, ref, updates, suspects, passes.cuts)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .advantages import zero_variance
+from .config import Config
 from .loss import LOG_RATIO_LIMIT, clipped, k3_kl
-from .rollout import Group, Rollout
+from .rollout import Rollout
 from .step import Update
 
 GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # of an update, as metrics
@@ -51,30 +53,32 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def update_metrics(
-    update: Update,
-    passes: list[tuple[list[Group], Tensor]],
-    advantages: Tensor,
-    eps: float,
-    eps_high: float,
-    beta: float,
+    updates: Sequence[Update], scored: Tensor, advantages: Tensor, config: Config
 ) -> dict[str, float]:
-    """Means over the scored tokens, those of the passes. `advantages` (N,).
+    """Means over the scored (N,) bool tokens, those of a pass, and over the mu updates of a step.
 
-    `clamped` is the share of tokens whose log-ratio, to the old policy or to the reference, was
-    held at its bound. Without a KL term there is no `kl`.
+    `advantages` are (N,). `clamped` is the share of tokens whose log-ratio, to the old policy or to
+    the reference, was held at its bound. Without a KL term there is no `kl`.
     """
+    each = [_update_metrics(update, scored, advantages, config) for update in updates]
+    return {name: sum(of[name] for of in each) / len(each) for name in each[0]}
+
+
+def _update_metrics(
+    update: Update, scored: Tensor, advantages: Tensor, config: Config
+) -> dict[str, float]:
     gradient = {name: getattr(update, name) for name in GRADIENT}
-    if not passes:  # no group had signal
+    if not scored.any():  # no group had signal
         return {"loss": 0.0, **gradient}
-    tokens = torch.cat([tokens for _, tokens in passes])
-    ratio, kl = update.ratio[tokens], update.kl[tokens]
-    low, high = clipped(ratio, advantages[tokens], eps, eps_high)
-    bounds = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
-    clamped = torch.isin(ratio, bounds.exp()) | torch.isin(kl, k3_kl(bounds, 0 * bounds))
+    ratio, kl = update.ratio[scored], update.kl[scored]
+    bounds = config.clip_eps, config.clip_eps_high or config.clip_eps
+    low, high = clipped(ratio, advantages[scored], *bounds)
+    limits = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
+    clamped = torch.isin(ratio, limits.exp()) | torch.isin(kl, k3_kl(limits, 0 * limits))
     return {
-        "loss": update.loss[tokens].sum().item(),
-        **({"kl": kl.mean().item()} if beta > 0 else {}),
-        "entropy": update.entropy[tokens].mean().item(),
+        "loss": update.loss[scored].sum().item(),
+        **({"kl": kl.mean().item()} if config.kl_coef > 0 else {}),
+        "entropy": update.entropy[scored].mean().item(),
         "ratio/mean": ratio.mean().item(),
         "ratio/max": ratio.max().item(),
         "ratio/clamped": clamped.float().mean().item(),
@@ -83,8 +87,3 @@ def update_metrics(
         "clip_ratio/region_mean": (low | high).float().mean().item(),
         **gradient,
     }
-
-
-def mean_over_updates(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Each metric averaged over the mu updates of a step."""
-    return {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}

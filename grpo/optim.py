@@ -37,11 +37,13 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def optimizer_step(
-    optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float
+    optimizer: torch.optim.AdamW, step: int, config: Config, seen: Tensor
 ) -> dict[str, float]:
-    """Clip the gradient, update, zero it. A gradient that is not finite updates nothing."""
-    norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), max_grad_norm)
-    finite = bool(norm.isfinite())
+    """Clip the gradient, update, zero it. Nothing is updated, and the moments stay clean, where the
+    gradient or anything `seen` on the way to it (log-probs, losses) is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), config.max_grad_norm)
+    finite = bool(norm.isfinite() & seen.isfinite().all())
+    rate = learning_rate(step, config)
     if finite:
         for group in optimizer.param_groups:
             group["lr"] = rate

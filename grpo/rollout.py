@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .advantages import zero_variance
 from .config import TRAIN_STREAM, Config
+from .distributed import gathered, in_order, share
 
 if TYPE_CHECKING:
     from .loop import Policy
@@ -52,31 +53,45 @@ def sample_groups(
     config: Config,
     step: int,
 ) -> Rollout:
-    """Fill the step's B slots with groups.
+    """Fill the step's B slots with groups, each process its share of them.
 
     With dynamic sampling (DAPO, 2503.14476, section 3.2) a slot whose rewards are all equal is
     filled again, with another question, up to `dynamic_sampling` times; what is still without
     signal then stays. A slot's random numbers are keyed by (seed, step, slot, attempt), so neither
-    batch layout nor the other slots can change them.
+    batch layout nor the other slots can change them, nor who draws it.
     """
     slots, redrawn = list(range(config.prompts_per_step)), 0
-    filled: dict[int, Rollout] = {}  # each slot as a rollout of one group
+    filled: dict[int, tuple[Example, Group, dict[str, Any]]] = {}
     for attempt in range(config.dynamic_sampling + 1):
         examples = [draw(step, slot, attempt) for slot in slots]
+        prompts = policy.encode(examples)
         groups = policy.sample(
-            policy.encode(examples),
+            share(prompts),
             config.group_size,
-            [(TRAIN_STREAM, config.seed, step, slot, attempt) for slot in slots],
+            [(TRAIN_STREAM, config.seed, step, slot, attempt) for slot in share(slots)],
             temperature=config.temperature,
             max_completion_length=config.max_completion_length,
         )
-        scored = score_groups(policy, examples, groups, reward)
-        filled.update(zip(slots, scored, strict=True))
-        slots = [slot for slot in slots if zero_variance(filled[slot].rewards).item()]
+        scored = in_order(gathered(score_groups(policy, share(examples), groups, reward)))
+        for slot, example, prompt, of in zip(slots, examples, prompts, scored, strict=True):
+            group = policy.completed(prompt, of["ids"], of["truncated"])
+            filled[slot] = example, group, of
+        slots = [s for s in slots if zero_variance(_tensor(policy, [filled[s][2]["rewards"]]))]
         if not slots or attempt == config.dynamic_sampling:
             break
         redrawn += len(slots)
-    return _join([filled[slot] for slot in sorted(filled)], redrawn)
+    examples, groups, scored = zip(*(filled[slot] for slot in sorted(filled)), strict=True)
+    return Rollout(
+        examples=list(examples),
+        groups=list(groups),
+        texts=[of["texts"] for of in scored],
+        rewards=_tensor(policy, [of["rewards"] for of in scored]),
+        parts={
+            name: _tensor(policy, [of["parts"][name] for of in scored])
+            for name in scored[0]["parts"]
+        },
+        redrawn=redrawn,
+    )
 
 
 def score_groups(
@@ -84,52 +99,27 @@ def score_groups(
     examples: Sequence[Example],
     groups: Sequence[Group],
     reward: Callable[[list[Example], list[str]], Rewards],
-) -> list[Rollout]:
-    """Every group with its rewards, as a rollout of one group: (1, G)."""
+) -> list[dict[str, Any]]:
+    """Each group ready for JSON: ids, truncated, texts, rewards and, by name, their parts (G)."""
     texts = [[policy.decode(ids) for ids in group.completions] for group in groups]
     repeated = [example for example, of in zip(examples, texts, strict=True) for _ in of]
     totals, parts = reward(repeated, [text for of in texts for text in of])
-
-    def by_group(values: Sequence[float | None]) -> Tensor:
-        numbers = [float("nan") if value is None else value for value in values]
-        return torch.tensor(numbers, dtype=torch.float32, device=policy.device).view(
-            len(groups), -1
-        )  # (B, G)
-
-    rewards, parts = by_group(totals), {name: by_group(values) for name, values in parts.items()}
-    return [
-        Rollout(
-            [example],
-            [group],
-            [of],
-            rewards[b : b + 1],
-            {k: v[b : b + 1] for k, v in parts.items()},
+    scored, end = [], 0
+    for group, of in zip(groups, texts, strict=True):
+        start, end = end, end + len(of)
+        scored.append(
+            {
+                "ids": [ids.tolist() for ids in group.completions],
+                "truncated": list(group.truncated),
+                "texts": of,
+                "rewards": list(totals[start:end]),
+                "parts": {name: list(part[start:end]) for name, part in parts.items()},
+            }
         )
-        for b, (example, group, of) in enumerate(zip(examples, groups, texts, strict=True))
-    ]
+    return scored
 
 
-def _join(rollouts: list[Rollout], redrawn: int) -> Rollout:
-    """Rollouts of one group each, in the order of their slots, as one rollout."""
-    return Rollout(
-        examples=[r.examples[0] for r in rollouts],
-        groups=[r.groups[0] for r in rollouts],
-        texts=[r.texts[0] for r in rollouts],
-        rewards=torch.cat([r.rewards for r in rollouts]),
-        parts={name: torch.cat([r.parts[name] for r in rollouts]) for name in rollouts[0].parts},
-        redrawn=redrawn,
-    )
-
-
-def plan_passes(policy: Policy, rollout: Rollout, live: Tensor) -> list[tuple[list[Group], Tensor]]:
-    """The live (B,) groups in passes through the model: each's groups, and their places in (N,)."""
-    kept = live.nonzero().flatten().tolist()
-    group_of = rollout.row // rollout.rewards.shape[1]  # (N,)
-    passes = []
-    for chosen in policy.passes([rollout.groups[b] for b in kept]):
-        members = sorted(kept[i] for i in chosen)
-        tokens = (
-            torch.isin(group_of, torch.tensor(members, device=live.device)).nonzero().flatten()
-        )  # (n,)
-        passes.append(([rollout.groups[b] for b in members], tokens))
-    return passes
+def _tensor(policy: Policy, values: Sequence[Sequence[float | None]]) -> Tensor:
+    """(B, G) float32, NaN for None."""
+    rows = [[float("nan") if value is None else value for value in row] for row in values]
+    return torch.tensor(rows, dtype=torch.float32, device=policy.device)

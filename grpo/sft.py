@@ -4,38 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
+
 from .config import Config
+from .distributed import sum_gradients, summed
 from .loop import Policy
 from .metrics import Clock
-from .optim import adamw, learning_rate, optimizer_step
+from .optim import optimizer_step
+from .passes import Passes
 from .rollout import Example
 from .step import Step
 
 
 def sft(
     policy: Policy,
+    optimizer: torch.optim.AdamW,
     draw: Callable[[int, int, int], Example],
     target: Callable[[Example], str],
     config: Config,
+    start: int = 0,
 ) -> Iterator[Step]:
     """Train `policy` in place to write `target(example)`, and yield the metrics of every step.
 
     The loss is the mean of -log pi(token) over all target tokens of the step, the prompt's not
     among them. Scored at temperature 1, as a likelihood must be.
     """
-    optimizer = adamw(policy.parameters(), config)
-    for step in range(config.steps):
+    for step in range(start, config.steps):
         clock = Clock()
         examples = [draw(step, slot, 0) for slot in range(config.prompts_per_step)]
         prompts = policy.encode(examples)
         groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]
-        tokens = sum(len(group.completions[0]) for group in groups)
-        total = 0.0
-        for chosen in policy.passes(groups):
-            logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
-            loss = -logprobs.sum() / tokens
-            loss.backward()
-            total += loss.item()
-        update = optimizer_step(optimizer, learning_rate(step, config), config.max_grad_norm)
+        passes = Passes(policy, groups, torch.ones(len(groups), dtype=torch.bool))
+        losses = torch.zeros(sum(len(g.completions[0]) for g in groups), device=policy.device)
+        for chosen, tokens in passes:
+            with passes.fitted():
+                logprobs = loss = None  # lets go of what did not fit
+                logprobs, _ = policy.logprobs(chosen, temperature=1.0)  # (n,)
+                loss = -logprobs / len(losses)
+                loss.sum().backward()
+                losses[tokens] = loss.detach()
+        losses = summed(losses)  # (N,)
+        sum_gradients(policy.parameters())
+        update = optimizer_step(optimizer, step, config, losses)
         clock.lap("update")
-        yield Step({"step": step + 1, "loss": total, **update, **clock.times()})
+        numbers = {"loss": losses.sum().item(), **update, **clock.times()}
+        suspects = [examples[b] for b in passes.suspects]
+        yield Step({"step": step + 1, **numbers}, suspects=suspects)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .rollout import Rollout
+    from .rollout import Example, Rollout
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Update:
     loss: Tensor  # the token's share of the loss, which is their sum
     grad_norm: float  # before clipping
     learning_rate: float
-    skipped_updates: float  # 1.0 where the gradient was not finite and so nothing was updated
+    skipped_updates: float  # 1.0 where a number was not finite and so nothing was updated
     grad_norm_by_layer: dict[str, float] = field(default_factory=dict)  # of a traced step
 
 
@@ -41,3 +41,5 @@ class Step:
     old_logprobs: Tensor | None = None  # (N,)
     ref_logprobs: Tensor | None = None  # (N,); None where kl_coef is 0
     updates: list[Update] = field(default_factory=list)
+    suspects: list[Example] = field(default_factory=list)  # whose pass spoilt the gradient
+    cuts: int = 0  # how often memory ran out, and its passes were made smaller

@@ -168,6 +168,9 @@ class Policy:
         self._check_length(prompt, max(map(len, completions), default=0), given=True)
         return Group(prompt, completions, [False] * len(texts))
 
+    def completed(self, prompt: Prompt, ids: Sequence[list[int]], truncated: list[bool]) -> Group:
+        return Group(prompt, [torch.tensor(of, dtype=torch.int64) for of in ids], truncated)
+
     def begin(self, prompt: Prompt, text: str) -> Prompt:
         """The prompt with the first words of its answer given: a completion goes on from there."""
         return prompt.followed_by(self.completion_ids(text, end=False), text)
@@ -252,8 +255,6 @@ def load_policy(
     if adapter is not None:
         lora.read(tuned, Path(adapter))
         lora.add_reference(tuned)
-    large = sum(p.numel() for p in base.parameters()) >= LARGE
-    auto = gradient_checkpointing == "auto" and large and place.type == "cuda"
-    checkpointing = gradient_checkpointing == "on" or auto
-    tuned.to(place)
-    return Policy(tuned, tokenizer, processor, checkpointing=checkpointing, cache=cache)
+    large = sum(p.numel() for p in base.parameters()) >= LARGE and place.type == "cuda"
+    checkpointing = {"auto": large, "on": True, "off": False}[gradient_checkpointing]
+    return Policy(tuned.to(place), tokenizer, processor, checkpointing=checkpointing, cache=cache)

@@ -24,6 +24,7 @@ from data.order import question_order
 from data.showing import described
 from grpo.config import Config
 from grpo.loop import grpo
+from grpo.optim import adamw
 from grpo.recipes import RECIPES
 from grpo.trace import write_trace
 from models.opening import open_policy
@@ -37,7 +38,8 @@ def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
     draw = question_order(examples, config.seed, config.prompts_per_step)
     reward = reward_function(rewards.parse_rewards(config.reward))
     start = time.process_time()
-    for step in grpo(policy, draw, reward, config):
+    optimizer = adamw(policy.parameters(), config)
+    for step in grpo(policy, optimizer, draw, reward, config):
         traced = int(step.metrics["step"]) in config.traced_steps
         if traced:
             write_trace(folder, step, config, described, policy.chat.pieces)

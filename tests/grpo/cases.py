@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from grpo.config import Config
+from grpo.loop import grpo
+from grpo.optim import adamw
+from grpo.step import Step
+from models.policy import Policy
 from tests.tiny import NoiseImage, Question
 
 QUESTIONS = [
@@ -36,3 +42,8 @@ def reward(examples, texts):
         for e, t in zip(examples, texts, strict=True)
     ]
     return values, {"sum": values}
+
+
+def steps(policy: Policy, draw, reward, config: Config) -> Iterator[Step]:
+    """The loop from its first step, with a new optimizer."""
+    return grpo(policy, adamw(policy.parameters(), config), draw, reward, config)

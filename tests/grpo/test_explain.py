@@ -13,10 +13,9 @@ import pytest
 import train
 from grpo.config import Config, UsageError
 from grpo.explain import explanation, one_step
-from grpo.loop import grpo
 from models.policy import Policy
 from tests.conftest import randomise
-from tests.grpo.cases import QUESTIONS, config, reward
+from tests.grpo.cases import QUESTIONS, config, reward, steps
 
 ROOT = Path(__file__).parents[2]
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -121,7 +120,7 @@ def test_the_program_explains_one_step_of_the_phantom_question(tmp_path, monkeyp
 
 
 def explained(policy: Policy, c: Config, reward=reward) -> str:
-    (step,) = grpo(policy, lambda *_: QUESTIONS[0], reward, c)
+    (step,) = steps(policy, lambda *_: QUESTIONS[0], reward, c)
     facts = {"question": "Which side?", "options": ("left", "right\x1b[2J"), "gold": "B"}
     facts |= {"modality": "MRI", "id": "one"}
     return explanation(policy, step, c, lambda example: (facts, []))

@@ -16,13 +16,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from grpo.advantages import group_advantages
 from grpo.config import Config
-from grpo.loop import grpo
+from grpo.optim import adamw
 from grpo.rollout import sample_groups
 from grpo.sft import sft
 from models.policy import Policy
 from models.tree import Group
 from tests.conftest import randomise
-from tests.grpo.cases import QUESTIONS, config, draw, reward
+from tests.grpo.cases import QUESTIONS, config, draw, reward, steps
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def test_every_update_has_the_gradient_of_the_naive_loop(fresh, loss, beta, mu):
         close(gradients(policy), naive_gradient(policy, rollout, c, old, ref))
 
     with at_each_update(look):
-        (step,) = grpo(policy, draw, reward, c)
+        (step,) = steps(policy, draw, reward, c)
     assert seen == list(range(mu))
     moved = step.metrics["clip_ratio/region_mean"] > 0
     assert moved == (mu > 1), "the clip acts only once the weights have moved"
@@ -131,7 +131,7 @@ def test_the_first_update_has_ratio_one_no_loss_and_the_gradient_of_reinforce(fr
         close(mine, gradients(policy))
 
     with at_each_update(look):
-        (step,) = grpo(policy, draw, reward, c)
+        (step,) = steps(policy, draw, reward, c)
     assert step.metrics["ratio/mean"] == 1.0
     assert step.metrics["ratio/max"] == 1.0
     assert abs(step.metrics["loss"]) < 1e-6
@@ -139,7 +139,7 @@ def test_the_first_update_has_ratio_one_no_loss_and_the_gradient_of_reinforce(fr
 
 
 def test_several_updates_move_the_ratio(fresh):
-    (step,) = grpo(randomise(fresh()), draw, reward, config(updates_per_rollout=3))
+    (step,) = steps(randomise(fresh()), draw, reward, config(updates_per_rollout=3))
     assert step.metrics["ratio/max"] > 1.0
 
 
@@ -154,7 +154,7 @@ def test_the_gradient_does_not_depend_on_how_many_passes_a_step_takes(fresh, los
         rollout = sample_groups(policy, draw, reward, c, 0)
         assert len(policy.passes(rollout.groups)) == (3 if budget == 1 else 1)
         with at_each_update(lambda _, p=policy: found.append(gradients(p))):
-            list(grpo(policy, draw, reward, c))
+            list(steps(policy, draw, reward, c))
     close(found[0], found[1], 1e-6)
 
 
@@ -164,7 +164,7 @@ def test_kl_starts_at_exactly_zero_and_the_reference_stays(fresh):
     c = config(steps=3, kl_coef=0.04)
     rollout = sample_groups(policy, draw, reward, c, 0)
     before = logprobs_alone(policy, rollout, 1.0, policy.reference)
-    history = [step.metrics for step in grpo(policy, draw, reward, c)]
+    history = [step.metrics for step in steps(policy, draw, reward, c)]
     assert history[0]["kl"] == 0.0
     assert history[2]["kl"] > 0.0
     after = logprobs_alone(policy, rollout, 1.0, policy.reference)
@@ -180,7 +180,7 @@ def test_groups_without_signal_give_exact_zeros_and_are_counted(fresh):
     for beta in (0.0, 0.04):
         policy = randomise(fresh())
         start = [p.detach().clone() for p in policy.parameters()]
-        (step,) = grpo(policy, draw, flat, config(kl_coef=beta))
+        (step,) = steps(policy, draw, flat, config(kl_coef=beta))
         assert step.metrics["frac_reward_zero_std"] == 1.0
         still = all(map(torch.equal, start, policy.parameters()))
         assert still == (beta == 0.0)
@@ -194,7 +194,7 @@ def test_training_makes_a_rewarded_token_common(fresh):
         return values, {"e": values}
 
     c = config(steps=40, group_size=8, kl_coef=0.0, learning_rate=0.02, max_grad_norm=1.0)
-    rewards = [s.metrics["reward"] for s in grpo(fresh(), draw, letters, c)]
+    rewards = [s.metrics["reward"] for s in steps(fresh(), draw, letters, c)]
     assert sum(rewards[-5:]) / 5 > 5 * max(0.02, sum(rewards[:5]) / 5)
 
 
@@ -210,6 +210,6 @@ def test_supervised_loss_is_the_mean_over_target_tokens_and_nothing_else(fresh):
     found = []
     c = config(method="sft", temperature=0.3)  # the sampling temperature has no part in it
     with at_each_update(lambda _: found.append(gradients(policy))):
-        (step,) = sft(policy, draw, lambda q: targets[q.id], c)
+        (step,) = sft(policy, adamw(policy.parameters(), c), draw, lambda q: targets[q.id], c)
     assert step.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     close(found[0], expected)

@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from grpo.loop import grpo
 from grpo.rollout import sample_groups
-from tests.grpo.cases import config, draw, reward
+from tests.grpo.cases import config, draw, reward, steps
 from tests.tiny import Question
 
 
@@ -54,7 +53,7 @@ def test_a_reward_that_does_not_apply_is_left_out_of_its_mean(fresh):
         parts = [None if i % 2 else 1.0 for i in range(len(texts))]
         return [1.0 + i for i in range(len(texts))], {"some": parts}
 
-    (step,) = grpo(fresh(), draw, partial, config())
+    (step,) = steps(fresh(), draw, partial, config())
     assert step.metrics["rewards/some/mean"] == 1.0
 
 
@@ -62,7 +61,7 @@ def test_metrics_describe_what_was_sampled(fresh):
     c = config(max_completion_length=3)
     policy = fresh()
     rollout = sample_groups(policy, draw, reward, c, 0)
-    (step,) = grpo(policy, draw, reward, c)
+    (step,) = steps(policy, draw, reward, c)
     lengths = [len(ids) for group in rollout.groups for ids in group.completions]
     cut = [t for group in rollout.groups for t in group.truncated]
     assert step.metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)

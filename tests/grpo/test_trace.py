@@ -16,13 +16,12 @@ from torch import Tensor
 import train
 from grpo.config import UsageError
 from grpo.flags import steps_in
-from grpo.loop import grpo
 from grpo.rollout import Rollout
 from grpo.step import Step, Update
 from grpo.trace import write_trace
 from models.policy import Policy
 from tests.conftest import randomise
-from tests.grpo.cases import config, draw, reward
+from tests.grpo.cases import config, draw, reward, steps
 
 SETTINGS = {"updates_per_rollout": 3, "kl_coef": 0.04, "temperature": 0.8, "clip_eps": 0.02}
 SECOND = 1  # the second of the updates: by then the ratio has moved
@@ -95,7 +94,7 @@ def test_loss_and_its_derivative_follow_from_the_record_of_the_second_of_three_u
     c = config(loss=loss, **SETTINGS)
     policy = randomise(fresh())
     seen = derivatives(policy)
-    (step,) = grpo(policy, draw, reward, c)
+    (step,) = steps(policy, draw, reward, c)
     write_trace(tmp_path, step, c, describe, policy.chat.pieces)
     record, tensors = read(tmp_path)
     losses, slopes = recomputed(record, tensors, SECOND)
@@ -120,7 +119,7 @@ def test_a_completion_has_its_text_tokens_reward_and_advantage(fresh, tmp_path):
 
     c = config(max_completion_length=80)
     policy = randomise(fresh())
-    (step,) = grpo(policy, draw, apart, c)
+    (step,) = steps(policy, draw, apart, c)
     write_trace(tmp_path, step, c, describe, policy.chat.pieces)
     record, tensors = read(tmp_path)
     rows = [(g, one) for g in record["groups"] for one in g["completions"]]
@@ -140,7 +139,7 @@ def test_a_completion_has_its_text_tokens_reward_and_advantage(fresh, tmp_path):
 
 def test_layers_make_up_the_norm_of_the_gradient_and_only_of_a_traced_step(fresh):
     c = config(steps=2, trace_steps="2", updates_per_rollout=2)
-    first, second = grpo(randomise(fresh()), draw, reward, c)
+    first, second = steps(randomise(fresh()), draw, reward, c)
     assert [u.grad_norm_by_layer for u in first.updates] == [{}, {}]
     for u in second.updates:
         assert list(u.grad_norm_by_layer) == ["layers.0", "layers.1"]
@@ -152,7 +151,7 @@ def test_layers_make_up_the_norm_of_the_gradient_and_only_of_a_traced_step(fresh
 def test_tokens_without_a_pass_and_a_reference_that_is_not_are_nan(fresh, tmp_path):
     c = config(kl_coef=0.0)
     policy = randomise(fresh())
-    (step,) = grpo(policy, draw, reward, c)
+    (step,) = steps(policy, draw, reward, c)
     assert step.ref_logprobs is None
     write_trace(tmp_path, step, c, describe, policy.chat.pieces)
     _, tensors = read(tmp_path)

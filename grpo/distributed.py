@@ -1,0 +1,111 @@
+"""One step on many processes: each takes a share of the groups, and their gradients are summed.
+
+    torchrun --nproc-per-node 2 train.py --modality MRI
+
+Every process draws the same questions and holds the whole step's completions and rewards, so every
+number of it (the loss's denominator, a metric) is the step's own; what a process computes alone is
+its share of sampling, judging, and passes through the model. A process alone sums nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .flags import UsageError
+
+PATIENCE = timedelta(hours=1)  # for the slowest process of a step; a dead one is noticed at once
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def join() -> None:
+    """Find the other processes that torchrun started, if it did; a GPU is each one's own."""
+    if world() == 1 or dist.is_initialized():
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+
+
+def world() -> int:
+    """How many processes there are (torchrun's WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Which of them this is; 0 writes all files and speaks for all."""
+    return int(os.environ.get("RANK", 0))
+
+
+def share(items: Sequence[Any]) -> list[Any]:
+    """This process's part of what is to be done: every `world()`-th, so perhaps nothing."""
+    return list(items[rank() :: world()])
+
+
+def in_order(shares: Sequence[Sequence[Any]]) -> list[Any]:
+    """The inverse of `share`, of every process's part.
+
+    >>> in_order([["a", "c", "e"], ["b", "d"]])
+    ['a', 'b', 'c', 'd', 'e']
+    """
+    size, n = len(shares), sum(map(len, shares))
+    return [shares[i % size][i // size] for i in range(n)]
+
+
+def _or_say_who_is_gone(collective: Function) -> Function:
+    """A process that dies leaves the others waiting: they end with one line."""
+
+    @functools.wraps(collective)
+    def guarded(*args: Any) -> Any:
+        try:
+            return collective(*args)
+        except RuntimeError:  # gloo's and NCCL's
+            raise UsageError(
+                "another process of this run is gone; go on with the same command and --resume auto"
+            ) from None
+
+    return guarded  # type: ignore[return-value]
+
+
+@_or_say_who_is_gone
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes of a tensor of one shape, in place and in its own precision."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Sum the float32 gradients over all processes, in one message."""
+    if world() == 1:
+        return
+    flat = summed(torch.cat([p.grad.flatten() for p in parameters]))
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(part.view_as(p))
+
+
+@_or_say_who_is_gone
+def gathered(record: Any) -> list[Any]:
+    """What every process has to say, by rank. Sent as JSON, which, unlike pickle, runs nothing."""
+    if world() == 1:
+        return [record]
+    message = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    dist.all_gather(lengths, torch.tensor([len(message)]))
+    padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)  # all must send the same size
+    padded[: len(message)] = message
+    messages = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(messages, padded)
+    return [
+        json.loads(bytes(sent[: int(n)].numpy())) for sent, n in zip(messages, lengths, strict=True)
+    ]
