@@ -140,6 +140,7 @@ class Config:
     warmup_steps: int = _adam(0, "Steps of linear warm-up to it.", ge=0)
     lr_schedule: Schedule = _adam("linear", "After warm-up: constant, or linear down to 0.")
     max_grad_norm: float = _adam(1.0, "Norm that the gradient is clipped to.", gt=0)
+    max_skipped_steps: int = _adam(5, "Steps in a row without a finite gradient, to stop at.", ge=1)
     weight_decay: float = _adam(0.0, "AdamW's decoupled weight decay.", ge=0)
 
     seed: int = _run(42, "Seed of every random choice but the next.", ge=0, lt=2**31)

@@ -31,14 +31,15 @@ class Passes:
             policy.logprobs(groups, ...)  # of the tokens at places `tokens` of (N,)
 
     Where memory runs out inside, the gradients are set back to zero and the iteration starts again,
-    with every pass cut in two: by groups, and a group alone into two trees of G/2 completions.
+    with every pass cut in two: by groups, and a group alone into two trees of G/2 completions. A
+    pass that makes the gradient not finite is gone through again one group at a time, to name it.
     """
 
     def __init__(self, policy: Policy, groups: Sequence[Group], live: Tensor) -> None:
         """`live` (B,) says which of the groups have a part in the gradient."""
         self.policy = policy
         self.cuts = 0  # how often memory ran out
-        self.suspects: list[int] = []  # the groups of the pass that made the gradient not finite
+        self.suspects: list[int] = []  # the group that made the gradient not finite
         self._failed, self._now = False, 0
         lengths = torch.tensor([sum(map(len, group.completions)) for group in groups])
         self._group_of = torch.repeat_interleave(lengths)  # (N,)
@@ -63,33 +64,41 @@ class Passes:
     @contextmanager
     def fitted(self) -> Iterator[None]:
         """Raises UsageError where memory runs out with one completion at a time."""
+        groups, tokens = self.plan[self._now]
         try:
             yield
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not self.policy.out_of_memory(error):
                 raise
-            for gradient in self._gradients():
-                gradient.zero_()
             cut = [part for one in self.plan for part in halves(*one)]
             if len(cut) == len(self.plan):
                 raise UsageError(
                     "out of memory with one completion at a time; use --gradient-checkpointing on, "
                     "a smaller --max-completion-length or a smaller --max-pixels"
                 ) from None
-            self.plan, self._failed = cut, True
+            self._restart(cut)
             self.cuts += 1
             return
-        if not self.suspects and not get_total_norm(self._gradients()).isfinite():
-            _, tokens = self.plan[self._now]
+        if self.suspects or get_total_norm(self._gradients()).isfinite():
+            return
+        if len(groups) == 1:
             self.suspects = self._group_of[tokens.cpu()].unique().tolist()
+        else:  # which of them was it? The step updates nothing anyway
+            self._restart([part for one in self.plan for part in singles(*one)])
+
+    def _restart(self, plan: list[Pass]) -> None:
+        self.plan, self._failed = plan, True
+        for gradient in self._gradients():
+            gradient.zero_()
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.policy.parameters()]
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: on a GPU by its class, on a CPU by what torch says."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def singles(groups: Sequence[Group], tokens: Tensor) -> list[Pass]:
+    """A pass as one of each of its groups."""
+    sizes = [sum(map(len, group.completions)) for group in groups]
+    return [([group], part) for group, part in zip(groups, tokens.split(sizes), strict=True)]
 
 
 def halves(groups: list[Group], tokens: Tensor) -> list[Pass]:

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from grpo.config import UsageError
-from models import loading, lora, sampling
+from models import loading, lora, recompute, sampling
 from models.chat import Chat, Example
 from models.law import score, uniforms
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
@@ -49,10 +47,8 @@ class Policy:
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
         self.checkpointing = checkpointing
-        for layer in self.language_model.layers if checkpointing else ():
-            # By hand: transformers' own switch also makes the embeddings require gradients.
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.gradient_checkpointing = True  # takes effect in training mode, see below
+        self.recomputed = self.language_model.layers if checkpointing else ()
+        recompute.prepare(self.recomputed)
 
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
         """Prompts with their image features. Raises UsageError for one that is too long."""
@@ -120,7 +116,7 @@ class Policy:
         """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups:
         group-major, then completion-major. The entropy is of the whole distribution, detached."""
         tree = pack(groups, self.device)
-        with self.compute_dtype(), self._checkpointed_layers():
+        with self.compute_dtype(), recompute.recomputed(self.recomputed):
             embeds = self.embed(tree.input_ids, [group.prompt for group in groups])
             hidden = sampling.run(self.language_model, embeds, tree.position_ids, tree.mask)
             # The prompt's last state is gathered once a completion: its gradient is their sum.
@@ -215,18 +211,9 @@ class Policy:
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if lower else None, enabled=lower)
 
-    @contextmanager
-    def _checkpointed_layers(self) -> Iterator[None]:
-        """Layers recompute themselves in the backward pass only while this is open: transformers
-        drops a KV cache that meets a checkpointed layer in training mode."""
-        layers = self.language_model.layers if self.checkpointing else ()
-        for layer in layers:
-            layer.training = True  # of the layer alone, not of what is in it
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.training = False
+    def out_of_memory(self, error: Exception) -> bool:
+        """Whether an error says that the device has no memory left."""
+        return recompute.out_of_memory(error)
 
 
 def load_policy(

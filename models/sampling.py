@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from grpo.config import UsageError
 from models.decode import Decoder, KVCache
 from models.law import draw_tokens, law
+from models.recompute import out_of_memory
 from models.tree import Group, Prompt
 
 PREFILL_TOKENS = 16_384  # padded prompt tokens of one prefill batch; bounds its memory
@@ -57,8 +60,53 @@ def run(
     return output.last_hidden_state
 
 
-@torch.inference_mode()
 def rollout(
+    language_model: nn.Module,
+    head: nn.Module,
+    prompts: Sequence[Prompt],
+    embeds: Sequence[Tensor],
+    *,
+    group_size: int,
+    u: Tensor | None,
+    **rest: Any,
+) -> Rollout:
+    """Draw `group_size` completions of each prompt, whose embeddings are (P_i, hidden).
+
+    `u` (rows, max_length) are the uniforms; temperature 0 takes the argmax and needs none. `rest`
+    is what else `_rollout` wants. Where memory runs out, half of the prompts are drawn at a
+    time, or half of the only prompt's completions: the uniforms, and so the law, stay each row's.
+    """
+    try:
+        return _rollout(language_model, head, prompts, embeds, group_size=group_size, u=u, **rest)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    if len(prompts) * group_size == 1:
+        raise UsageError(
+            f"example {prompts[0].id}: out of memory with one completion at a time; use a smaller "
+            "--max-completion-length or a smaller --max-pixels"
+        )
+    half = len(prompts) // 2
+    parts = [(slice(half), group_size), (slice(half, None), group_size)]
+    if not half:
+        parts = [(slice(1), group_size // 2), (slice(1), group_size - group_size // 2)]
+    drawn, row = [], 0
+    for of, size in parts:
+        rows = slice(row, row := row + len(prompts[of]) * size)
+        us = None if u is None else u[rows]
+        drawn.append(
+            rollout(language_model, head, prompts[of], embeds[of], group_size=size, u=us, **rest)
+        )
+    tokens, lengths, stopped = (
+        torch.cat([getattr(part, name) for part in drawn])
+        for name in ("tokens", "lengths", "stopped")
+    )
+    kept = [part.logprobs for part in drawn if part.logprobs is not None]
+    return Rollout(tokens, lengths, stopped, torch.cat(kept) if kept else None)
+
+
+@torch.inference_mode()
+def _rollout(
     language_model: nn.Module,
     head: nn.Module,
     prompts: Sequence[Prompt],
@@ -72,10 +120,6 @@ def rollout(
     eos: frozenset[int],
     keep_logprobs: bool = False,
 ) -> Rollout:
-    """Draw `group_size` completions of each prompt, whose embeddings are (P_i, hidden).
-
-    `u` (rows, max_length) are the uniforms; temperature 0 takes the argmax and needs none.
-    """
     device, dtype = banned.device, embeds[0].dtype
     lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
     start, rows = int(lengths.max()), len(prompts) * group_size

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from grpo.config import UsageError
 from models import sampling
 from models.law import draw_tokens, law, uniforms
 from models.tree import Group
@@ -183,8 +184,38 @@ def test_inverting_the_cdf_takes_the_interval_that_u_falls_into():
 
 
 def test_logits_that_are_not_finite_raise_instead_of_drawing(trained):
-    with pytest.raises(RuntimeError, match="without probability"):
+    with pytest.raises(UsageError, match="without probability"):
         draw_tokens(torch.full((2, 5), torch.nan), torch.tensor([0.1, 0.9]))
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 9, 17])
+def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, monkeypatch, most):
+    """Half of the prompts at a time, then half of the rows: the uniforms stay each row's own."""
+    expected, tried = as_lists(sample(trained, prompts)), []
+
+    class Small(sampling.KVCache):
+        """A cache that only `most` rows fit into."""
+
+        def __init__(self, shape, *args, **like):
+            tried.append(shape[2])
+            if shape[2] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(shape, *args, **like)
+
+    monkeypatch.setattr(sampling, "KVCache", Small)
+    assert as_lists(sample(trained, prompts)) == expected
+    assert max(tried) > most >= min(tried)
+    rows = trained.rollout(prompts, 6, keys(len(prompts)), 1.0, LENGTH, keep_logprobs=True)
+    assert rows.logprobs.shape == rows.tokens.shape
+
+
+def test_memory_that_does_not_hold_one_row_is_an_error(trained, prompts, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sampling, "KVCache", full)
+    with pytest.raises(UsageError, match="example one: out of memory with one completion"):
+        sample(trained, prompts)
 
 
 def test_uniforms_depend_on_the_key_of_their_row_alone():

@@ -1,0 +1,34 @@
+"""Steps that updated nothing, as their numbers were not finite: counted, named, and not endless."""
+
+from __future__ import annotations
+
+from .config import Config, UsageError
+from .distributed import gathered
+from .step import Step
+
+
+class Skipped:
+    """How many steps in a row were skipped; `before` of them before this process began."""
+
+    def __init__(self, config: Config, before: int = 0) -> None:
+        self.most, self.in_a_row = config.max_skipped_steps, before
+
+    def see(self, step: Step) -> str:
+        """What to say of a step, "" where it updated. UsageError for the last one that may be.
+
+        A step of several updates is skipped where one of them is.
+        """
+        if not step.metrics["skipped_updates"]:
+            self.in_a_row = 0
+            return ""
+        self.in_a_row += 1
+        of_all = gathered([example.id for example in step.suspects])
+        names = ", ".join(name for of in of_all for name in of) or "unknown"
+        number = int(step.metrics["step"])
+        problem = f"step {number}: a loss, log-prob or gradient is not finite (question {names})"
+        if self.in_a_row < self.most:
+            return f"{problem}; nothing was updated"
+        raise UsageError(
+            f"{problem}, as in {self.in_a_row} steps in a row; use a smaller --learning-rate, "
+            "--dtype float32, or leave the question out"
+        )
