@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
 from .config import Config, UsageError
+from .distributed import rank
 from .folders import check_folder, remove_folder, sweep, sync, write_folder
 from .loop import Policy
 
@@ -87,7 +88,7 @@ class Keeper:
         Raises UsageError where it cannot be written; what is there already stays as it is.
         """
         place = self.run / FOLDER / f"step-{self.step:06d}"
-        if place.exists():
+        if place.exists() or rank() > 0:
             return
         try:
             sync(self.run / "metrics.jsonl")  # not to be behind the checkpoint
@@ -113,6 +114,8 @@ class Keeper:
 
 def save_adapter(run: Path, policy: Policy) -> None:
     """Write the run's adapter folder, what it is evaluated by. Raises UsageError."""
+    if rank() > 0:
+        return
     try:
         policy.save(run / "adapter")
     except (OSError, SafetensorError) as error:

@@ -35,9 +35,11 @@ def follow(
                 log.add(this.metrics)
                 progress.show(this)
                 keeper.note(int(this.metrics["step"]), log.bytes)
-                if stop.asked or keeper.due:
+                wanted = stop.wanted()
+                if wanted or keeper.due:
                     keeper.save()
-                stop.check(f"after step {keeper.step} of {config.steps}, and saved")
+                if wanted:
+                    stop.halt(f"after step {keeper.step} of {config.steps}, and saved")
     except Exception as error:
         if keeper.unmoved:  # the policy is still that of the last step recorded
             with suppress(UsageError):

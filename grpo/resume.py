@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 
 from .checkpoint import FOLDER, Checkpoint, newest, opened
 from .config import Config, UsageError
+from .distributed import gathered
 from .flags import flag, shown
 from .run import NO_SAY, check_out, finished
 
@@ -101,7 +102,7 @@ class Stop:
 
     def __init__(self, run: Path, quiet: bool) -> None:
         self.run, self.quiet = run, quiet
-        self.asked = 0  # the signal's number
+        self.own = self.heard = 0  # the signal's number: of this process, of any of the run
         self.waits = True
 
     def __enter__(self) -> Stop:
@@ -113,22 +114,27 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def check(self, where: str) -> None:
-        """Raise Halted if a signal has come; `where` says what is done and kept."""
-        if self.asked:
-            name = signal.Signals(self.asked).name
-            raise Halted(f"stopped by {name} {where}", self.run, 128 + self.asked)
+    def wanted(self) -> bool:
+        """Whether a signal has come, to this process or to another of the run: all stop alike."""
+        self.heard = max(gathered(self.heard))
+        return self.heard > 0
+
+    def halt(self, where: str) -> None:
+        """Raise Halted; `where` says what is done and kept."""
+        name = signal.Signals(self.heard).name
+        raise Halted(f"stopped by {name} {where}", self.run, 128 + self.heard)
 
     def now(self) -> None:
         """From here on nothing is lost by stopping at once."""
         self.waits = False
-        self.check("before scoring")
+        if self.heard:
+            self.halt("before scoring")
 
     def _heard(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
+        if self.own:
             os._exit(128 + number)
-        self.asked = number
+        self.own = self.heard = number
         if not self.waits:
-            self.check("while scoring; the answers so far are kept")
+            self.halt("while scoring; the answers so far are kept")
         if not self.quiet:  # not print: it may be what was interrupted
             os.write(2, b"\ntrain.py: finishing this step, then saving; again to stop at once\n")
