@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-
 import rewards
-from data.asking import asked, load_split, load_tests, with_names
+from data.asking import asked, fingerprint, load_split, load_tests, with_names
 from data.example import VQAExample, columns
 from data.order import question_order
 from data.rows import BY_DESIGN, Skipped, summary
@@ -29,16 +28,20 @@ from data.showing import described
 from data.splits import constant_answers, has_constant_answer
 from data.variety import varied
 from evaluate import ask, in_batches, predict
+from grpo.checkpoint import Keeper, cut_back, origin, restore, save_adapter
 from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.explain import explanation, one_step
+from grpo.follow import follow
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.options import Options
-from grpo.progress import Progress, closing_line
-from grpo.record import Record, check_tensorboard
-from grpo.run import check_out, new_run, peak_memory, starting_adapter, write_json
+from grpo.progress import closing_line
+from grpo.record import check_tensorboard
+from grpo.resume import Halted, Point, Stop, going_on, starting_point
+from grpo.run import peak_memory, run_folder, starting_adapter, write_json, write_whole
 from grpo.screen import hushed
 from grpo.sft import sft
+from grpo.step import Step
 from grpo.trace import write_trace
 from models.opening import open_policy, starting_model
 from models.policy import Policy
@@ -55,8 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     explains = "--explain" in words  # no setting of a run: it makes none
     config = with_names(Config.from_flags(one_step(words) if explains else words))
-    with hushed(config.quiet):
-        last_words = train(config, explains)
+    try:
+        with hushed(config.quiet):
+            last_words = train(config, explains)
+    except Halted as halt:
+        print(f"train.py: {halt}; go on with: {going_on(words, halt.run)}", file=sys.stderr)
+        raise SystemExit(halt.code) from None
     print(last_words)
 
 
@@ -67,7 +74,9 @@ def train(config: Config, explains: bool = False) -> str:
     """
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
-    check_out(config)
+    point = Point() if explains else starting_point(config)
+    if point.finished:
+        return f"{point.run}: is finished. Next: python evaluate.py --run {point.run}"
     check_tensorboard(config)
     judges, terms = [], []
     if config.method == "grpo":
@@ -80,40 +89,32 @@ def train(config: Config, explains: bool = False) -> str:
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)
     target = sft_target(config, examples)
-    policy = open_policy(config, starting_adapter(config))
+    adapter = starting_adapter(config)
+    begun_with = origin(fingerprint(examples), adapter)
+    policy = open_policy(config, adapter)
+    optimizer = adamw(policy.parameters(), config)
+    if point.checkpoint:
+        started -= restore(point.checkpoint, policy, optimizer, begun_with)
     draw = question_order(examples, config.seed, config.prompts_per_step)
     draw = varied(draw, config.seed, config.ways, config.shuffle_options)
-    optimizer = adamw(policy.parameters(), config)
     if config.method == "sft":
-        steps = sft(policy, optimizer, draw, target, config)
+        steps = sft(policy, optimizer, draw, target, config, point.step)
     else:
-        steps = grpo(policy, optimizer, draw, reward_function(terms), config)
+        steps = grpo(policy, optimizer, draw, reward_function(terms), config, point.step)
     if explains:
         return explanation(policy, next(steps), config, described)
-    run = new_run(config, resolved(policy))
+    run = run_folder(config, policy, point.run)
+    if point.run:
+        cut_back(run, point.checkpoint, config.steps)
     lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
-    (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
-    try:
-        with Record(run, config) as log, Progress(config) as progress:
-            for this in steps:
-                metrics, step = this.metrics, int(this.metrics["step"])
-                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
-                    metrics |= validate(policy, validation, config)
-                for judge in judges:
-                    metrics |= judge.counts()
-                metrics["memory/peak_mb"] = peak_memory(policy.device)
-                if step in config.traced_steps and this.rollout:
-                    write_trace(run / "trace", this, config, described, policy.chat.pieces)
-                log.add(metrics)
-                progress.show(this)
-    except KeyboardInterrupt:
-        print("train.py: interrupted; saving and scoring what was learned", file=sys.stderr)
-    except rewards.RewardError as error:  # a judge that is gone, say
-        policy.save(run / "adapter")
-        raise UsageError(f"{error}; what was learned so far is in {run}/adapter") from None
-    policy.save(run / "adapter")
-
-    answers = ask(policy, config, tests, run, Options()) if tests else {}
+    write_whole(run / "skipped.jsonl", "".join(lines).encode())
+    keeper = Keeper(run, policy, optimizer, config, begun_with, started)
+    look = partial(watch, policy, config, run, judges, validation)
+    with Stop(run, config.quiet) as stop:
+        follow(steps, config, keeper, stop, look, rewards.RewardError)
+        save_adapter(run, policy)
+        stop.now()
+        answers = ask(policy, config, tests, run, Options()) if tests else {}
     table = tabulate(answers, config.modality) if tests else {}
     record = {
         **table,
@@ -127,14 +128,23 @@ def train(config: Config, explains: bool = False) -> str:
     return closing_line(run, config, gained(table, config))
 
 
-def resolved(policy: Policy) -> dict[str, Any]:
-    """What the flags left to "auto"."""
-    return {
-        "device": str(policy.device),
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "gradient_checkpointing": policy.checkpointing,
-        "threads": torch.get_num_threads(),
-    }
+def watch(
+    policy: Policy,
+    config: Config,
+    run: Path,
+    judges: Sequence[Judge | Encoder],
+    validation: Sequence[VQAExample],
+    this: Step,
+) -> None:
+    """Add to a step's metrics what the loop does not know, and keep the record of a traced one."""
+    metrics, step = this.metrics, int(this.metrics["step"])
+    if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+        metrics |= validate(policy, validation, config)
+    for judge in judges:
+        metrics |= judge.counts()
+    metrics["memory/peak_mb"] = peak_memory(policy.device)
+    if step in config.traced_steps and this.rollout:
+        write_trace(run / "trace", this, config, described, policy.chat.pieces)
 
 
 def say_of_data(

@@ -31,6 +31,7 @@ from grpo.flags import (
     parse_flags,
     steps_in,
 )
+from grpo.recipes import TRL_NAMES
 
 __all__ = [
     "EVALUATION_STREAM",
@@ -45,17 +46,6 @@ __all__ = [
     "key_word",
     "user_cache",
 ]
-
-# Second spellings of flags, for users of TRL: its name -> ours, where the two differ.
-TRL_NAMES = {
-    "num_generations": "group_size",
-    "beta": "kl_coef",
-    "epsilon": "clip_eps",
-    "epsilon_high": "clip_eps_high",
-    "num_iterations": "updates_per_rollout",
-    "loss_type": "loss",
-    "output_dir": "out",
-}
 
 # First word of every random key (stream, seed, step, prompt, attempt, row): streams never meet.
 TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
@@ -146,6 +136,9 @@ class Config:
     seed: int = _run(42, "Seed of every random choice but the next.", ge=0, lt=2**31)
     data_seed: int = _run(42, "Seed of the split and of the questions drawn.", ge=0, lt=2**31)
     out: str | None = _run(None, "Run folder (none: a new one under runs/).")
+    resume: str | None = _run(None, "Go on: auto, with what --out holds; or a run's FOLDER.")
+    save_every: int = _run(10, "Steps between two checkpoints; 0 for none.", ge=0)
+    keep_checkpoints: int = _run(2, "Checkpoints kept, the last ones.", ge=1)
     cache: str = _run("auto", "Folder for image features; auto: in the user's cache; none: no.")
     device: str = _run("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Dtype = _run("auto", "Of the base model; auto: bfloat16 on a GPU, else float32.")

@@ -24,15 +24,27 @@ CHANGED = 20  # steps at either end that "what changed" is a mean of
 
 
 class Progress:
-    """Says on stderr what happens: a context manager, told of every step by `show`."""
+    """Says on stderr what happens: a context manager, told of every step by `show`.
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
-        title, steps = f"{config.method} on {config.modality}", config.steps
-        self.screen: Screen = Bar(title, steps) if columns() else Lines(title, steps, clock)
+    `before` holds the metrics of the steps that a run which goes on has made already.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Callable[[], float] = time.monotonic,
+        before: Sequence[dict[str, float]] = (),
+    ) -> None:
+        title, law = f"{config.method} on {config.modality}", {"done": len(before)}
+        self.screen: Screen = (
+            Bar(title, config.steps, **law)
+            if columns()
+            else Lines(title, config.steps, clock, **law)
+        )
         self.diagnoses = Diagnoses(config)
-        self.history: list[dict[str, float]] = []  # the metrics of every step
+        self.history = [*before]  # the metrics of every step
         every = config.sample_every
-        self.sample_every = math.ceil(steps / 5) if every is None else every
+        self.sample_every = math.ceil(config.steps / 5) if every is None else every
 
     def __enter__(self) -> Progress:
         return self

@@ -145,3 +145,18 @@ def _cuda_bytes(device: str) -> float | None:
         return float(torch.cuda.get_device_properties(where).total_memory)
     except (RuntimeError, AssertionError):  # no such device: models/loading.py complains of it
         return None
+
+
+# Second spellings of flags, for users of TRL: its name -> ours, where the two differ.
+TRL_NAMES = {
+    "num_generations": "group_size",
+    "beta": "kl_coef",
+    "epsilon": "clip_eps",
+    "epsilon_high": "clip_eps_high",
+    "num_iterations": "updates_per_rollout",
+    "loss_type": "loss",
+    "output_dir": "out",
+    "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints",
+    "resume_from_checkpoint": "resume",
+}

@@ -32,14 +32,18 @@ class Record:
     """Writes metrics.jsonl and, with `--tensorboard`, the folder tensorboard, of the same names.
 
     A context manager. A metric that is not finite is null in the one and missing in the other.
+    What metrics.jsonl holds already are the steps before; TensorBoard forgets what it has of later.
     """
 
     def __init__(self, run: Path, config: Config) -> None:
         self.files = ExitStack()
-        self.lines = self.files.enter_context((run / "metrics.jsonl").open("w", encoding="utf-8"))
+        self.lines = self.files.enter_context((run / "metrics.jsonl").open("ab"))
+        self.bytes = self.lines.tell()  # of whole lines
         self.board = None
         if config.tensorboard:
-            self.board = self.files.enter_context(_summary_writer()(str(run / "tensorboard")))
+            step = len(history(run)) + 1
+            writer = _summary_writer()(str(run / "tensorboard"), purge_step=step)
+            self.board = self.files.enter_context(writer)
 
     def __enter__(self) -> Record:
         return self
@@ -49,7 +53,17 @@ class Record:
 
     def add(self, metrics: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        print(json.dumps(finite), file=self.lines, flush=True)
+        self.lines.write(json.dumps(finite).encode() + b"\n")
+        self.lines.flush()
+        self.bytes = self.lines.tell()
         for name, value in finite.items():
             if self.board and value is not None and name != "step":
                 self.board.add_scalar(name, value, int(metrics["step"]))
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    """The metrics of all steps in metrics.jsonl, NaN where they were not finite; [] without one."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    steps = map(json.loads, lines)
+    return [{k: math.nan if v is None else v for k, v in step.items()} for step in steps]

@@ -11,14 +11,20 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .config import Config, UsageError
 from .flags import flag
 
+if TYPE_CHECKING:
+    from .loop import Policy
+
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
+# Settings without a say in what a run learns (a device and threads: but for rounding).
+NO_SAY = ("out", "device", "threads", "cache", "trace_steps", "sample_every", "tensorboard")
+NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume")
 
 
 def check_out(config: Config) -> None:
@@ -30,25 +36,66 @@ def check_out(config: Config) -> None:
     except OSError as error:
         raise UsageError(f"--out {config.out}: {error.strerror}; name another folder") from None
     if taken:
-        raise UsageError(f"--out {config.out}: a run lies there already; name another folder")
+        problem = "a run lies there already"
+        raise UsageError(f"--out {config.out}: {problem}; --resume auto, or name another folder")
 
 
-def new_run(config: Config, resolved: dict[str, Any]) -> Path:
-    """A new run folder with its config.json: the flags, and what "auto" was `resolved` to."""
+def run_folder(config: Config, policy: Policy, run: Path | None = None) -> Path:
+    """A run's folder (None: a new one) with its config.json: flags, and what "auto" became.
+
+    Says so where a run goes on with other machinery than before. Raises UsageError.
+    """
     name = (
         f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.modality}-g{config.group_size}"
     )
-    run = Path(config.out) if config.out else Path("runs") / name
+    new = run is None
+    run = run or (Path(config.out) if config.out else Path("runs") / name)
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    machinery = {"resolved": resolved(policy), "versions": versions}
     try:
-        run.mkdir(parents=True, exist_ok=config.out is not None)
-        config.save(
-            run / "config.json", resolved=resolved, versions=versions, git_commit=git_commit()
-        )
+        if new:
+            run.mkdir(parents=True, exist_ok=config.out is not None)
+        else:
+            before = json.loads((run / "config.json").read_text("utf-8"))
+            say_of_machinery(before, machinery)
+        part = run / "config.json.part"
+        config.save(part, **machinery, git_commit=git_commit())
+        part.replace(run / "config.json")
     except OSError as error:
         problem = f"cannot write there ({error.strerror})"
         raise UsageError(f"--out {run}: {problem}; name another folder") from None
     return run
+
+
+def resolved(policy: Policy) -> dict[str, Any]:
+    """What the flags left to "auto"."""
+    return {
+        "device": str(policy.device),
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "gradient_checkpointing": policy.checkpointing,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def say_of_machinery(before: dict[str, Any], now: dict[str, dict[str, Any]]) -> None:
+    """Bits depend on more than the settings; which of it has changed, in one line."""
+    changed = [
+        f"{name} was {old}, is {now[part].get(name)}"
+        for part in now
+        for name, old in before.get(part, {}).items()
+        if now[part].get(name) != old
+    ]
+    if changed:
+        what = "; ".join(changed)
+        print(f"train.py: {what}: the same run but for rounding", file=sys.stderr)
+
+
+def finished(run: Path, steps: int) -> bool:
+    """Whether a run made all these steps and was scored."""
+    try:
+        return json.loads((run / "summary.json").read_text("utf-8"))["steps"] >= steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def starting_adapter(config: Config) -> Path | None:
@@ -106,8 +153,7 @@ def same_but_seed(config: Config, other: Config) -> bool:
 
     Runs that start from other runs' adapters do if those do.
     """
-    names = ["seed", "out", "device", "threads", "cache"]
-    names += ["trace_steps", "sample_every", "tensorboard", "quiet"]
+    names = ["seed", *NO_SAY]
     starts = [of.init.removeprefix("sft:") for of in (config, other) if of.init[:4] == "sft:"]
     if len(set(starts)) == 2:
         before = [Config.load(Path(start) / "config.json") for start in starts]

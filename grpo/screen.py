@@ -45,13 +45,13 @@ class Screen(Protocol):
 class Bar:
     """A bar with the time left, and below it as many numbers as fit."""
 
-    def __init__(self, title: str, steps: int) -> None:
+    def __init__(self, title: str, steps: int, done: int = 0) -> None:
         from tqdm import tqdm
 
         counts = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         line = f"{{desc}} {{percentage:3.0f}}%|{{bar}}| {counts}"
         law = {"file": sys.stderr, "dynamic_ncols": True, "leave": True}
-        self.bar = tqdm(total=steps, desc=title, bar_format=line, position=0, **law)
+        self.bar = tqdm(total=steps, initial=done, desc=title, bar_format=line, position=0, **law)
         self.below = tqdm(bar_format="{desc}", position=1, **law)
 
     def step(self, done: int, words: Sequence[str], phases: str) -> None:
@@ -75,8 +75,8 @@ class Bar:
 class Lines:
     """Whole lines; on the steps no more than one in SELDOM seconds."""
 
-    def __init__(self, title: str, steps: int, clock: Callable[[], float]) -> None:
-        self.title, self.steps, self.clock = title, steps, clock
+    def __init__(self, title: str, steps: int, clock: Callable[[], float], done: int = 0) -> None:
+        self.title, self.steps, self.clock, self.before = title, steps, clock, done
         self.start, self.last = clock(), -math.inf
 
     def step(self, done: int, words: Sequence[str], phases: str) -> None:
@@ -84,7 +84,7 @@ class Lines:
         if now - self.last < SELDOM:
             return
         self.last, elapsed = now, now - self.start
-        left = elapsed / done * (self.steps - done)
+        left = elapsed / (done - self.before) * (self.steps - done)
         clocked = f"[{_clocked(elapsed)}<{_clocked(left)}, {phases}]"
         self.say(f"{self.title} {done}/{self.steps} {clocked} {' '.join(words)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_a_judge_that_goes_away_ends_the_run_with_all_that_was_learned(
 
     assert ended.value.code == 2
     assert last.startswith(f"train.py: judge {server.url}: status 401; set MEDVQA_JUDGE_KEY")
-    assert last.endswith(f"what was learned so far is in {run}/adapter")
+    assert last.endswith(f"go on with: python train.py {shlex.join(flags)} --resume {run}")
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
     assert 1 <= len(lines(run / "metrics.jsonl")) < 40
     evaluate.main(["--run", str(run), "--controls", "none"])

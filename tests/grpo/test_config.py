@@ -30,7 +30,8 @@ OTHER = {
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
     "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
     "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
-    "trace_steps": "1,2", "sample_every": "23",
+    "trace_steps": "1,2", "sample_every": "23", "resume": "runs/a", "save_every": "24",
+    "keep_checkpoints": "3",
 }  # fmt: skip
 BARE = ["strict", "shuffle_options", "tensorboard", "quiet"]  # flags without a value
 

@@ -1,0 +1,55 @@
+"""The steps of a run as they come: recorded, shown, and kept so that it can go on from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from .checkpoint import Keeper, checkpoints, save_adapter
+from .config import Config, UsageError
+from .progress import Progress
+from .record import Record, history
+from .resume import Halted, Stop
+from .step import Step
+
+
+def follow(
+    steps: Iterator[Step],
+    config: Config,
+    keeper: Keeper,
+    stop: Stop,
+    look: Callable[[Step], None],
+    *also: type[Exception],
+) -> None:
+    """Take all steps; `look` is told of each before it is recorded, and may add metrics.
+
+    Raises Halted where a signal, a UsageError, an OSError or one of `also` ends them early and the
+    run can go on.
+    """
+    run, before = keeper.run, history(keeper.run)
+    try:
+        with Record(run, config) as log, Progress(config, before=before) as progress:
+            keeper.note(len(before), log.bytes)
+            for this in steps:
+                look(this)
+                log.add(this.metrics)
+                progress.show(this)
+                keeper.note(int(this.metrics["step"]), log.bytes)
+                wanted = stop.wanted()
+                if wanted or keeper.due:
+                    keeper.save()
+                if wanted:
+                    stop.halt(f"after step {keeper.step} of {config.steps}, and saved")
+    except Exception as error:
+        if keeper.unmoved:  # the policy is still that of the last step recorded
+            with suppress(UsageError):
+                keeper.save()
+                save_adapter(run, keeper.policy)
+        if not checkpoints(run) or not isinstance(error, (UsageError, OSError, *also)):
+            raise
+        why = (
+            f"{error.filename or run}: {error.strerror}"
+            if isinstance(error, OSError)
+            else str(error)
+        )
+        raise Halted(why, run) from None

@@ -1,0 +1,86 @@
+"""Short runs that are stopped and go on, and what they must have in common with unbroken ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = [
+    *("--recipe", "phantom", "--kl-coef", "0.04", "--steps", "6", "--train-size", "24"),
+    *("--eval-size", "4", "--ood", "none", "--prompts-per-step", "2", "--group-size", "4"),
+    *("--max-completion-length", "16", "--save-every", "2", "--warmup-steps", "2"),
+    *("--device", "cpu", "--threads", "1", "--cache", "none"),
+]
+UNLIKE = ("time/", "memory/", "judge/")  # metrics of the machine and of what a cache spared
+
+
+def started(flags: list[str], where: Path) -> subprocess.Popen[str]:
+    """`train.py` with these flags, running."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        cwd=where,
+        env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def once(process: subprocess.Popen[str], true: Callable[[], bool]) -> bool:
+    """Wait until something is true; False where the process ended before."""
+    while not true():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def lines(run: Path) -> int:
+    """Whole lines of metrics.jsonl."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """The files of two finished runs that differ in what must be equal to the bit."""
+    found, theirs = kept(run), kept(other)
+    return sorted(name for name in found | theirs if found.get(name) != theirs.get(name))
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """What a run keeps, by file, without its times, its memory and its settings."""
+    found: dict[str, Any] = {}
+    for file in run.rglob("*"):
+        name = file.relative_to(run).as_posix()
+        if file.is_dir() or name in ("config.json", "arm.json") or name.startswith("tensorboard"):
+            continue
+        if file.name in ("state.json", "SHA256SUMS", "summary.json", "metrics.jsonl"):
+            found[name] = [alike(json.loads(line)) for line in whole(file)]
+        elif name.startswith("trace/") and file.suffix == ".json":
+            record = json.loads(file.read_text())
+            found[name] = record | {"metrics": alike(record["metrics"])}
+        else:
+            found[name] = file.read_bytes()
+    return found
+
+
+def whole(file: Path) -> list[str]:
+    """The JSON texts of a file."""
+    text = file.read_text()
+    if file.suffix == ".jsonl":
+        return text.splitlines()
+    return [text] if file.suffix == ".json" else []
+
+
+def alike(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what no two runs have in common."""
+    machine = {"seconds", "peak_mb", "metrics_bytes"}
+    return {k: v for k, v in record.items() if k not in machine and not k.startswith(UNLIKE)}
