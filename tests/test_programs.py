@@ -99,6 +99,8 @@ def test_a_run_folder_holds_everything(folder):
     assert steps[0]["ratio/max"] == 1.0
     assert {"reward", "rewards/format/mean", "time/rollout", "memory/peak_mb"} <= steps[0].keys()
     assert ["val/accuracy" in step for step in steps] == [False, True, True]
+    assert {f"val/{m}{figure}" for m in ("", "CT/", "XRAY/") for figure in
+            ("accuracy", "format_rate", "forced_choice")} <= steps[1].keys()  # fmt: skip
     assert (folder / "skipped.jsonl").read_text() == ""
 
 
