@@ -210,7 +210,7 @@ def load_validation(config: Config, skipped: set[Skipped]) -> Tests:
 
 
 def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, float]:
-    """Greedy scores on the validation questions: val/accuracy, and of unseen ones val/CT/accuracy."""
+    """Greedy scores on the validation questions, as val/accuracy; of unseen CT, val/CT/accuracy."""
     start = time.perf_counter()
     answers = partial(predict, policy, config)
     found = {}

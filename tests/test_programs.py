@@ -154,6 +154,8 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder
     mended = file.read_bytes()
     assert run("evaluate.py", "--run", str(copy), where=trained).returncode == 0
     assert file.read_bytes() == mended
+    kept = json.loads((copy / "evaluation.json").read_text())
+    assert kept == json.loads((tmp_path / "t.json").read_text())
 
 
 def test_batch_size_changes_no_answer(folder):
