@@ -5,7 +5,7 @@
     python evaluate.py --image scan.png --question "Which side?" --options "left;right"
 
 Answers are greedy. `predictions/` in the run folder keeps every one of them, so nothing is asked
-twice.
+twice, and evaluation.json the table, which the report shows.
 """
 
 from __future__ import annotations
@@ -248,8 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(render.text(table))
     if config.data.startswith("phantom"):
         print("Phantoms are drawn, not medical data.")
-    if options.json:
-        write_json(Path(options.json), table)
+    write_json(Path(options.json or folder / "evaluation.json"), table)
     if options.markdown:
         Path(options.markdown).write_text(render.markdown(table), encoding="utf-8")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from data.asking import asked, fingerprint, load_split, load_tests, with_names
+from data.asking import Tests, asked, fingerprint, load_split, load_tests, with_names
 from data.example import VQAExample, columns
 from data.order import question_order
 from data.rows import BY_DESIGN, Skipped, summary
@@ -84,8 +84,7 @@ def train(config: Config, explains: bool = False) -> str:
         terms = reward_terms(config, judges)
     skipped: set[Skipped] = set()
     examples = load_split(config, "train", config.train_size, skipped)
-    validation = load_split(config, "val", config.val_size, skipped) if config.eval_every else []
-    validation = asked(validation, config.prompt)
+    validation = load_validation(config, skipped) if config.eval_every else {}
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)
     target = sft_target(config, examples)
@@ -204,14 +203,33 @@ def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAE
     return target
 
 
-def validate(policy: Policy, examples: Sequence[VQAExample], config: Config) -> dict[str, float]:
-    """Greedy scores on the validation split."""
+def load_validation(config: Config, skipped: set[Skipped]) -> Tests:
+    """The questions of --eval-every by modality: the one trained on, then the unseen.
+
+    All are on training images, those of an unseen modality on its own: nothing is learned of the
+    test. An unseen modality without such images is left out and named.
+    """
+    found = {config.modality: load_split(config, "val", config.val_size, skipped)}
+    for modality in config.ood_modalities:
+        of = replace(config, modality=modality)
+        try:
+            found[modality] = load_split(of, "val", config.val_size, skipped)
+        except UsageError as error:
+            print(f"train.py: {modality} is not validated: {error}", file=sys.stderr)
+    return {modality: asked(examples, config.prompt) for modality, examples in found.items()}
+
+
+def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, float]:
+    """Greedy scores on the validation questions, as val/accuracy; of unseen CT, val/CT/accuracy."""
     start = time.perf_counter()
     answers = partial(predict, policy, config)
-    scores = cell(list(in_batches(answers, Options().batch_size, examples)))
-    names = ("accuracy", "format_rate", "forced_choice")
-    seconds = time.perf_counter() - start
-    return {f"val/{name}": scores[name] for name in names} | {"time/validation": seconds}
+    found = {}
+    for modality, examples in validation.items():
+        scores = cell(list(in_batches(answers, Options().batch_size, examples)))
+        place = "val" if modality == config.modality else f"val/{modality}"
+        for name in ("accuracy", "format_rate", "forced_choice"):
+            found[f"{place}/{name}"] = scores[name]
+    return found | {"time/validation": time.perf_counter() - start}
 
 
 def is_phantom(config: Config) -> bool:

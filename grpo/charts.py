@@ -79,21 +79,24 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
             yield drawn(title, unit, lines)
 
 
-def accuracy(metrics: Sequence[Mapping[str, Any]], table: Mapping[str, Any]) -> Chart | None:
-    """Validation during training, and the test of base and trained policy by modality."""
-    names = {"val/accuracy": "validation", "val/forced_choice": "validation, forced choice"}
-    lines = [Line(label, series(metrics, name)) for name, label in names.items()]
-    last = max((_step(of) for of in metrics), default=0)
-    results = table.get("results") or {}
-    if {"base", "trained"} <= results.keys():
-        for modality, of in results["trained"].items():
-            ends = [results["base"][modality]["accuracy"], of["accuracy"]]
-            if None not in ends:
-                lines.append(Line(f"{modality} test", [(0, ends[0]), (last, ends[1])]))
-    lines = [line for line in lines if line.points]
-    if not lines:
-        return None
-    return drawn("Accuracy", "strict; of a test, base and trained", lines, marked=True)
+def accuracies(
+    metrics: Sequence[Mapping[str, Any]], table: Mapping[str, Any], trained_on: str
+) -> Iterator[Chart]:
+    """By modality: validation over training, and the test of base and trained policy."""
+    for title, figure in (("Accuracy", "accuracy"), ("Forced choice", "forced_choice")):
+        names = {f"val/{figure}": f"{trained_on}, trained on"}
+        for name in (name for of in metrics for name in of):
+            if name.startswith("val/") and name.endswith(f"/{figure}"):
+                names.setdefault(name, name[len("val/") : -len(f"/{figure}")])
+        lines = [Line(label, series(metrics, name)) for name, label in names.items()]
+        if lines := [line for line in lines if line.points]:
+            yield drawn(f"{title} by modality", "validation questions", lines, marked=True)
+    last, results = max((_step(of) for of in metrics), default=0), table.get("results") or {}
+    base, trained = (results.get(model, {}) for model in ("base", "trained"))
+    ends = {m: [base[m]["accuracy"], trained[m]["accuracy"]] for m in trained if m in base}
+    tests = [Line(m, [(0, a), (last, b)]) for m, (a, b) in ends.items() if None not in (a, b)]
+    if tests:
+        yield drawn("Test accuracy by modality", "strict, base and trained", tests, marked=True)
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:

@@ -30,8 +30,7 @@ def contents(run: Path) -> dict[str, Any]:
         remarks.insert(0, f"Cut off, or not finished: {done}, and no summary.json.")
     if not any((run / "trace").glob("step-*.json")):
         remarks.append("This run has no trace, so no step can be opened; train.py writes one.")
-    drawn = list(charts.curves(metrics))
-    with_tests = charts.accuracy(metrics, summary)
+    by_modality = charts.accuracies(metrics, summary, str(config.get("modality")))
     return {
         "name": run.resolve().name,
         "config": config,
@@ -41,7 +40,7 @@ def contents(run: Path) -> dict[str, Any]:
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
         "tiles": tiles(metrics, summary),
-        "charts": [with_tests, *drawn] if with_tests else drawn,
+        "charts": [*by_modality, *charts.curves(metrics)],
         "evaluations": evaluations,
         "remarks": remarks,
     }

@@ -110,13 +110,14 @@ def read(file: Path) -> Traced:
 def heading(traced: Traced) -> dict[str, Any]:
     """What is said of a step above its groups."""
     record, groups = traced.record, traced.record["groups"]
+    metrics = record.get("metrics") or {}
     updates = [record["updates"][u] for u in traced.updates]
     norms = updates[-1].get("grad_norm_by_layer") or {}
     layers = sorted(((k, x) for k, x in norms.items() if x is not None), key=lambda of: -of[1])
     return {
         "step": traced.step,
-        "metrics": record.get("metrics") or {},
-        "settings": record["settings"],
+        "metrics": metrics,
+        "times": [(k.removeprefix("time/"), x) for k, x in metrics.items() if k[:5] == "time/"],
         "groups": len(groups),
         "signal": sum(not group["zero_variance"] for group in groups),
         "updates": [(u + 1, of) for u, of in zip(traced.updates, updates, strict=True)],

@@ -46,7 +46,7 @@ class Options:
     question: str | None = _one(None, "The question.")
     options: str | None = _one(None, 'Its options, as "left;right".')
 
-    json: str | None = _out(None, "Also write the table to this file.")
+    json: str | None = _out(None, "File of the table (none: evaluation.json in the run).")
     markdown: str | None = _out(None, "Also write it to this file, as Markdown.")
     export_merged: str | None = _out(None, "Only write base and adapter, as one model, there.")
 

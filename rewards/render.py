@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Any
 
-from rewards.table import verdicts
-
 Line = tuple[str, list[str]]  # label, a cell a column
 WIDTH, LABEL = 21, 18
 
@@ -133,7 +131,7 @@ def _remarks(table: dict[str, Any]) -> list[str]:
         for modality, (same, asked) in table["coinciding"].items()
         if same
     ]
-    return same + verdicts(table)
+    return same + table["verdicts"]
 
 
 def _measured(found: dict[str, Any]) -> str:

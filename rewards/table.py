@@ -55,7 +55,7 @@ def tabulate(
                 arm: {name: control(arm, rows) for name, rows in of.items()}
                 for arm, of in {**asked, **(priors or {})}.items()
             }
-    return {
+    table = {
         "trained_on": trained_on,
         "chance": {
             m: fmean(1 / len(r["options"]) if r["options"] else 0.0 for r in headline(rows))
@@ -79,6 +79,7 @@ def tabulate(
             if MEASURES in arms
         },
     }
+    return table | {"verdicts": verdicts(table)}
 
 
 def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:

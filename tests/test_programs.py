@@ -99,6 +99,8 @@ def test_a_run_folder_holds_everything(folder):
     assert steps[0]["ratio/max"] == 1.0
     assert {"reward", "rewards/format/mean", "time/rollout", "memory/peak_mb"} <= steps[0].keys()
     assert ["val/accuracy" in step for step in steps] == [False, True, True]
+    assert {f"val/{m}{figure}" for m in ("", "CT/", "XRAY/") for figure in
+            ("accuracy", "format_rate", "forced_choice")} <= steps[1].keys()  # fmt: skip
     assert (folder / "skipped.jsonl").read_text() == ""
 
 
@@ -152,6 +154,8 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder
     mended = file.read_bytes()
     assert run("evaluate.py", "--run", str(copy), where=trained).returncode == 0
     assert file.read_bytes() == mended
+    kept = json.loads((copy / "evaluation.json").read_text())
+    assert kept == json.loads((tmp_path / "t.json").read_text())
 
 
 def test_batch_size_changes_no_answer(folder):

@@ -1,54 +1,181 @@
-"""The README's commands and figures about the code are true."""
+"""The README's commands run, shortened where they are long; its figures about the code are true.
+
+Those that do not run here are named in ONLY_CHECKED, each with the reason.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import runpy
 import shlex
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
+from PIL import Image
 
-from grpo import reproduce
-from grpo.config import Config
-from grpo.flags import parse_flags
-from grpo.options import Options
+from tests.data.conftest import OmniFolder
+from tests.rewards.encoder import make_encoder
+from tests.rewards.server import serving
+from tests.rewards.test_local import make_language_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for line in re.findall(r"^    .*?(python (?:-m )?\S+.*)$", TEXT, re.MULTILINE)
-    if "Next:" not in line
-]
+BLOCKS = re.findall(r"^    (?:pip .* && )?(python .*)$", TEXT, re.MULTILINE)
+INLINE = re.findall(r"`python\s([^`]+)`", TEXT)
+COMMANDS = [shlex.join(shlex.split(line, comments=True)[1:]) for line in BLOCKS]
+COMMANDS = list(dict.fromkeys([*COMMANDS, *(shlex.join(shlex.split(line)) for line in INLINE)]))
+
+BY_HAND = "run by hand: it writes the results that are kept beside it"
+ONLY_CHECKED = {  # how a command starts: why it is not run
+    "-m grpo.reproduce": "half an hour, or 2B weights: --dry-run; test_reproduce.py runs one",
+    "-m models.pretrain_phantom": "makes the shipped weights, in 50 minutes",
+    **dict.fromkeys(("tests/campaigns/", "tests/benchmarks/"), BY_HAND),
+}
+SHORT = "--steps 2 --eval-size 12 --recipe phantom --device cpu"
+SHORTENED = {
+    "train.py": SHORT,
+    "evaluate.py --metrics": "--eval-size 12 --device cpu --controls none",
+    "evaluate.py": "--eval-size 12 --device cpu",
+    "": "",
+}
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w], ids=" ".join)
-def test_every_train_command_is_understood(words: list[str]) -> None:
-    flags = [word for word in words[words.index("train.py") + 1 :] if word != "--explain"]
-    assert Config.from_flags(["--recipe", "phantom", *flags])
+def is_only_checked(command: str) -> bool:
+    return command.startswith(tuple(ONLY_CHECKED))
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if "evaluate.py" in w], ids=" ".join)
-def test_every_evaluate_command_is_understood(words: list[str]) -> None:
-    flags = words[words.index("evaluate.py") + 1 :]
-    assert Options(**parse_flags(Options, flags, "evaluate.py", ""))
+def call(command: str) -> None:
+    """`python COMMAND`, in this process."""
+    program, *flags = shlex.split(command)
+    name = flags.pop(0) if program == "-m" else str(ROOT / program)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *flags])
+        if program == "-m":
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if "grpo.reproduce" in w], ids=" ".join)
-def test_every_table_is_there(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    reproduce.main([*words[words.index("grpo.reproduce") + 1 :], "--dry-run"])
-
-    assert "steps" in capsys.readouterr().out
+def shortened(command: str) -> str:
+    more = next(of for start, of in SHORTENED.items() if command.startswith(start))
+    return f"{command} {more}"
 
 
-def test_each_kind_of_command_is_in_the_readme() -> None:
-    programs = {word for words in COMMANDS for word in words[1:3] if word != "-m"}
-    assert programs >= {"train.py", "evaluate.py", "grpo.report", "grpo.reproduce", "data.audit"}
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first command of the README has run, with all that others name."""
+    where = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        patch.setenv("XDG_CACHE_HOME", str(where / "cache"))
+        call(shortened(COMMANDS[0]))
+    assert list(where.glob("runs/*/summary.json"))
+    Image.effect_noise((64, 64), 50).save(where / "scan.png")
+    made = OmniFolder(where / "FOLDER")
+    made.write([made.row(i) for i in range(24)])
+    make_language_model(where / "JUDGE_FOLDER")
+    make_encoder(where / "ENCODER_FOLDER")
+    return where
+
+
+@pytest.fixture
+def judge() -> Iterator[str]:
+    with serving() as server:
+        yield server.url
+
+
+@pytest.fixture
+def do(place: Path, judge: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Runs a command in that folder; the judge is one of our own."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    return lambda command: call(command.replace("http://localhost:8000/v1", judge))
+
+
+def test_the_first_commands_are_those_of_ci_and_the_default_run() -> None:
+    first, second = re.findall(r"^    pip install -r requirements.txt && (.*)$", TEXT, re.MULTILINE)
+
+    assert second == "pytest"
+    assert COMMANDS[0] == first.removeprefix("python ")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS[1:] if not is_only_checked(c)])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_every_other_command_runs(
+    command: str, do: Callable[[str], None], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--tensorboard" in command and not importlib.util.find_spec("tensorboard"):
+        command = command.replace("--tensorboard", "")  # it is optional, and says so
+    if command.endswith("--help"):
+        with pytest.raises(SystemExit, match="0"):
+            do(command)
+    else:
+        do(shortened(command))
+
+    said = capsys.readouterr().out
+    expected = {
+        "--help": "--group-size",
+        "--explain": "A_1 = ",
+        "--image": "Not for clinical use.",
+        "--export-merged": "wrote my-model; no logit differs",
+        "train.py": "Next: python evaluate.py",
+        "evaluate.py": "base",
+        "-m grpo.report": "wrote runs/",
+        "-m data.audit": "majority letter",
+    }
+    assert next(words for sign, words in expected.items() if sign in command) in said
+    if "--out runs/mine" in command:
+        assert (place / "runs/mine/trace/step-000001.json").exists()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if is_only_checked(c)])
+def test_what_is_too_long_to_run_knows_its_flags(
+    command: str, do: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command.startswith("-m grpo.reproduce"):
+        do(f"{command} --dry-run")
+        assert "steps" in capsys.readouterr().out
+        return
+    program, *words = shlex.split(command.removeprefix("-m "))
+    file = ROOT / (program if "/" in program else f"{program.replace('.', '/')}.py")
+    if "ArgumentParser" not in file.read_text(encoding="utf-8"):
+        assert not words, "it takes no flags"
+        return
+    with pytest.raises(SystemExit, match="0"):
+        do(f"{file} --help")
+    told = capsys.readouterr().out
+    assert [word for word in words if word.startswith("--") and word not in told] == []
+
+
+def test_what_is_only_checked_is_in_the_readme() -> None:
+    for start in ONLY_CHECKED:
+        assert any(command.startswith(start) for command in COMMANDS), start
+    assert sum(not is_only_checked(command) for command in COMMANDS) >= 11
+
+
+def test_the_lines_for_pandas_read_a_run(place: Path) -> None:
+    pytest.importorskip("pandas", reason="metrics and trace are read by pandas where it is there")
+    run = min((place / "runs").glob("*-phantom-MRI-g8"))
+    (lines,) = re.findall(r"^    import pandas;(?:.*\n)+?(?=\n)", TEXT, re.MULTILINE)
+    (place / "lines.py").write_text(dedent(lines).replace("runs/mine", str(run)))
+    found = runpy.run_path(str(place / "lines.py"))
+
+    assert list(found["metrics"]["step"]) == [1, 2]
+    assert {"row", "weights", "old_logprobs"} <= set(found["tokens"].columns)
+    assert len(found["tokens"]) == found["step"]["logprobs"].shape[1]
 
 
 def test_files_that_are_named_are_there_and_as_long_as_it_says() -> None:
-    for file, lines in re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", TEXT, re.MULTILINE):
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \| (\d+) \|", TEXT, re.MULTILINE)
+    for file, lines, minutes in rows:
         assert (ROOT / file).read_text(encoding="utf-8").count("\n") == int(lines), file
+        assert int(minutes) == round(int(lines) / 15), file
+    (total,) = re.findall(r"(\d+) minutes, at 15 lines a minute", TEXT)
+    assert int(total) == sum(int(minutes) for _, _, minutes in rows) > 0
     named = re.findall(r"`((?:\w+/)+\w+\.py): (?:\w+\.)?(\w+)`", TEXT)
     assert len(named) >= 8
     for file, name in named:

@@ -109,6 +109,12 @@ def test_the_shade_of_a_value_is_its_level_and_sign() -> None:
     assert [inspector.shade("s", x) for x in (-9.0, 1.5)] == ["S4", "s2"]
 
 
+def test_a_step_says_what_it_took(whole: str) -> None:
+    text = re.sub("<[^>]+>", "", whole)
+
+    assert "rollout 0.3, update 0.3; most memory so far 851.5 MB" in text
+
+
 def test_a_curve_says_in_words_and_numbers_what_it_draws(whole: str) -> None:
     page = Page(whole)
     words = [of["aria-label"] for of in page.of("svg", "role")]
@@ -118,9 +124,21 @@ def test_a_curve_says_in_words_and_numbers_what_it_draws(whole: str) -> None:
     (length,) = (text for text in words if text.startswith("Completion length"))
     assert "min 3 at step 1" in length
     assert "between 2 and 6" in length
-    (accuracy,) = (text for text in words if text.startswith("Accuracy (strict"))
-    assert "CT test 0.05 at step 0, 0.7 at step 60" in accuracy
-    assert "validation 0.3 at step 20, 0.7 at step 60" in accuracy
+    (test,) = (text for text in words if text.startswith("Test accuracy by modality"))
+    assert "CT 0.05 at step 0, 0.7 at step 60" in test
+
+
+def test_each_modality_that_is_validated_has_a_line_that_needs_no_colour(whole: str) -> None:
+    words = [of["aria-label"] for of in Page(whole).of("svg", "role")]
+    (accuracy,) = (text for text in words if text.startswith("Accuracy by modality"))
+    figure = whole[whole.index("<b>Accuracy by modality</b>") :].partition("</figure>")[0]
+    dashes = re.findall(r'<polyline class="l\d" stroke-dasharray="([^"]+)"', figure)
+
+    assert "MRI, trained on 0.3 at step 20, 0.7 at step 60" in accuracy
+    assert "; CT 0.2 at step 20, 0.6 at step 60" in accuracy
+    assert len(set(dashes)) == len(dashes) == 3
+    legend = re.findall(r"</svg>([^<]+) <b>", figure)
+    assert legend == ["MRI, trained on", "CT", "XRAY"]
 
 
 def test_what_does_not_fit_is_left_out_and_counted(run: Path, whole: str) -> None:
@@ -235,8 +253,7 @@ def test_the_evaluation_stands_beside_its_controls(mine: Path) -> None:
     assert "foreign.json cannot be read" in made
     assert "72.0 [66.0, 78.0]" in made
     assert "30.0 [24.0, 36.0], n 240" in made
-    assert "XRAY: the control blank image scores 49.0" in made
-    assert "MRI: the control" not in made
+    assert "with a blank image it scores 49.0; trained&#39;s 50.0 there says little." in made
     assert "CT: 12 of 240 shuffled images" in made
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from grpo import sheets
-from rewards.table import over_seeds
+from rewards import render
+from rewards.table import over_seeds, tabulate
 from tests.grpo.runs import cell, summary
+from tests.rewards.test_table import rows
 
 
 def rows_of(table: dict) -> dict[str, list[str]]:
@@ -21,6 +25,18 @@ def test_means_over_seeds_stand_by_the_way_of_asking() -> None:
 
     assert rows["mean of 2 seeds"][0].startswith("66.0 [")  # of 0.72 and 0.6
     assert rows["mean of 2 seeds, direct"][0].startswith("40.0 [")
+
+
+def test_what_evaluate_py_says_of_a_blind_control_is_said_here() -> None:
+    arms = {"tests": {"MRI": rows(150, 200)}, "blank_image": {"MRI": rows(148, 200)}}
+    made = tabulate({"base": {"tests": {"MRI": rows(90, 200)}}, "trained": arms}, "MRI")
+    table = json.loads(json.dumps(made))
+    (sentence,) = sheets.evaluation("e.json", table).remarks
+
+    assert sentence == (
+        "MRI: with a blank image it scores 74.0; trained's 75.0 there says little about seeing."
+    )
+    assert sentence in render.text(table)
 
 
 def test_a_perplexity_is_no_share_whatever_it_is_of() -> None:

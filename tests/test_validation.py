@@ -1,0 +1,59 @@
+"""What --eval-every asks: every modality, each from its own training images, never the test's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import data
+import train
+from evaluate import predict
+from grpo.config import Config
+from models.opening import open_policy
+from tests.data.conftest import OmniFolder
+
+FORMS = {"MRI": "MR (Mag-netic Resonance Imaging)", "CT": "CT(Computed Tomography)"}
+
+
+@pytest.fixture
+def omni(tmp_path: Path) -> OmniFolder:
+    """60 MRI and 60 CT questions, each about an image of its own, and 2 X-ray ones."""
+    folder = OmniFolder(tmp_path / "omni")
+    numbers = {"MRI": range(60), "CT": range(60, 120)}
+    rows = [folder.row(i, modality_type=FORMS[m]) for m, of in numbers.items() for i in of]
+    rows += [folder.row(i, modality_type="X-Ray") for i in (120, 120)]
+    folder.write([row | {"question_id": f"q{i}"} for i, row in enumerate(rows)])
+    return folder
+
+
+def test_every_modality_is_validated_on_its_own_training_images(
+    omni: OmniFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(data=omni.spec, val_size=5, ood="CT,XRAY", data_seed=3)
+    found = train.load_validation(config, set())
+    splits = data.splits_of(omni.spec, 3)
+    whole = {"split": "test", "size": 60, "seed": 3}
+    drawn = [e for m in FORMS for e in data.load(omni.spec, m, **whole)]
+    tests = {image.key for e in drawn for image in e.images}
+
+    assert list(found) == ["MRI", "CT"]
+    for modality, examples in found.items():
+        assert {e.modality for e in examples} == {modality}
+        assert {splits[e.id] for e in examples} == {"val"}
+        assert not {image.key for e in examples for image in e.images} & tests
+    assert "XRAY is not validated: " in capsys.readouterr().err
+
+
+def test_the_figures_are_those_of_the_answers() -> None:
+    config = Config.from_flags(["--recipe", "phantom", "--device", "cpu", "--cache", "none"])
+    policy = open_policy(config, None)
+    asked = {m: data.load("phantom", m, split="val", size=12, seed=1) for m in ("MRI", "CT")}
+    found = train.validate(policy, asked, config)
+
+    for place, modality in (("val", "MRI"), ("val/CT", "CT")):
+        rows = predict(policy, config, asked[modality])
+        right = sum(row["forced_correct"] for row in rows) / len(rows)
+        assert found[f"{place}/forced_choice"] == pytest.approx(right)
+    assert found["val/forced_choice"] != found["val/CT/forced_choice"]
+    assert found["time/validation"] > 0
