@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from grpo.config import Config
-from grpo.loop import grpo
 from grpo.step import Step
 from models.policy import Policy
 from models.tree import Group
-from tests.grpo.cases import draw, reward
+from tests.grpo.cases import draw, reward, steps
 from tests.grpo.test_loop import at_each_update, gradients
 from tests.models import plain
 from tests.tiny import NoiseImage, Question
@@ -138,7 +137,7 @@ def watched(
     """Train, and of every update the weights and the gradient just before it."""
     seen: list[tuple[Tensor, Tensor]] = []
     with at_each_update(lambda _: seen.append((flat(policy), gradients(policy)))):
-        return list(grpo(policy, draw, reward, c)), seen
+        return list(steps(policy, draw, reward, c)), seen
 
 
 def step_gradients(policy: Policy, step: Step, c: Config, seen) -> Iterator[tuple[Tensor, Tensor]]:
