@@ -81,7 +81,7 @@ def load(
     listing = read(spec)
     there = of_modality(listing.examples, modality)
     if not there:
-        counts = Counter(example.modality for example in listing.examples).most_common()
+        counts = Counter(example.modality for example in listing.examples).most_common(20)
         has = ", ".join(f"{name} ({count})" for name, count in counts)
         raise UsageError(f"{spec} has no {modality} questions; choose from what it has: {has}")
     splits = splits_of(spec, seed)

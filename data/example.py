@@ -1,5 +1,7 @@
 """One question about images, closed or open: all that the rest of the project knows of data."""
 
+import math
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from PIL import Image, ImageOps
 from data.prompts import completion_text, user_text
 from data.scans import MAX_PIXELS, check_size, scan_reader
 from grpo.config import UsageError
+
+# Of all that Pillow opens, what images come in. EPS is a program: Ghostscript would run it.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000")
 
 
 class UnusableImage(UsageError):
@@ -46,7 +51,14 @@ class ImageFile:
         the package that reads such scans is not installed.
         """
         read = scan_reader(self.path) or read_picture
-        return decoded(str(self.path), lambda: read(self.path))
+        return decoded(str(self.path), lambda: read(_plain(self.path)))
+
+
+def _plain(path: Path) -> Path:
+    """The path of a plain file: a named pipe would be waited on for ever, a device never ends."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("not a plain file")
+    return path
 
 
 def decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
@@ -65,7 +77,7 @@ def decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
 
 def read_picture(file: Path | BinaryIO) -> Image.Image:
     """The upright image of a file, or of its bytes in a stream."""
-    with Image.open(file) as image:  # reads the header only
+    with Image.open(file, formats=FORMATS) as image:  # reads the header only
         check_size(image.height, image.width)
         return ImageOps.exif_transpose(image)
 
@@ -76,6 +88,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         # No format says how many of the 16 bits are used (12 is common): stretch the image's range.
         image = image.convert("F")
         low, high = image.getextrema()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("a pixel is not a finite number")
         scale = 255 / (high - low) if high > low else 0.0
         image = image.point(lambda value: value * scale + (-low * scale)).convert("L")
     elif "A" in image.getbands() or "transparency" in image.info:

@@ -115,8 +115,25 @@ def names_in(folder: str | Path) -> list[str]:
         return []
 
 
-def find_image(path: Any, root: str, listed: dict[str, set[str]]) -> ImageFile:
-    """The image at `path` under `root`. `listed` keeps the names in each directory met so far."""
+def links_out(folder: str, root: str) -> dict[str, bool]:
+    """The names of what lies in a folder, and whether each is or lies behind a link out of `root`.
+
+    Only links are looked into, so that a folder of 10,000 images costs one listing.
+    """
+
+    def leaves(path: str) -> bool:
+        return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+    try:
+        outside = leaves(folder)
+        with os.scandir(folder) as entries:
+            return {e.name: outside or (e.is_symlink() and leaves(e.path)) for e in entries}
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the path
+        return {}
+
+
+def find_image(path: Any, root: str, listed: dict[str, dict[str, bool]]) -> ImageFile:
+    """The image at `path` under `root`. `listed` keeps what `links_out` says of each directory."""
     if not isinstance(path, str) or not path:
         raise BadRow("image path is blank")
     full = os.path.normpath(os.path.join(root, path))
@@ -124,7 +141,9 @@ def find_image(path: Any, root: str, listed: dict[str, set[str]]) -> ImageFile:
         raise BadRow("image path leaves the data folder")
     folder, name = os.path.split(full)
     if folder not in listed:
-        listed[folder] = set(names_in(folder))
+        listed[folder] = links_out(folder, root)
     if name not in listed[folder]:
         raise BadRow("image is missing")
+    if listed[folder][name]:  # as ".." would
+        raise BadRow("image is a link that leaves the data folder")
     return ImageFile(Path(full))

@@ -44,7 +44,8 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     """The common form, with an answer given by letter replaced by the text it stands for."""
     options, answer = raw.get("options"), raw.get("answer")
     if isinstance(options, list) and isinstance(answer, str) and len(answer.strip()) == 1:
-        index = ascii_uppercase.find(answer.strip().upper())
+        letter = answer.strip() if answer.isascii() else ""  # the ligature st in capitals is ST
+        index = ascii_uppercase.find(letter.upper()) if letter else -1
         as_text = fold(answer) in [
             fold(str(option)) for option in options
         ]  # options ["B", "A"]: text wins

@@ -35,6 +35,8 @@ BY_DESIGN = NOT_ENGLISH, HELD_OUT = (
     "image is also in a held-out split",
 )
 UNLABELLED = "OTHER"  # the modality of rows that name none
+NOT_NUMBERS = (float("inf"), float("-inf"))  # nor is NaN, which is not equal to itself
+LONGEST_NAME = 60  # of a modality: files are named after it
 YES_NO = ("yes", "no")
 Split = Literal["train", "val", "test"]
 _SPLITS: dict[str, Split] = {
@@ -112,7 +114,7 @@ def read_files(
     root = Path(os.path.abspath(root))  # image keys must not depend on the working directory
     examples: list[VQAExample] = []
     skipped: list[Skipped] = []
-    listed: dict[str, set[str]] = {}
+    listed: dict[str, dict[str, bool]] = {}
     ids: set[str] = set()
     splits: dict[str, Split] = {}
     for file in files:
@@ -125,7 +127,7 @@ def read_files(
                 if not isinstance(raw, dict):
                     raise BadRow("row is not an object")
                 row = to_row(raw)
-                row_id = _text(row.get("id")) or f"{file.stem}#{number}"
+                row_id = _text(row.get("id")) or _text(f"{file.stem}#{number}")
                 while row_id in ids:  # ids key the splits and the draws
                     row_id += f"#{number}"
                 split = _split(row.get("split"))
@@ -135,6 +137,8 @@ def read_files(
                     splits[row_id] = split
             except BadRow as bad:
                 skipped.append(Skipped(str(bad), name, row_id))
+            except RecursionError:  # of a list in a list in a list, where a text should be
+                skipped.append(Skipped("row is nested too deep", name, row_id))
     return Listing(root, tuple(examples), tuple(skipped), splits)
 
 
@@ -148,7 +152,9 @@ def _until_broken(
         yield "", bad
 
 
-def _example(id: str, row: dict[str, Any], root: str, listed: dict[str, set[str]]) -> VQAExample:
+def _example(
+    id: str, row: dict[str, Any], root: str, listed: dict[str, dict[str, bool]]
+) -> VQAExample:
     """A row in the common form, checked. Raises `BadRow`."""
     question = _text(row.get("question"))
     if not question:
@@ -156,7 +162,7 @@ def _example(id: str, row: dict[str, Any], root: str, listed: dict[str, set[str]
     answer_type = _text(row.get("answer_type")).lower()
     answer = _answer(row.get("options"), row.get("answer"), answer_type)
     modality = modality_name(_text(row.get("modality")) or UNLABELLED)
-    if not modality:
+    if not modality or len(modality) > LONGEST_NAME:
         raise BadRow("modality is unknown")
     findings = row.get("findings")
     return VQAExample(
@@ -209,7 +215,7 @@ def _split(value: Any) -> Split | None:
     return _SPLITS.get(name)
 
 
-def _image(image: Any, root: str, listed: dict[str, set[str]]) -> ImageSource:
+def _image(image: Any, root: str, listed: dict[str, dict[str, bool]]) -> ImageSource:
     return image if isinstance(image, ParquetImage) else find_image(image, root, listed)
 
 
@@ -229,6 +235,6 @@ def _text(value: Any) -> str:
     """A JSON scalar as one line of valid Unicode; null is blank."""
     if value is None:
         return ""
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or value in NOT_NUMBERS or value != value:
         raise BadRow("a text field is not text")
     return " ".join(str(value).split()).encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ questions, groups of its training images are set apart for them.
 
 import hashlib
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -66,7 +67,7 @@ def copies(images: Iterable[ImageSource]) -> list[list[str]]:
 def same_content(paths: Sequence[str]) -> list[list[str]]:
     """The sets of two or more files with equal bytes. Most are told apart without reading all."""
     sets = [list(paths)]
-    for key in (os.path.getsize, _tail, sha256_of):
+    for key in (_size, _tail, sha256_of):
         sets = [part for paths in sets for part in _parts(paths, key) if len(part) > 1]
     return sets
 
@@ -79,6 +80,14 @@ def _parts(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[list[st
         except OSError:  # an unreadable file shares nothing; it is reported when it is drawn
             continue
     return list(parts.values())
+
+
+def _size(path: str) -> int:
+    """The size of a plain file; to read of anything else, such as a named pipe, may never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a plain file")
+    return status.st_size
 
 
 def _tail(path: str) -> bytes:
@@ -209,5 +218,5 @@ def _is_damaged(image: ImageSource) -> bool:
 
 def _unit(*name: object) -> float:
     """A number in [0, 1) that is a function of `name` alone, on every machine and Python."""
-    digest = hashlib.sha256("\0".join(map(str, name)).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, name)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -239,10 +239,10 @@ class Config:
     def load(cls, path: str | Path) -> Config:
         """Read what `save` wrote. Raises UsageError for a missing, foreign or newer file."""
         try:
-            values = dict(json.loads(Path(path).read_text(encoding="utf-8"))["config"])
+            values = {**json.loads(Path(path).read_text(encoding="utf-8"))["config"]}
         except OSError:
             raise UsageError(f"{path}: cannot be read; name the folder of a run") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(f"{path}: not the config.json of a run; name another run") from None
         return cls.from_dict(values, where=str(path))
 

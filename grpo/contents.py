@@ -55,7 +55,7 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
         try:
             step = dict(json.loads(line))
             found.append(step | {"step": int(step["step"])})
-        except (*DAMAGED, OverflowError):
+        except DAMAGED:
             broken.append(i)
     remarks = [] if found else ["metrics.jsonl holds no step, so there are no curves."]
     if broken == [len(lines) - 1]:

@@ -27,6 +27,8 @@ BOUNDS = {
     "lt": (operator.lt, "less than"),
 }
 EXPECTED = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+LARGEST = 2**53  # whole numbers beyond it are no count of anything, and no float holds them
+LONGEST_LINE = 2005
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -46,11 +48,21 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
         print(f"{prog}: {error.filename or 'output'}: {error.strerror}; {remedy}", file=sys.stderr)
         raise SystemExit(2) from None
     except (UsageError, *also) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def one_line(text: str) -> str:
+    """A message as a terminal may have it, whatever it quotes of a file: one line, not without end.
+
+    >>> one_line("question a\\x1b[2J\\nb: is blank")
+    'question a [2J b: is blank'
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= LONGEST_LINE else f"{line[:1000]} ... {line[-1000:]}"
 
 
 def option(group: str, default: Any, help: str, **bounds: float) -> Any:
@@ -73,7 +85,7 @@ def check_options(options: Any) -> None:
         kind, choices, optional = _kind(hints[field.name])
         if value is None and optional:
             continue
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= LARGEST:
             value = float(value)
             object.__setattr__(options, field.name, value)  # the dataclass is frozen
         _check(field, value, kind, choices)
@@ -83,9 +95,11 @@ def _check(field: dataclasses.Field[Any], value: Any, kind: type, choices: Seque
     what = f"{flag(field.name)} {value}"
     if choices and value not in choices:
         raise UsageError(f"{what}: unknown choice; use one of {', '.join(choices)}")
-    # type() and not isinstance, because True is an int to isinstance
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    fits = type(value) is kind  # and not isinstance, because True is an int to isinstance
+    if not fits or (kind is float and not math.isfinite(value)) or (kind is str and "\0" in value):
         raise UsageError(f"{what}: expected {EXPECTED[kind]}, such as {shown(field.default)}")
+    if kind is int and abs(value) > LARGEST:
+        raise UsageError(f"{what}: too large; use one such as {shown(field.default)}")
     for bound, limit in field.metadata["bounds"].items():
         holds, words = BOUNDS[bound]
         if not holds(value, limit):
@@ -176,7 +190,7 @@ def steps_in(text: str, steps: int) -> frozenset[int]:
     """
     if text == "auto":
         return frozenset({*range(every := -(-steps // 20), steps, every), steps})
-    if not all(word.strip().isdecimal() for word in text.split(",")):
+    if not all(word.strip().isdecimal() and len(word) < 20 for word in text.split(",")):
         raise UsageError(f"--trace-steps {text}: give steps, as 1,2,50; or auto, or 0 for none")
     return frozenset(map(int, text.split(","))) - {0}
 

@@ -25,7 +25,7 @@ IMAGE_BYTES = 300_000  # a larger image is left out
 PNG = b"\x89PNG\r\n\x1a\n"
 # What a damaged file may raise while it is read.
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-DAMAGED += (SafetensorError,)
+DAMAGED += (ArithmeticError, SafetensorError)
 
 # Letter of the CSS class, name, what it is, and from where on a token is shaded 1, 2, 3 and 4.
 QUANTITIES = (
@@ -101,7 +101,7 @@ def read(file: Path) -> Traced:
     traced = Traced(
         json.loads(file.read_text(encoding="utf-8")), load_file(file.with_suffix(".safetensors"))
     )
-    whole = [traced.step, traced.updates, traced.shares, traced.clipped, traced.has_reference]
+    whole = [traced.step, traced.updates, traced.shares, traced.clipped, heading(traced)]
     if not whole[1] or not isinstance(traced.record["groups"], list):
         raise ValueError(f"{file}: no update or no groups")
     return traced

@@ -15,18 +15,24 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import math
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from . import charts, inspector
 from .contents import contents
-from .flags import check_file, check_options, exit_on_usage_error, option, parse_flags
+from .flags import (
+    UsageError,
+    check_file,
+    check_options,
+    exit_on_usage_error,
+    option,
+    parse_flags,
+)
 from .inspector import DAMAGED, Traced
 from .run import newest_run
 
@@ -63,8 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def page(run: Path, most_bytes: int) -> str:
     """The page of a run folder, of about `most_bytes` at most; groups that do not fit are counted.
 
-    Raises UsageError where `run` is no run folder.
+    Raises UsageError where `run` is no run folder, or so damaged that nothing can be shown.
     """
+    try:
+        return _page(run, most_bytes)
+    except UsageError:
+        raise
+    except (*DAMAGED, TemplateError) as error:
+        problem = f"a file of it holds what no run writes ({type(error).__name__}: {error})"
+        raise UsageError(f"{run}: {problem}; mend that file, or take it away") from None
+
+
+def _page(run: Path, most_bytes: int) -> str:
     told = contents(run)
     steps, remarks = inspector.traced_steps(run)
     told["remarks"] += remarks
@@ -121,7 +137,7 @@ def make_environment() -> Environment:
 
 
 def _number(x: Any) -> str:
-    finite = isinstance(x, int | float) and math.isfinite(x)
+    finite = isinstance(x, int | float) and abs(x) <= sys.float_info.max  # NaN is not, either
     return charts.number(x) if finite else "-"
 
 

@@ -63,7 +63,8 @@ class Chat:
         return (ids >= len(self.tokenizer)) | torch.isin(ids, vision)
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is special."""
+        """Ids of a text in which nothing is special; half of a surrogate pair becomes "?"."""
+        text = text.encode("utf-8", "replace").decode()
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return ids["input_ids"]
 
@@ -94,9 +95,15 @@ class Chat:
         """The template around the user's text: (head, before, after, tail), split at the special
         tokens nearest to it."""
         content = [{"type": "image"}] * images + [{"type": "text", "text": PLACE}]
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            chat = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of its own and may raise anything
+            raise UsageError(
+                f"the chat template of {self.tokenizer.name_or_path} fails ({error}); use an "
+                "-Instruct model, which has Qwen2-VL's own template"
+            ) from None
         if chat.count(PLACE) != 1 or chat.count(IMAGE_PAD) != images:
             raise UsageError(
                 f"the chat template of {self.tokenizer.name_or_path} does not write {images} "

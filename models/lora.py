@@ -34,7 +34,8 @@ WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "bas
 # What changes the formula above; an adapter that uses any of it is not ours to train further.
 PLAIN = {
     "use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {},
-    "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False,
+    "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False, "use_qalora": False,
+    "alora_invocation_tokens": None,
 }  # fmt: skip
 
 
@@ -105,8 +106,8 @@ def read_config(folder: Path) -> tuple[int, int]:
         )
     try:
         config = json.loads((folder / CONFIG).read_text())
-        kind, r, alpha = config["peft_type"], int(config["r"]), int(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
+        kind, r, alpha = str(config["peft_type"]), int(config["r"]), int(config["lora_alpha"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"adapter {folder}: damaged {CONFIG} ({error!r}); save it again") from None
     odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]
     if kind != "LORA" or odd:
@@ -132,7 +133,7 @@ def read(model: PeftModel, folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
         made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
         expected = made_for.get("fingerprint") or fingerprint(model)
-    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"adapter {folder}: damaged ({error}); save it again") from None
     target = weights(model)
     shapes = {name: tuple(p.shape) for name, p in target.items()}
@@ -144,6 +145,11 @@ def read(model: PeftModel, folder: Path) -> None:
         raise UsageError(
             f"adapter {folder}: was trained on another base ({name}) than "
             f"{own.base_model_name_or_path}; use --model with its own base"
+        )
+    if bad := [n for n, t in tensors.items() if not (t.is_floating_point() and t.isfinite().all())]:
+        raise UsageError(
+            f"adapter {folder}: {len(bad)} of its weights hold what is no finite number ({bad[0]}, "
+            "...); train it again"
         )
     _copy(tensors, target)
 

@@ -128,9 +128,11 @@ class VisionCache:
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 t, h, w = file.get_tensor("grid").tolist()
-                return file.get_tensor("features"), (t, h, w)
-        except (OSError, SafetensorError, ValueError):
+                features = file.get_tensor("features")
+        except (OSError, SafetensorError, ValueError, TypeError):
             return None  # damaged: computed and written again
+        whole = features.ndim == 2 and len(features) * self.processor.merge_size**2 == t * h * w
+        return (features, (t, h, w)) if whole else None
 
     def _write(self, name: str, features: Tensor, grid: Grid) -> None:
         """Write beside the place and rename: a reader or a crash never sees half a file."""
