@@ -2,6 +2,7 @@
 
     python train.py --modality MRI --group-size 8
     python train.py --explain           one step, in the paper's equations
+    python train.py --dry-run           what memory it takes, and what fits
     python train.py --help
 
 Flags make a configuration, the configuration makes data, policy and rewards, and grpo/loop.py does
@@ -27,7 +28,7 @@ from data.order import question_order
 from data.rows import BY_DESIGN, Skipped, summary
 from data.showing import described
 from data.splits import constant_answers, has_constant_answer
-from data.variety import varied
+from data.variety import in_all_ways, varied
 from evaluate import ask, in_batches, predict
 from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.explain import explanation, one_step
@@ -40,6 +41,7 @@ from grpo.run import check_out, new_run, peak_memory, starting_adapter, write_js
 from grpo.screen import hushed
 from grpo.sft import sft
 from grpo.trace import write_trace
+from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.opening import open_policy, starting_model
 from models.policy import Policy
 from rewards.figures import cell
@@ -54,16 +56,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     explains = "--explain" in words  # no setting of a run: it makes none
+    words, memory = memory_flags(words)
     config = with_names(Config.from_flags(one_step(words) if explains else words))
     with hushed(config.quiet):
-        last_words = train(config, explains)
+        last_words = train(config, explains, memory)
     print(last_words)
 
 
-def train(config: Config, explains: bool = False) -> str:
+def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKED) -> str:
     """Data, policy and rewards from the settings, the steps, the table; and what to say at the end.
 
-    With `explains`, the first step is all there is, and a text about it.
+    With `explains`, the first step is all there is, and a text about it; in a dry run, the plan of
+    its memory.
     """
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
@@ -81,15 +85,20 @@ def train(config: Config, explains: bool = False) -> str:
     say_of_data(config, examples, tests, skipped)
     target = sft_target(config, examples)
     policy = open_policy(config, starting_adapter(config))
-    draw = question_order(examples, config.seed, config.prompts_per_step)
-    draw = varied(draw, config.seed, config.ways, config.shuffle_options)
+    plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
+    draw = varied(
+        question_order(examples, config.seed, config.prompts_per_step),
+        config.seed,
+        config.ways,
+        config.shuffle_options,
+    )
     optimizer = adamw(policy.parameters(), config)
     if config.method == "sft":
         steps = sft(policy, optimizer, draw, target, config)
     else:
         steps = grpo(policy, optimizer, draw, reward_function(terms), config)
-    if explains:
-        return explanation(policy, next(steps), config, described)
+    if explains or memory.dry_run:
+        return plan or explanation(policy, next(steps), config, described)
     run = new_run(config, resolved(policy))
     lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
     (run / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
