@@ -2,6 +2,7 @@
 
     python train.py --modality MRI --group-size 8
     python train.py --explain           one step, in the paper's equations
+    python train.py --dry-run           what memory it takes, and what fits
     python train.py --help
 
 Flags make a configuration, the configuration makes data, policy and rewards, and grpo/loop.py does
@@ -13,23 +14,31 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rewards
-from data.asking import Tests, asked, fingerprint, load_split, load_tests, with_names
+from data.asking import (
+    Tests,
+    fingerprint,
+    load_split,
+    load_tests,
+    load_validation,
+    say_of_data,
+    with_names,
+)
 from data.example import VQAExample, columns
 from data.order import question_order
-from data.rows import BY_DESIGN, Skipped, summary
+from data.rows import Skipped
 from data.showing import described
-from data.splits import constant_answers, has_constant_answer
-from data.variety import varied
+from data.targets import sft_target
+from data.variety import in_all_ways, varied
 from evaluate import ask, in_batches, predict
 from grpo.checkpoint import Keeper, cut_back, origin, restore, save_adapter
-from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
+from grpo.config import Config, cache_folder, exit_on_usage_error
 from grpo.explain import explanation, one_step
 from grpo.follow import follow
 from grpo.loop import grpo
@@ -43,6 +52,7 @@ from grpo.screen import hushed
 from grpo.sft import sft
 from grpo.step import Step
 from grpo.trace import write_trace
+from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.opening import open_policy, starting_model
 from models.policy import Policy
 from rewards.figures import cell
@@ -57,20 +67,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     explains = "--explain" in words  # no setting of a run: it makes none
+    words, memory = memory_flags(words)
     config = with_names(Config.from_flags(one_step(words) if explains else words))
     try:
         with hushed(config.quiet):
-            last_words = train(config, explains)
+            last_words = train(config, explains, memory)
     except Halted as halt:
         print(f"train.py: {halt}; go on with: {going_on(words, halt.run)}", file=sys.stderr)
         raise SystemExit(halt.code) from None
     print(last_words)
 
 
-def train(config: Config, explains: bool = False) -> str:
+def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKED) -> str:
     """Data, policy and rewards from the settings, the steps, the table; and what to say at the end.
 
-    With `explains`, the first step is all there is, and a text about it.
+    With `explains`, the first step is all there is, and a text about it; in a dry run, the plan of
+    its memory.
     """
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
@@ -91,6 +103,7 @@ def train(config: Config, explains: bool = False) -> str:
     adapter = starting_adapter(config)
     begun_with = origin(fingerprint(examples), adapter)
     policy = open_policy(config, adapter)
+    plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
     optimizer = adamw(policy.parameters(), config)
     if point.checkpoint:
         started -= restore(point.checkpoint, policy, optimizer, begun_with)
@@ -100,8 +113,8 @@ def train(config: Config, explains: bool = False) -> str:
         steps = sft(policy, optimizer, draw, target, config, point.step)
     else:
         steps = grpo(policy, optimizer, draw, reward_function(terms), config, point.step)
-    if explains:
-        return explanation(policy, next(steps), config, described)
+    if explains or memory.dry_run:
+        return plan or explanation(policy, next(steps), config, described)
     run = run_folder(config, policy, point.run)
     if point.run:
         cut_back(run, point.checkpoint, config.steps)
@@ -146,28 +159,6 @@ def watch(
         write_trace(run / "trace", this, config, described, policy.chat.pieces)
 
 
-def say_of_data(
-    config: Config,
-    examples: Sequence[VQAExample],
-    tests: Mapping[str, Sequence[VQAExample]],
-    skipped: set[Skipped],
-) -> None:
-    """What to know of the data before training. With --strict, a bad row is the end of it."""
-    faults = [row for row in skipped if row.reason not in BY_DESIGN]
-    if faults and config.strict:
-        first = min(faults, key=lambda row: (row.file, row.row))
-        where = f"the first is {first.row or 'all'} of {first.file}: {first.reason}"
-        raise UsageError(f"--strict: {summary(faults)}; {where}; mend them, or leave --strict out")
-    if skipped:
-        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
-    if tests and (constant := constant_answers(examples)):
-        counts = ", ".join(
-            f"{sum(has_constant_answer(e, constant) for e in test)} of {len(test)} {modality}"
-            for modality, test in tests.items()
-        )
-        print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)
-
-
 def reward_terms(config: Config, judges: Sequence[Judge | Encoder]) -> list[rewards.Reward]:
     """The rewards of --reward, those of judges among them; says where a rule stands in for one."""
     judged = judged_rewards(judges)
@@ -184,39 +175,6 @@ def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
         return rewards.score(terms, [e.prompt for e in examples], texts, columns(examples))
 
     return reward
-
-
-def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
-    """What the supervised baseline imitates: the label alone, or (privileged) reasoning too."""
-    reasons = config.sft_target == "reasoning"
-    if config.method == "sft" and reasons and config.ways == ("direct",):
-        raise UsageError("--sft-target reasoning: the questions ask for none; use answer")
-    without = [example.id for example in examples if not example.reasoning]
-    if config.method == "sft" and reasons and without:
-        problem = f"{len(without)} questions have no reference reasoning, {without[0]} first"
-        raise UsageError(f"--sft-target reasoning: {problem}; use answer")
-
-    def target(example: VQAExample) -> str:
-        thought = example.reasoning if reasons else ""
-        return example.completion(None if example.asked == "direct" else thought)
-
-    return target
-
-
-def load_validation(config: Config, skipped: set[Skipped]) -> Tests:
-    """The questions of --eval-every by modality: the one trained on, then the unseen.
-
-    All are on training images, those of an unseen modality on its own: nothing is learned of the
-    test. An unseen modality without such images is left out and named.
-    """
-    found = {config.modality: load_split(config, "val", config.val_size, skipped)}
-    for modality in config.ood_modalities:
-        of = replace(config, modality=modality)
-        try:
-            found[modality] = load_split(of, "val", config.val_size, skipped)
-        except UsageError as error:
-            print(f"train.py: {modality} is not validated: {error}", file=sys.stderr)
-    return {modality: asked(examples, config.prompt) for modality, examples in found.items()}
 
 
 def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, float]:

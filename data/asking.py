@@ -10,8 +10,8 @@ import data
 from data.controls import blank_image, coincidences, permuted_options, shuffled_images
 from data.example import VQAExample
 from data.prior import MajorityLetter, OptionsPrior
-from data.rows import Skipped, modality_name
-from data.splits import has_constant_answer
+from data.rows import BY_DESIGN, Skipped, modality_name, summary
+from data.splits import constant_answers, has_constant_answer
 from grpo.config import Config, UsageError, names_in
 
 Tests = dict[str, list[VQAExample]]  # modality -> questions
@@ -143,3 +143,41 @@ def _row(example: VQAExample, correct: float) -> dict[str, Any]:
         "constant": example.constant,
         "correct": correct,
     }
+
+
+def load_validation(config: Config, skipped: set[Skipped]) -> Tests:
+    """The questions of --eval-every by modality: the one trained on, then the unseen.
+
+    All are on training images, those of an unseen modality on its own: nothing is learned of the
+    test. An unseen modality without such images is left out and named.
+    """
+    found = {config.modality: load_split(config, "val", config.val_size, skipped)}
+    for modality in config.ood_modalities:
+        of = replace(config, modality=modality)
+        try:
+            found[modality] = load_split(of, "val", config.val_size, skipped)
+        except UsageError as error:
+            print(f"train.py: {modality} is not validated: {error}", file=sys.stderr)
+    return {modality: asked(examples, config.prompt) for modality, examples in found.items()}
+
+
+def say_of_data(
+    config: Config,
+    examples: Sequence[VQAExample],
+    tests: Tests,
+    skipped: set[Skipped],
+) -> None:
+    """What to know of the data before training. With --strict, a bad row is the end of it."""
+    faults = [row for row in skipped if row.reason not in BY_DESIGN]
+    if faults and config.strict:
+        first = min(faults, key=lambda row: (row.file, row.row))
+        where = f"the first is {first.row or 'all'} of {first.file}: {first.reason}"
+        raise UsageError(f"--strict: {summary(faults)}; {where}; mend them, or leave --strict out")
+    if skipped:
+        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
+    if tests and (constant := constant_answers(examples)):
+        counts = ", ".join(
+            f"{sum(has_constant_answer(e, constant) for e in test)} of {len(test)} {modality}"
+            for modality, test in tests.items()
+        )
+        print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)

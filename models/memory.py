@@ -1,0 +1,233 @@
+"""What a run will hold in memory, by arithmetic on the shapes of its model: before it runs.
+
+What stays through a run, plus the larger of its two halves:
+
+    standing   parameters, adapters with gradients and moments; on a CPU features and the process
+    sampling   KV cache of B x G rows, and a batch of prompts or the logits of every row
+    update     activations of the largest pass, and the head's chunk or one layer at work
+
+The reference pass keeps nothing for a backward pass and the tower sees one image at a time: both
+are always below the update. models/probe.py measures the same, and the tests count every byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from models import law, sampling, vision
+
+MB = 2**20
+MOST = 4096  # the largest G or B that is looked for
+LORA_LINEARS = 7  # of a layer
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model as far as memory goes. Bytes, but for the counts of the first two lines."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_width: int  # of the keys of a token in one layer
+    vocabulary: int  # rows of the head
+    rank: int
+    itemsize: int  # of the base's dtype
+    language_model: int  # with its embedding
+    head: int  # 0 where it is the embedding
+    tower: int
+    adapters: int  # trainable, float32
+    reference: int  # a frozen copy of them, where the run starts from an adapter
+    token_budget: int  # of a pass, see Policy.passes
+    checkpointing: bool
+    on_cpu: bool  # where features are kept and the process counts
+    process: int = 0  # interpreter, libraries and tokenizer; on a CPU
+
+
+@dataclass(frozen=True)
+class Work:
+    """The largest step: B prompts, each the longest, with G completions of full length. B is one
+    process's share where there are several."""
+
+    prompt: int  # tokens, those of images included
+    image_tokens: int
+    completion: int
+    group_size: int
+    prompts_per_step: int
+    samples: bool = True  # no: supervised
+    images: int = 0  # whose features will be kept
+
+
+class Plan(NamedTuple):
+    """Bytes by name. Of a phase's last two parts only one is there at a time."""
+
+    standing: dict[str, int]
+    sampling: dict[str, int]
+    update: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once."""
+        return sum(self.standing.values()) + max(held(self.sampling), held(self.update))
+
+
+def held(phase: dict[str, int]) -> int:
+    """The peak of a phase: what it holds all along, and the larger of its last two parts."""
+    *all_along, first, second = phase.values()
+    return sum(all_along) + max(first, second)
+
+
+def sizes_of(policy: Any, process: int = 0) -> Sizes:
+    """The sizes of a Policy (models/policy.py)."""
+    base, text = policy.model.get_base_model(), policy.language_model.config
+    adapters = sum(parameter.nbytes for parameter in policy.parameters())
+    known = {id(parameter) for parameter in policy.language_model.parameters()}
+    return Sizes(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_width=text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
+        vocabulary=len(policy.banned),
+        rank=policy.model.peft_config["default"].r,
+        itemsize=policy.dtype.itemsize,
+        language_model=_frozen_bytes(policy.language_model),
+        head=0 if id(policy.head.weight) in known else policy.head.weight.nbytes,
+        tower=_frozen_bytes(base.model.visual),
+        adapters=adapters,
+        reference=adapters if "reference" in policy.model.peft_config else 0,
+        token_budget=policy.token_budget,
+        checkpointing=policy.checkpointing,
+        on_cpu=policy.device.type == "cpu",
+        process=process,
+    )
+
+
+def _frozen_bytes(module: nn.Module) -> int:
+    named = module.named_parameters()
+    return sum(parameter.nbytes for name, parameter in named if "lora_" not in name)
+
+
+def plan(sizes: Sizes, work: Work) -> Plan:
+    """The memory of the largest step, part by part."""
+    features = work.images * work.image_tokens * sizes.hidden * sizes.itemsize
+    standing = {
+        "language model": sizes.language_model,
+        "head": sizes.head,
+        "vision tower": sizes.tower,
+        "adapters": sizes.adapters + sizes.reference,
+        "gradients": sizes.adapters,
+        "optimizer moments": 2 * sizes.adapters,
+        "image features": min(features, vision.MEMORY_LIMIT) if sizes.on_cpu else 0,
+        "process": sizes.process,
+    }
+    update = update_bytes(sizes, work, *largest_pass(sizes, work))
+    return Plan(standing, sampling_bytes(sizes, work), update)
+
+
+def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
+    """KV cache, and either a batch of prompts on their way in or the logits of all rows."""
+    if not work.samples:
+        return {"KV cache": 0, "prompts": 0, "logits": 0}
+    rows = work.prompts_per_step * work.group_size
+    a_layer = 2 * rows * sizes.kv_width * (work.prompt + work.completion) * sizes.itemsize
+    batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
+    # The MLP's gate, its up projection with LoRA's, and their sum; streams beside them.
+    width = 4 * sizes.intermediate + 6 * sizes.hidden
+    return {
+        "KV cache": sizes.layers * a_layer,
+        "prompts": batch * work.prompt * width * sizes.itemsize + a_layer + lowered(sizes),
+        # Float32, and twice float64 for the cumulative sum.
+        "logits": 20 * rows * sizes.vocabulary + lowered(sizes),
+    }
+
+
+def passes(sizes: Sizes, work: Work) -> Iterator[tuple[int, int]]:
+    """(rows, their length) of the passes that a step can have, see models/tree.py: plan_passes.
+
+    Rows are of all lengths up to that of the longest prompt with G full completions: several
+    shorter ones, which fill the budget, may be more than the longest, which goes alone.
+    """
+    longest = work.prompt + work.group_size * (work.completion - 1)
+    yield 1, longest
+    for rows in range(2, work.prompts_per_step + 1):
+        length = min(longest, sizes.token_budget // rows)
+        if length <= work.prompt:
+            break
+        yield rows, length
+
+
+def largest_pass(sizes: Sizes, work: Work) -> tuple[int, int]:
+    """(rows, their length) of the pass that holds most."""
+    return max(passes(sizes, work), key=lambda of: held(update_bytes(sizes, work, *of)))
+
+
+def update_bytes(sizes: Sizes, work: Work, rows: int, length: int) -> dict[str, int]:
+    """What a pass holds, forward and backward."""
+    # The first token of a completion is predicted by the prompt, so it is none of the row's.
+    drawn = rows * (length - work.prompt + work.group_size)
+    return {
+        "activations": activations(sizes, rows, length, sizes.checkpointing),
+        # Backward holds four at once: the logits again, their gradient, and a softmax in two steps.
+        "head's chunk": 4 * 4 * min(drawn, head_rows(sizes)) * sizes.vocabulary,
+        "layer at work": layer_at_work(sizes, rows, length),
+    }
+
+
+def activations(sizes: Sizes, rows: int, length: int, checkpointing: bool) -> int:
+    """Bytes that a pass of `rows` rows keeps for its backward pass; checkpointed, layers' inputs.
+
+    Both without the head's chunk, which is always recomputed.
+    """
+    tokens, stream = rows * length, sizes.hidden * sizes.itemsize
+    a_layer = stream * tokens if checkpointing else saved_by_layer(sizes, rows, length)
+    return sizes.layers * a_layer + tokens * stream + lowered(sizes)
+
+
+def saved_by_layer(sizes: Sizes, rows: int, length: int) -> int:
+    """Bytes that autograd keeps of one layer. Base weights are frozen: of what goes into a linear,
+    only LoRA's A needs it."""
+    h, i, item = sizes.hidden, sizes.intermediate, sizes.itemsize
+    norms = 2 * (4 * h + 4)  # float32 always: the input, and its root mean square
+    # In float32 q, k and v share one input, gate and up another, and o's is what attention gave.
+    # In bfloat16 each LoRA casts to float32 and autocast back: a copy for each of the seven.
+    inputs = item * (2 * h if item == 4 else 6 * h) + item * i
+    attention = item * 4 * h + 4 * sizes.heads  # q, k and v of all heads, output; log-sum-exp
+    mlp = item * 3 * i  # gate, its SiLU, up
+    mask = item * length  # the boolean mask, made additive in every layer
+    lora = item * LORA_LINEARS * sizes.rank
+    return rows * length * (norms + inputs + attention + mlp + mask + lora)
+
+
+def layer_at_work(sizes: Sizes, rows: int, length: int) -> int:
+    """Bytes that come and go while a layer runs: 8 for each of its widest activations, be it two
+    float32 gradients or casts between bfloat16 and float32. Checkpointed, what the layer keeps."""
+    again = saved_by_layer(sizes, rows, length) if sizes.checkpointing else 0
+    return again + 8 * rows * length * sizes.intermediate
+
+
+def lowered(sizes: Sizes) -> int:
+    """Copies of the adapters in the base's dtype, as the passes compute in it."""
+    return 0 if sizes.itemsize == 4 else sizes.adapters * sizes.itemsize // 4
+
+
+def head_rows(sizes: Sizes) -> int:
+    """Most completion tokens that go through the head at once."""
+    return max(1, law.HEAD_LOGITS // sizes.vocabulary)
+
+
+def largest(sizes: Sizes, work: Work, name: str, limit: int) -> int:
+    """The largest `group_size` or `prompts_per_step` that fits `limit` bytes; 0: not even one."""
+
+    def fits(value: int) -> bool:
+        return plan(sizes, replace(work, **{name: value})).peak <= limit
+
+    low, high = 0, MOST + 1  # what fits and what does not: memory only grows with either
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
