@@ -25,6 +25,7 @@ from data import asking
 from data.asking import Tests, fingerprint, load_tests, with_names
 from data.example import ImageFile, VQAExample
 from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
+from grpo.distributed import by_all, processes, rank, world
 from grpo.flags import names_in, parse_flags
 from grpo.options import Options
 from grpo.recipes import RECIPES
@@ -66,25 +67,29 @@ def measure(
 ) -> dict[str, list[Row]]:
     """The figures of --metrics for each answered question, written to files with all reasons."""
     found = {}
+    grade = partial(graded, names=options.measured, judges=judges)
+    likelihood = partial(reference_nll, policy, batch_size=options.batch_size)
     for name, examples in tests.items():
-        found[name] = graded(answers[name], examples, options.measured, judges)
+        found[name] = by_all(grade, answers[name], examples)
         if "perplexity" in options.measured:
-            losses = reference_nll(policy, examples, options.batch_size)
+            losses = by_all(likelihood, examples)
             found[name] = [row | loss for row, loss in zip(found[name], losses, strict=True)]
         lines = "".join(json.dumps(row) + "\n" for row in found[name])
-        Path(f"{files}-{name}.jsonl").write_text(lines, encoding="utf-8")
+        if not rank():
+            Path(f"{files}-{name}.jsonl").write_text(lines, encoding="utf-8")
     return found
 
 
 def in_batches(
     answers: Callable[[Examples], list[Row]], batch_size: int, examples: Examples
 ) -> Iterator[Row]:
-    """The rows of all examples, each batch's as soon as they are there."""
+    """The rows of all examples, each batch's as soon as they are there; a batch a process."""
     quiet = not examples or not sys.stderr.isatty()
+    size = batch_size * world()
     with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
-        for i in range(0, len(examples), batch_size):
-            batch = examples[i : i + batch_size]
-            yield from answers(batch)
+        for i in range(0, len(examples), size):
+            batch = examples[i : i + size]
+            yield from by_all(answers, batch)
             bar.update(len(batch))
 
 
@@ -133,12 +138,11 @@ def _kept(
     asked: Tests,
 ) -> dict[str, list[Row]]:
     """The rows of one arm by modality, from its files in `folder` or answered now."""
-    predict_missing = partial(in_batches, answers, options.batch_size)
-    kept = {
-        m: kept_rows(folder / f"{model}-{m}-{arm}.jsonl", examples, predict_missing)
-        for m, examples in asked.items()
-    }
-    return {m: [scored_by(row, options.scorer) for row in rows] for m, rows in kept.items()}
+    missing, kept = partial(in_batches, answers, options.batch_size), {}
+    for m, examples in asked.items():
+        rows = kept_rows(folder / f"{model}-{m}-{arm}.jsonl", examples, missing, not rank())
+        kept[m] = [scored_by(row, options.scorer) for row in rows]
+    return kept
 
 
 def subject(options: Options) -> tuple[Config, Path | None, Path]:
@@ -219,11 +223,8 @@ def evaluate(
 
 def ask_one(policy: Policy, config: Config, options: Options) -> str:
     """The reasoning, the answer and the probability of each letter for one question."""
-    choices = tuple(text.strip() for text in options.options.split(";") if text.strip())
-    if not 2 <= len(choices) <= 26:
-        raise UsageError(f'--options {options.options}: give 2 to 26, as in "left;right"')
     image = ImageFile(Path(options.image))
-    example = VQAExample(options.image, (image,), options.question, choices, 0, "", "")
+    example = VQAExample(options.image, (image,), options.question, options.choices, 0, "", "")
     way = "direct" if config.prompt == "direct" else "reason"  # the options are to be seen
     return render.one(*predict(policy, config, asking.asked([example], way)))
 
@@ -231,25 +232,30 @@ def ask_one(policy: Policy, config: Config, options: Options) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     about = "Score a run's base and trained policy on seen and unseen modalities."
-    options = Options(**parse_flags(Options, argv, "evaluate.py", about))
-    if not (options.run or options.model):
-        options = replace(options, run=str(newest_run()))  # once: another may finish meanwhile
-    config, adapter, folder = subject(options)
-    if options.export_merged:
-        refuse_taken(Path(options.export_merged))
-        largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
-        print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
-        return
-    if options.image:
-        print(ask_one(open_policy(config, adapter), config, options))
-        return
-    table = evaluate(options, config, adapter, folder)
+    with processes():
+        options = Options(**parse_flags(Options, argv, "evaluate.py", about))
+        if not (options.run or options.model):
+            options = replace(options, run=str(newest_run()))  # once: another may finish meanwhile
+        config, adapter, folder = subject(options)
+        if options.export_merged:
+            refuse_taken(Path(options.export_merged))
+            largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
+            print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
+        elif options.image:
+            print(ask_one(open_policy(config, adapter), config, options))
+        else:
+            report(options, config, folder, evaluate(options, config, adapter, folder))
+
+
+def report(options: Options, config: Config, folder: Path, table: dict[str, Any]) -> None:
+    """Print the table, and write it down."""
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
     print(render.text(table))
     if config.data.startswith("phantom"):
         print("Phantoms are drawn, not medical data.")
-    write_json(Path(options.json or folder / "evaluation.json"), table)
-    if options.markdown:
+    if not rank():
+        write_json(Path(options.json or folder / "evaluation.json"), table)
+    if options.markdown and not rank():
         Path(options.markdown).write_text(render.markdown(table), encoding="utf-8")
 
 

@@ -39,17 +39,19 @@ from data.variety import in_all_ways, varied
 from evaluate import ask, in_batches, predict
 from grpo.checkpoint import Keeper, cut_back, origin, restore, save_adapter
 from grpo.config import Config, cache_folder, exit_on_usage_error
+from grpo.distributed import gathered, processes, rank, total
 from grpo.explain import explanation, one_step
 from grpo.follow import follow
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.options import Options
 from grpo.progress import closing_line
-from grpo.record import check_tensorboard
+from grpo.record import check_tensorboard, history
 from grpo.resume import Halted, Point, Stop, going_on, starting_point
 from grpo.run import peak_memory, run_folder, starting_adapter, write_json, write_whole
 from grpo.screen import hushed
 from grpo.sft import sft
+from grpo.skipped import SkippedSteps
 from grpo.step import Step
 from grpo.trace import write_trace
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
@@ -66,16 +68,21 @@ from rewards.table import tabulate
 def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    explains = "--explain" in words  # no setting of a run: it makes none
-    words, memory = memory_flags(words)
-    config = with_names(Config.from_flags(one_step(words) if explains else words))
     try:
-        with hushed(config.quiet):
-            last_words = train(config, explains, memory)
+        with processes():
+            print(begin(words))
     except Halted as halt:
         print(f"train.py: {halt}; go on with: {going_on(words, halt.run)}", file=sys.stderr)
         raise SystemExit(halt.code) from None
-    print(last_words)
+
+
+def begin(words: Sequence[str]) -> str:
+    """Train as the words of a command line say."""
+    explains = "--explain" in words  # no setting of a run: it makes none
+    words, memory = memory_flags(words)
+    config = with_names(Config.from_flags(one_step(words) if explains else words))
+    with hushed(config.quiet):
+        return train(config, explains, memory)
 
 
 def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKED) -> str:
@@ -115,13 +122,10 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
         steps = grpo(policy, optimizer, draw, reward_function(terms), config, point.step)
     if explains or memory.dry_run:
         return plan or explanation(policy, next(steps), config, described)
-    run = run_folder(config, policy, point.run)
-    if point.run:
-        cut_back(run, point.checkpoint, config.steps)
-    lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
-    write_whole(run / "skipped.jsonl", "".join(lines).encode())
+    run = Path(gathered(None if rank() else str(prepare(config, policy, point, skipped)))[0])
     keeper = Keeper(run, policy, optimizer, config, begun_with, started)
-    look = partial(watch, policy, config, run, judges, validation)
+    skips = SkippedSteps(config, history(run))
+    look = partial(watch, policy, config, run, judges, validation, skips)
     with Stop(run, config.quiet) as stop:
         follow(steps, config, keeper, stop, look, rewards.RewardError)
         save_adapter(run, policy)
@@ -136,8 +140,19 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
         "seconds": round(time.monotonic() - started, 1),
         "peak_mb": peak_memory(policy.device),
     }
-    write_json(run / "summary.json", record)
+    if not rank():
+        write_json(run / "summary.json", record)
     return closing_line(run, config, gained(table, config))
+
+
+def prepare(config: Config, policy: Policy, point: Point, skipped: set[Skipped]) -> Path:
+    """The run's folder, cut back to where the run goes on, with what of the data was left out."""
+    run = run_folder(config, policy, point.run)
+    if point.run:
+        cut_back(run, point.checkpoint, config.steps)
+    lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
+    write_whole(run / "skipped.jsonl", "".join(lines).encode())
+    return run
 
 
 def watch(
@@ -145,7 +160,8 @@ def watch(
     config: Config,
     run: Path,
     judges: Sequence[Judge | Encoder],
-    validation: Sequence[VQAExample],
+    validation: Tests,
+    skips: SkippedSteps,
     this: Step,
 ) -> None:
     """Add to a step's metrics what the loop does not know, and keep the record of a traced one."""
@@ -153,9 +169,11 @@ def watch(
     if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
         metrics |= validate(policy, validation, config)
     for judge in judges:
-        metrics |= judge.counts()
-    metrics["memory/peak_mb"] = peak_memory(policy.device)
-    if step in config.traced_steps and this.rollout:
+        metrics |= total(judge.counts())
+    metrics["memory/peak_mb"] = max(gathered(peak_memory(policy.device)))
+    if sentence := skips.see(this):
+        print(f"train.py: {sentence}", file=sys.stderr)
+    if step in config.traced_steps and this.rollout and not rank():
         write_trace(run / "trace", this, config, described, policy.chat.pieces)
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,14 +28,48 @@ PATIENCE = timedelta(hours=1)  # for the slowest process of a step; a dead one i
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def join() -> None:
-    """Find the other processes that torchrun started, if it did; a GPU is each one's own."""
-    if world() == 1 or dist.is_initialized():
+@contextmanager
+def processes() -> Iterator[None]:
+    """Inside, the processes that torchrun started, if it did, are one run, with one voice.
+
+    Only rank 0 is heard. Of an error the first process that has it is; the others leave silently.
+    """
+    if world() == 1:
+        yield
         return
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, ExitStack() as stack:
+            if rank() > 0:
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            store = _join()
+            yield
+            dist.barrier()
+    except BaseException as error:
+        if not _first(store):
+            raise SystemExit(getattr(error, "code", 2)) from None
+        raise
+    dist.destroy_process_group()
+
+
+def _join() -> dist.Store:
+    """Meet the other processes. A GPU is each one's own."""
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+    store, *_ = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world(), timeout=PATIENCE)
+    return store
+
+
+def _first(store: dist.Store) -> bool:
+    """Whether no other process has asked this before; also where their store is gone."""
+    try:
+        store.set_timeout(timedelta(seconds=10))
+        return store.add("failed", 1) == 1
+    except RuntimeError:
+        return True
 
 
 def world() -> int:
@@ -70,9 +105,7 @@ def _or_say_who_is_gone(collective: Function) -> Function:
         try:
             return collective(*args)
         except RuntimeError:  # gloo's and NCCL's
-            raise UsageError(
-                "another process of this run is gone; go on with the same command and --resume auto"
-            ) from None
+            raise UsageError("another process of this run is gone") from None
 
     return guarded  # type: ignore[return-value]
 
@@ -109,3 +142,15 @@ def gathered(record: Any) -> list[Any]:
     return [
         json.loads(bytes(sent[: int(n)].numpy())) for sent, n in zip(messages, lengths, strict=True)
     ]
+
+
+def by_all(answer: Callable[[Sequence[Any]], Sequence[Any]], *items: Sequence[Any]) -> list[Any]:
+    """`answer(*items)`, one answer an item and ready for JSON, each process answering its share."""
+    own = [share(of) for of in items]
+    return in_order(gathered(list(answer(*own)) if own[0] else []))
+
+
+def total(counts: dict[str, float]) -> dict[str, float]:
+    """Counts of all processes, added up by name."""
+    of_all = gathered(counts)
+    return {name: sum(of[name] for of in of_all) for name in counts}

@@ -92,6 +92,14 @@ class Options:
         return METRICS if self.metrics == "all" else names_in(self.metrics)
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The options of --options. Raises UsageError where they are not 2 to 26."""
+        texts = tuple(text.strip() for text in (self.options or "").split(";") if text.strip())
+        if not 2 <= len(texts) <= 26:
+            raise UsageError(f'--options {self.options}: give 2 to 26, as in "left;right"')
+        return texts
+
+    @property
     def given(self) -> dict[str, Any]:
         """The settings of a run that were given here, and go before the run's own."""
         names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .config import Config, UsageError
+from .distributed import rank
 
 
 def check_tensorboard(config: Config) -> None:
@@ -31,16 +33,18 @@ def _summary_writer() -> Any:
 class Record:
     """Writes metrics.jsonl and, with `--tensorboard`, the folder tensorboard, of the same names.
 
-    A context manager. A metric that is not finite is null in the one and missing in the other.
-    What metrics.jsonl holds already are the steps before; TensorBoard forgets what it has of later.
+    A context manager; of many processes the first one writes. A metric that is not finite is null
+    in the one and missing in the other. What metrics.jsonl holds already are the steps before;
+    TensorBoard forgets what it has of later.
     """
 
     def __init__(self, run: Path, config: Config) -> None:
         self.files = ExitStack()
-        self.lines = self.files.enter_context((run / "metrics.jsonl").open("ab"))
+        file = Path(os.devnull) if rank() else run / "metrics.jsonl"
+        self.lines = self.files.enter_context(file.open("ab"))
         self.bytes = self.lines.tell()  # of whole lines
         self.board = None
-        if config.tensorboard:
+        if config.tensorboard and not rank():
             step = len(history(run)) + 1
             writer = _summary_writer()(str(run / "tensorboard"), purge_step=step)
             self.board = self.files.enter_context(writer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from .config import Config, UsageError
 from .distributed import gathered
 from .flags import flag, shown
 from .run import NO_SAY, check_out, finished
+
+AT_ONCE = 2.0  # seconds in which a terminal's and torchrun's signal are one
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Stop:
     def __init__(self, run: Path, quiet: bool) -> None:
         self.run, self.quiet = run, quiet
         self.own = self.heard = 0  # the signal's number: of this process, of any of the run
-        self.waits = True
+        self.waits, self.when = True, -math.inf
 
     def __enter__(self) -> Stop:
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -131,10 +135,11 @@ class Stop:
             self.halt("before scoring")
 
     def _heard(self, number: int, _: FrameType | None) -> None:
-        if self.own:
+        again, self.when = time.monotonic() - self.when > AT_ONCE, time.monotonic()
+        if self.own and again:
             os._exit(128 + number)
         self.own = self.heard = number
         if not self.waits:
             self.halt("while scoring; the answers so far are kept")
-        if not self.quiet:  # not print: it may be what was interrupted
+        if not self.quiet and again:  # not print: it may be what was interrupted
             os.write(2, b"\ntrain.py: finishing this step, then saving; again to stop at once\n")

@@ -101,6 +101,8 @@ def score_groups(
     reward: Callable[[list[Example], list[str]], Rewards],
 ) -> list[dict[str, Any]]:
     """Each group ready for JSON: ids, truncated, texts, rewards and, by name, their parts (G)."""
+    if not groups:
+        return []
     texts = [[policy.decode(ids) for ids in group.completions] for group in groups]
     repeated = [example for example, of in zip(examples, texts, strict=True) for _ in of]
     totals, parts = reward(repeated, [text for of in texts for text in of])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
+
 from .config import Config, UsageError
 from .distributed import gathered
 from .step import Step
 
 
-class Skipped:
-    """How many steps in a row were skipped; `before` of them before this process began."""
+class SkippedSteps:
+    """How many steps in a row were skipped, the last ones `before` among them."""
 
-    def __init__(self, config: Config, before: int = 0) -> None:
-        self.most, self.in_a_row = config.max_skipped_steps, before
+    def __init__(self, config: Config, before: Sequence[dict[str, float]] = ()) -> None:
+        """`before` are the metrics of the steps that a resumed run has made already."""
+        self.most = config.max_skipped_steps
+        skipped = takewhile(lambda metrics: metrics["skipped_updates"], reversed(before))
+        self.in_a_row = len(list(skipped))
 
     def see(self, step: Step) -> str:
         """What to say of a step, "" where it updated. UsageError for the last one that may be.

@@ -1,6 +1,7 @@
 """One question and how it was answered: a row, kept in a file as soon as it is there."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,21 @@ def scored_by(row: Row, scorer: str) -> Row:
 
 
 def kept_rows(
-    file: Path, examples: Sequence[Any], predict: Callable[[list[Any]], Iterable[Row]]
+    file: Path,
+    examples: Sequence[Any],
+    predict: Callable[[list[Any]], Iterable[Row]],
+    write: bool = True,
 ) -> list[Row]:
     """The row of each example, in order: from `file`, or predicted now and added to it at once.
 
     What was cut off goes on where it stopped. A row about another image, question or options of
-    the same id is answered again. Raises OSError where the file cannot be written.
+    the same id is answered again. `write` False leaves the file to another process. Raises OSError
+    where it cannot be written.
     """
-    rows = _read_rows(file)
+    rows = _read_rows(file, write)
     missing = [e for e in examples if not _answers(rows.get(e.id, {}), e)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
+    with (file if write else Path(os.devnull)).open("a", encoding="utf-8") as out:
         for row in predict(missing):
             rows[row["id"]] = row
             print(json.dumps(row), file=out, flush=True)
@@ -124,7 +129,7 @@ def _answers(row: Row, example: Any) -> bool:
     return all(row.get(name) == value for name, value in _question(example).items())
 
 
-def _read_rows(file: Path) -> dict[str, Row]:
+def _read_rows(file: Path, mend: bool) -> dict[str, Row]:
     """The rows of a file by question. A line cut off while it was written is taken out of it."""
     rows, whole = {}, True
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
@@ -133,7 +138,7 @@ def _read_rows(file: Path) -> dict[str, Row]:
             rows[row["id"]] = row
         except ValueError:
             whole = False
-    if not whole:
+    if not whole and mend:
         mended = file.with_suffix(".tmp")
         mended.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()))
         mended.replace(file)

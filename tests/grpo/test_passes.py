@@ -15,7 +15,7 @@ from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.passes import Passes, halves
 from grpo.rollout import sample_groups
-from grpo.skipped import Skipped
+from grpo.skipped import SkippedSteps
 from grpo.step import Step
 from models.policy import Policy
 from tests.conftest import randomise
@@ -146,7 +146,8 @@ def test_a_pass_that_spoils_the_gradient_is_named_and_updates_nothing(fresh, whe
 
 
 def test_so_many_skipped_steps_in_a_row_end_the_run_and_one_that_updates_starts_the_count_anew():
-    skipped = Skipped(config(max_skipped_steps=3), before=1)
+    before = [{"skipped_updates": s} for s in (1.0, 0.0, 1.0)]
+    skipped = SkippedSteps(config(max_skipped_steps=3), before)
     bad = Step({"step": 7, "skipped_updates": 1.0}, suspects=[QUESTIONS[2]])
     assert skipped.see(bad) == (
         "step 7: a loss, log-prob or gradient is not finite (question two); nothing was updated"
