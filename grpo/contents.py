@@ -68,7 +68,8 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], list[sheets.Sheet]]:
     """summary.json, and the sheets of it and of every evaluation in the folder."""
     summary, found = {}, []
-    for file in sorted(run.glob("*.json"), key=lambda file: (file.name != "summary.json", file)):
+    first = ("evaluation.json", "summary.json")  # the one with controls before the one without
+    for file in sorted(run.glob("*.json"), key=lambda file: (file.name not in first, file)):
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(table, dict) or not {"results", "chance"} <= table.keys():

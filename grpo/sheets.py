@@ -90,6 +90,10 @@ def _controls(controls: Mapping[str, Any], modalities: list[str]) -> Iterator[Ro
     for control, of in controls.items():
         cells = [f"{measured(of[m])}, n {of[m]['n']}" if m in of else "-" for m in modalities]
         yield "control", control.replace("_", " "), cells
+        apart = [of[m].get("constant") or {"n": 0} if m in of else {"n": 0} for m in modalities]
+        if any(found["n"] for found in apart):
+            shares = [percent(found["accuracy"]) if found["n"] else "-" for found in apart]
+            yield "control", "constant answers there", shares
         if control == "permuted_options":
             same = [percent(of[m]["same_text"]) if m in of else "-" for m in modalities]
             yield "control", "same text in another order", same

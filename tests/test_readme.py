@@ -132,6 +132,21 @@ def test_every_other_command_runs(
         assert (place / "runs/mine/trace/step-000001.json").exists()
 
 
+def test_the_walk_through_is_of_what_explain_prints(
+    do: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers and completions may differ on another machine; what they are of may not."""
+    do("train.py --explain --device cpu")
+
+    def shape(line: str) -> str:
+        return re.sub(r"'.*'|-?\d+(\.\d+)?(e-\d+)?", "#", " ".join(line.split()))
+
+    printed = set(map(shape, capsys.readouterr().out.splitlines()))
+    (told,) = re.findall(r"some of its lines:\n\n((?:    .*\n)+)", TEXT)
+    assert len(told.splitlines()) > 10
+    assert [line for line in told.splitlines() if shape(line) not in printed] == []
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if is_only_checked(c)])
 def test_what_is_too_long_to_run_knows_its_flags(
     command: str, do: Callable[[str], None], capsys: pytest.CaptureFixture[str]

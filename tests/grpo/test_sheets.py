@@ -39,6 +39,16 @@ def test_what_evaluate_py_says_of_a_blind_control_is_said_here() -> None:
     assert sentence in render.text(table)
 
 
+def test_a_control_tells_of_constant_answers_apart() -> None:
+    table = summary()
+    prior = {m: cell(0.3) for m in ("MRI", "CT", "XRAY")}
+    prior["MRI"]["constant"] = cell(1.0, 16)
+    table["controls"]["trained"]["options_prior"] = prior
+
+    assert rows_of(table)["constant answers there"] == ["100.0", "-", "-"]
+    assert "constant answers there" not in rows_of(summary())
+
+
 def test_a_perplexity_is_no_share_whatever_it_is_of() -> None:
     of = {m: {"perplexity": 1.25, "open perplexity": 3.5, "reasoning": 0.5} for m in ("MRI", "CT")}
     rows = rows_of(summary() | {"metrics": {"trained": of}})
