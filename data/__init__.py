@@ -15,6 +15,7 @@ A name with a `-` is read by the file with a `_`, whose docstring tells the form
 data/hub.py are fetched from the hub when they are named alone, as in `--data vqa-rad`.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -140,7 +141,7 @@ def read(spec: str) -> Listing:
         raise UsageError(f"no data set {name!r}: use phantom, {folders} or jsonl:FILE")
     if not place and name not in HUB:
         raise UsageError(f"{name} needs a place: --data {name}:PATH")
-    listing = _READERS[name](Path(place).expanduser() if place else fetch(name))
+    listing = _READERS[name](Path(os.path.expanduser(place)) if place else fetch(name))
     if not listing.examples:
         raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
     return listing

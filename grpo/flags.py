@@ -45,7 +45,8 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # steps and answers are written all along: nothing is lost
         remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
-        print(f"{prog}: {error.filename or 'output'}: {error.strerror}; {remedy}", file=sys.stderr)
+        problem = one_line(f"{error.filename or 'output'}: {error.strerror}")
+        print(f"{prog}: {problem}; {remedy}", file=sys.stderr)
         raise SystemExit(2) from None
     except (UsageError, *also) as error:
         print(f"{prog}: {one_line(str(error))}", file=sys.stderr)

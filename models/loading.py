@@ -6,6 +6,7 @@ it wants torchvision, for a video processor that nobody here needs.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def folder_of(name: str) -> Path:
     """The folder that a model's name stands for, if it stands for one and not for a hub id."""
-    return SHIPPED.get(name) or Path(name).expanduser()
+    return SHIPPED.get(name) or Path(os.path.expanduser(name))
 
 
 def load(

@@ -26,6 +26,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from grpo.config import UsageError
 
 R, ALPHA = 16, 32  # on the real model; ours
+MOST_R = 4096  # a file may say any number, and memory is taken for it before its weights are read
 TARGETS = (
     r"model\.language_model\.layers\.\d+\."
     r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -107,6 +108,8 @@ def read_config(folder: Path) -> tuple[int, int]:
     try:
         config = json.loads((folder / CONFIG).read_text())
         kind, r, alpha = str(config["peft_type"]), int(config["r"]), int(config["lora_alpha"])
+        if not 0 < r <= MOST_R or alpha <= 0:
+            raise ValueError(f"r {r} and alpha {alpha}")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"adapter {folder}: damaged {CONFIG} ({error!r}); save it again") from None
     odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]

@@ -6,6 +6,7 @@ be judged stay text: a completion cannot end the user's turn with "<|im_end|>".
 
 import hashlib
 import math
+import os
 import re
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -215,7 +216,7 @@ def _load(kind: str, name: str, auto: str) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise JudgeError(f"{what}: pip install torch transformers") from None
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise JudgeError(f"{what}: no such folder; give a folder or a hub id")
     source = str(folder) if folder.is_dir() else name
@@ -237,7 +238,7 @@ def _load(kind: str, name: str, auto: str) -> tuple[Any, Any]:
 
 def _version(name: str, model: Any) -> str:
     """What tells a model from others of that name: its commit, or its files' sizes and times."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         return str(getattr(model.config, "_commit_hash", None))
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.glob("*.*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,21 @@ import pytest
 
 from tests.hostile import watch
 
+PATIENCE = 100  # seconds, a thousand times what any case takes: only so that a broken one ends
+
 
 @pytest.fixture(autouse=True)
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails a test during which something happened that no input may bring about."""
+
+    def waited(*_: object) -> None:
+        raise TimeoutError("this input is waited on, or worked at, without end")
+
+    signal.signal(signal.SIGALRM, waited)
+    signal.alarm(PATIENCE)
     watch.watch(tmp_path_factory.getbasetemp())
     yield
+    signal.alarm(0)
     noted = list(watch.noted)
     watch.watch(None)
     assert noted == []
