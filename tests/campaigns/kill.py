@@ -20,7 +20,6 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +49,35 @@ def started(flags: list[str], log: Path) -> Any:
     """train.py with these flags, in a process of its own; what it says goes to `log`."""
 
     def go() -> None:
-        with log.open("ab") as file:
+        with log.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         train.main(flags)
 
+    log.touch()
     process = fork.Process(target=go)
     process.start()
     return process
 
 
-def killed(flags: list[str], run: Path, when: Callable[[], bool], pause: float) -> dict[str, Any]:
-    """Start a run, kill it `pause` seconds after `when` is true; how far it had come."""
-    log = run.with_suffix(".log")
-    said = log.stat().st_size if log.exists() else 0
+def killed(flags: list[str], run: Path, line: int, saving: bool, pause: float) -> dict[str, Any]:
+    """Start a run, and kill it once it has written this line, or begun to save at it or later."""
+    metrics, log = run / "metrics.jsonl", run.with_suffix(".log")
+    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     process = started(flags, log)
-    while process.is_alive() and not when():
-        time.sleep(0.0002)
+
+    def now() -> bool:
+        if not metrics.exists() or metrics.stat().st_mtime_ns == before:
+            return False  # it has not gone on yet
+        return lines(run) >= line and (not saving or any(run.glob("checkpoints/.step-*.part")))
+
+    while process.is_alive() and not now():
+        time.sleep(0.0005)
     time.sleep(pause)
     process.kill()
     process.join()
-    begun = re.search(r"goes on after step (\\d+)", log.read_text()[said:])
     return {
-        "went on after": int(begun[1]) if begun else 0,
+        "went on after": went_on_after(log),
         "killed at line": lines(run),
         "checkpoints there": [int(folder.name[5:]) for folder in checkpoints(run)],
         "half of one there": bool(list(run.glob("checkpoints/.step-*"))),
@@ -80,44 +85,61 @@ def killed(flags: list[str], run: Path, when: Callable[[], bool], pause: float) 
     }
 
 
+def went_on_after(log: Path) -> int:
+    """The step after which a run went on, by what it said; 0: it began."""
+    said = re.findall(r"goes on after step (\d+)", log.read_text())
+    return int(said[0]) if said else 0
+
+
 def attempt(kind: str, number: int, draw: random.Random) -> dict[str, Any]:
-    """One run, killed once or twice and then left alone; every third in the midst of saving."""
+    """One run, killed once or twice and then left alone.
+
+    Of five, two are killed while they save, and one may be before there is any checkpoint.
+    """
     run = Path(f"{kind}-{number}".replace(" ", "-"))
     flags = [*FLAGS, *KINDS[kind], "--out", str(run), "--resume", "auto"]
+    saving, early = number % 5 in (1, 3), number % 5 == 4
     kills = []
-    for _ in range(draw.choice((1, 2))):
-        saving = number % 3 == 2
-        # nine of ten after the first checkpoint
-        line = draw.randint(EVERY + 1, STEPS) if draw.random() < 0.9 else draw.randint(1, EVERY)
-        line = max(line, lines(run))
-
-        def when(line=line, saving=saving) -> bool:
-            half = any(run.glob("checkpoints/.step-*.part"))
-            return lines(run) >= line - EVERY and half if saving else lines(run) >= line
-
-        kills.append(killed(flags, run, when, draw.uniform(0, 0.004 if saving else 0.05)))
-    process = started(flags, run.with_suffix(".log"))
+    for again in range(draw.choice((1, 2))):
+        line = draw.randint(1 if early else EVERY + 1, STEPS - 2 if saving else STEPS)
+        line = max(line, kills[-1]["killed at line"] if again else 0)
+        pause = draw.uniform(0, 0.01 if saving else 0.05)
+        kills.append(killed(flags, run, line, saving, pause))
+    log = run.with_suffix(".log")
+    process = started(flags, log)
     process.join()
     unlike = differences(run, Path(f"whole-{kind}".replace(" ", "-")))
-    found = {"kind": kind, "kills": kills, "exit": process.exitcode, "unlike": unlike}
-    print(json.dumps(found), flush=True)
-    return found
+    last = {"went on after": went_on_after(log), "exit": process.exitcode, "unlike": unlike}
+    return {"kind": kind, "kills": kills, **last}
+
+
+def of_kind(kind: str, attempts: int, seed: int) -> None:
+    """The unbroken run of a kind, and all attempts; they are written to a file of its name."""
+    whole, draw = f"whole-{kind}".replace(" ", "-"), random.Random(f"{seed} {kind}")
+    started([*FLAGS, *KINDS[kind], "--out", whole], Path(f"{whole}.log")).join()
+    tries = []
+    for number in range(attempts):
+        tries.append(attempt(kind, number, draw))
+        print(json.dumps(tries[-1]), flush=True)
+    Path(f"{kind}.json").write_text(json.dumps(tries))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--attempts", type=int, default=6, help="of each kind of run")
+    parser.add_argument("--attempts", type=int, default=5, help="of each kind of run")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    start, draw, tries = time.monotonic(), random.Random(options.seed), []
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        sft = started([*FLAGS, *KINDS["sft"], "--out", "sft"], Path("sft.log"))
-        sft.join()
-        for kind, flags in KINDS.items():
-            whole = f"whole-{kind}".replace(" ", "-")
-            started([*FLAGS, *flags, "--out", whole], Path(f"{whole}.log")).join()
-            tries += [attempt(kind, number, draw) for number in range(options.attempts)]
+        started([*FLAGS, *KINDS["sft"], "--out", "sft"], Path("sft.log")).join()
+        of = {"attempts": options.attempts, "seed": options.seed}
+        kinds = [fork.Process(target=of_kind, args=(kind,), kwargs=of) for kind in KINDS]
+        for process in kinds:
+            process.start()
+        for process in kinds:
+            process.join()
+        tries = [one for kind in KINDS for one in json.loads(Path(f"{kind}.json").read_text())]
     kills = [kill for one in tries for kill in one["kills"]]
     record = {
         "command": f"python tests/campaigns/kill.py --attempts {options.attempts}"
