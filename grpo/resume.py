@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 
 from .checkpoint import FOLDER, Checkpoint, newest, opened
 from .config import Config, UsageError
-from .distributed import gathered, world
+from .distributed import gathered
 from .flags import flag, shown
 from .run import NO_SAY, check_out, finished
 

@@ -27,6 +27,7 @@ OTHER = {
     "clip_eps": "0.125", "clip_eps_high": "0.75", "updates_per_rollout": "5", "steps": "18",
     "learning_rate": "3e-5", "warmup_steps": "19", "lr_schedule": "constant",
     "max_grad_norm": "0.3", "weight_decay": "0.01", "seed": "20", "out": "here", "cache": "none",
+    "max_skipped_steps": "7",
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
     "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
     "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
