@@ -96,6 +96,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     point = Point() if explains else starting_point(config)
     if point.finished:
         return f"{point.run}: is finished. Next: python evaluate.py --run {point.run}"
+    config = replace(config, out=str(point.run) if point.run else config.out)
     check_tensorboard(config)
     judges, terms = [], []
     if config.method == "grpo":

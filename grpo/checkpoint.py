@@ -93,6 +93,7 @@ class Keeper:
         try:
             sync(self.run / "metrics.jsonl")  # not to be behind the checkpoint
             write_folder(place, self._write)
+            sync(self.run)
             for old in checkpoints(self.run)[: -self.config.keep_checkpoints]:
                 remove_folder(old)
         except (OSError, SafetensorError) as error:

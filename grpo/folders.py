@@ -63,6 +63,9 @@ def sync(path: Path) -> None:
 
 def _sums(folder: Path) -> str:
     """The lines of SHA256SUMS for all other files of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    sums = [(hashlib.sha256(file.read_bytes()).hexdigest(), file) for file in files]
-    return "".join(f"{digest}  {file.relative_to(folder).as_posix()}\n" for digest, file in sums)
+    lines = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
+    return "".join(lines)

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from .checkpoint import Keeper, checkpoints, save_adapter
 from .config import Config, UsageError
+from .distributed import gathered
 from .progress import Progress
 from .record import Record, history
 from .resume import Halted, Stop
@@ -39,8 +40,9 @@ def follow(
                 if wanted or keeper.due:
                     keeper.save()
                 if wanted:
+                    gathered(keeper.step)  # torchrun ends all processes with the first one
                     stop.halt(f"after step {keeper.step} of {config.steps}, and saved")
-    except Exception as error:
+    except (Exception, Halted) as error:
         if keeper.unmoved:  # the policy is still that of the last step recorded
             with suppress(UsageError):
                 keeper.save()

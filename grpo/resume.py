@@ -79,8 +79,11 @@ def check_settings(config: Config, run: Path) -> None:
             )
 
 
-class Halted(Exception):
-    """A run that ended before its end, and can go on. The text is one line; `code` the exit's."""
+class Halted(BaseException):
+    """A run that ended before its end, and can go on. The text is one line; `code` the exit's.
+
+    As KeyboardInterrupt it is no Exception: a signal comes anywhere, and none may swallow it.
+    """
 
     def __init__(self, why: str, run: Path, code: int = 2) -> None:
         super().__init__(why)

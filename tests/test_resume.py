@@ -121,11 +121,14 @@ def test_what_is_finished_is_said_to_be_so_and_not_touched(where, whole, capsys,
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("*")} == before
 
 
-def test_a_checkpoint_can_be_named_and_what_came_after_it_is_made_again(where, whole, monkeypatch):
+def test_a_checkpoint_can_be_named_and_what_came_after_it_is_made_again(
+    where, whole, monkeypatch, capsys
+):
     monkeypatch.chdir(where)
     run = where / "named"
     shutil.copytree(whole, run)
     train.main([*SHORT, "--resume_from_checkpoint", "named/checkpoints/step-000004"])
+    assert "Next: python evaluate.py --run named" in capsys.readouterr().out
     assert differences(run, whole) == []
 
 
