@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import run
 
+from grpo.config import Config
 from grpo.distributed import in_order
+from grpo.flags import parse_flags
+from grpo.options import Options
 from grpo.rollout import sample_groups
 from models.policy import load_policy
 from tests.conftest import randomise
@@ -105,10 +110,10 @@ def rows(file: Path) -> list[dict]:
 def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(tmp_path):
     """Killed after a checkpoint on two processes, finished on three, scored on two: the run and
     the answers are one process's, written once."""
-    run = tmp_path / "run"
-    flags = [*QUICK.split(), "--eval-size", "10", "--save-every", "1", "--out", str(run)]
+    folder = tmp_path / "run"
+    flags = [*QUICK.split(), "--eval-size", "10", "--save-every", "1", "--out", str(folder)]
     program = torchrun(2, "train.py", *flags, "--steps", "400", "--lr-schedule", "constant")
-    metrics = run / "metrics.jsonl"
+    metrics = folder / "metrics.jsonl"
     while program.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
         time.sleep(0.05)
     workers = subprocess.run(
@@ -119,7 +124,7 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
     assert code != 0
     said = re.findall(r"^train\.py: .*is gone.*$", err, re.MULTILINE)
     assert len(said) == 1, err
-    assert f"--resume {run}" in said[0]
+    assert f"--resume {folder}" in said[0]
     assert 'train.py", line' not in err, "torchrun has a traceback, we have none"
 
     again = ["train.py", *flags, "--lr-schedule", "constant", "--resume", "auto"]
@@ -127,11 +132,11 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
     again += ["--steps", str(made + 3)]
     code, out, err = finish(torchrun(3, *again))
     assert code == 0, err[-3000:]
-    assert out.count(f"{run}: ") == 1, "one process speaks for all"
+    assert out.count(f"{folder}: ") == 1, "one process speaks for all"
     assert [row["step"] for row in rows(metrics)] == list(range(1, made + 4))
 
     plain = tmp_path / "plain"
-    whole = [str(plain) if word == str(run) else word for word in again if word != "--resume"]
+    whole = [str(plain) if word == str(folder) else word for word in again if word != "--resume"]
     whole.remove("auto")
     done = subprocess.run([sys.executable, *whole], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -140,16 +145,16 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
         one = {k: v for k, v in one.items() if not k.startswith(drop)}
         assert {k: mine[k] for k in one} == pytest.approx(one, rel=1e-2, abs=1e-4, nan_ok=True)
     for file in (plain / "predictions").glob("*.jsonl"):
-        mine = rows(run / "predictions" / file.name)
+        mine = rows(folder / "predictions" / file.name)
         assert [row["id"] for row in mine] == [row["id"] for row in rows(file)]
         assert [row["completion"] for row in mine] == [row["completion"] for row in rows(file)]
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
-    run = tmp_path / "run"
-    flags = [*QUICK.split(), "--eval-size", "0", "--steps", "400", "--out", str(run)]
+    folder = tmp_path / "run"
+    flags = [*QUICK.split(), "--eval-size", "0", "--steps", "400", "--out", str(folder)]
     program = torchrun(2, "train.py", *flags, "--save-every", "0")
-    metrics = run / "metrics.jsonl"
+    metrics = folder / "metrics.jsonl"
     while program.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
         time.sleep(0.05)
     workers = subprocess.run(
@@ -160,7 +165,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert code != 0
     said = re.findall(r"^train\.py: stopped by SIGTERM after step (\d+) .*$", err, re.MULTILINE)
     assert said == [str(len(rows(metrics)))], err
-    (checkpoint,) = (run / "checkpoints").iterdir()
+    (checkpoint,) = (folder / "checkpoints").iterdir()
     assert checkpoint.name == f"step-{int(said[0]):06d}"
 
 
@@ -168,3 +173,18 @@ def test_a_bad_flag_is_said_once(tmp_path):
     code, _, err = finish(torchrun(2, "train.py", "--modality", "TEA", "--device", "cpu"))
     assert code != 0
     assert len(re.findall(r"^train\.py: .*TEA", err, re.MULTILINE)) == 1, err
+
+
+def test_the_lines_of_the_readme_are_launched_by_torchrun_and_have_flags_that_exist():
+    lines = re.findall(
+        r"^    (torchrun .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(lines) == 3
+    for line in lines:
+        launched = run.get_args_parser().parse_args(shlex.split(line)[1:])
+        flags = launched.training_script_args
+        if launched.training_script == "train.py":
+            Config.from_flags([*flags, "--quiet"])
+        else:
+            assert launched.training_script == "evaluate.py"
+            parse_flags(Options, flags, "evaluate.py", "")
