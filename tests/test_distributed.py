@@ -91,7 +91,7 @@ def test_the_gradients_of_recorded_rollouts_sum_to_those_of_one_process(
         later = not name.endswith("update 0")  # Adam has divided rounding by the gradient's size
         assert gradient.norm() > 1e-4
         difference = (found[name] - gradient).norm() / gradient.norm()
-        assert difference < (1e-3 if later else 1e-5), name
+        assert difference < (1e-4 if later else 1e-5), name
     one, many = (json.loads((of / "metrics.json").read_text()) for of in (alone, out))
     for case, metrics in one.items():
         assert many[case] == pytest.approx(metrics, rel=1e-4, abs=1e-6), case

@@ -105,28 +105,28 @@ def compared(alone: Path, many: Path) -> dict[str, Any]:
     """Completions that differ by step, and the largest distance from a tie."""
     config, policy, draw = started()
     one, other = (json.loads((of / "samples.json").read_text()) for of in (alone, many))
-    differ, distances, drift = [], [], []
+    differ, distances, drift = [], [], []  # one entry a step
     for step in range(STEPS):
         policy.load(alone / f"adapter-{step}")
         weights = [load_file(of / f"adapter-{step}" / "adapter_model.safetensors")
                    for of in (alone, many)]  # fmt: skip
         gap = torch.cat([(weights[0][k] - weights[1][k]).flatten() for k in weights[0]])
         drift.append(gap.abs().max().item())
-        count = 0
+        found = []
         for slot, (mine, theirs) in enumerate(zip(one[step], other[step], strict=True)):
             for j, (a, b) in enumerate(zip(mine, theirs, strict=True)):
                 if a == b:
                     continue
-                count += 1
                 (prompt,) = policy.encode([draw(step, slot, 0)])
                 key = (TRAIN_STREAM, config.seed, step, slot, 0)
-                distances.append(distance(policy, config, prompt, key, j, a, b))
-        differ.append(count)
+                found.append(distance(policy, config, prompt, key, j, a, b))
+        differ.append(len(found))
+        distances.append(max(found, default=0.0))
     return {
         "completions": STEPS * len(one[0]) * len(one[0][0]),
         "differ": sum(differ),
         "differ_by_step": differ,
-        "largest_distance_of_u_from_the_edge": max(distances, default=0.0),
+        "largest_distance_of_u_from_the_edge_by_step": distances,
         "largest_weight_difference_by_step": drift,
     }
 
