@@ -12,6 +12,7 @@ import torch
 
 from grpo.config import Config
 from grpo.loss import clipped, clipped_surrogate
+from models.law import draw_tokens
 from models.policy import load_policy
 from tests.conformance import oracle
 from tests.conformance.oracle import alike, decoded, group_of, law, near, truth, users_of
@@ -85,6 +86,8 @@ def test_trl_6789_samples_come_from_the_whole_distribution(trained, temperature)
         assert abs(found - share) < 4.5 * math.sqrt(share * (1 - share) / count) + 1e-9
     assert float(p[order[50:]].sum()) > 0.02
     alike((p[drawn].log() - at_decode).exp(), torch.ones(count), 1e-4)  # the ratio
+    rows, k = 151_936, torch.arange(0, 151_936, 9_001)  # Qwen2-VL's vocabulary, all alike
+    assert torch.equal(draw_tokens(torch.zeros(len(k), rows), (k + 0.5).double() / rows), k)
     names = {field.name for field in dataclasses.fields(Config)}
     assert not names & {"top_k", "top_p", "min_p", "typical_p", "repetition_penalty"}
 
@@ -159,7 +162,9 @@ def test_transformers_31267_old_logprobs_are_the_scorers(fresh):
     with torch.enable_grad():
         (step,), _ = oracle.watched(policy, config(kl_coef=0.04))
     assert torch.equal(before.logprobs(step.rollout.groups, 1.0)[0], step.old_logprobs)
+    before.chat.eos |= frozenset(range(0, 300, 6))  # rows end at all times, others move up
     groups, at_decode = decoded(before, QUESTIONS, 8, length=20)
+    assert len({len(ids) for group in groups for ids in group.completions}) > 4
     alike(at_decode, truth(before, QUESTIONS, groups), 1e-4)
 
 

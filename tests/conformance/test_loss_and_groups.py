@@ -71,8 +71,8 @@ def test_trl_3708_dynamic_sampling_fills_slots_again(fresh):
     assert [attempt for _, attempt in asked] == sorted([*range(5)] * 3)
     assert step.metrics["groups_redrawn"] == 12
     # Equal means are not equal rewards, and a group of a continuous reward is one as any other.
-    continuous = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.3, 0.3 + 1e-6]])
-    assert zero_variance(continuous).tolist() == [False, True, False]
+    continuous = torch.tensor([[0.2, 0.5, 0.8], [0.5, 0.0, 1.0], [0.3, 0.3, 0.3 + 1e-6], [0.1] * 3])
+    assert zero_variance(continuous).tolist() == [False, False, False, True]
 
 
 def test_search_r1_88_a_group_is_compared_with_itself(fresh):

@@ -140,3 +140,4 @@ def test_verl_omni_73_a_step_of_a_millionth_is_not_lost(fresh, dtype):
     moved = (oracle.flat(policy) - start).abs()
     assert float((moved > 0).float().mean()) > 0.98
     assert float(moved.max()) < 2e-6
+    assert float(moved.median()) == pytest.approx(1e-6, rel=0.05)  # Adam's first step is the rate

@@ -1,0 +1,150 @@
+"""Does the suite bite? Put one small bug at a time into a copy of the project and run the tests.
+
+    python tests/conformance/mutate.py                     all of them: half an hour of two cores
+    python tests/conformance/mutate.py --only temperature  those with this word in the name
+    python tests/conformance/mutate.py --check             only see that each can be put in
+
+Writes results/mutations.json: name, file, the test that failed first, seconds. Exits with 1 where
+a bug survives. Nothing but the copy is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).with_name("results") / "mutations.json"
+LEFT_OUT = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "runs", "results", "*.md.part")
+SECONDS = 600  # a bug that hangs the tests is seen, too
+# Each suite runs in a process of its own, forked from one that has the large libraries already.
+FORKS = multiprocessing.get_context("forkserver")
+LIBRARIES = ["torch", "peft", "pytest", "tokenizers", "PIL.Image", "jinja2", "huggingface_hub"]
+LIBRARIES += ["transformers.models.qwen2_vl.modeling_qwen2_vl"]
+
+
+class Mutation(NamedTuple):
+    name: str
+    thread: str
+    file: str
+    old: str
+    new: str
+
+    def text(self, root: Path) -> str:
+        """The file with the bug in it. Exits where the place is not found, or found twice."""
+        text = (root / self.file).read_text(encoding="utf-8")
+        if (found := text.count(self.old)) != 1:
+            sys.exit(f"mutate.py: {self.name}: found {found} times in {self.file}: {self.old!r}")
+        mutated = text.replace(self.old, self.new)
+        compile(mutated, self.file, "exec")  # a syntax error would prove nothing
+        return mutated
+
+
+SOUND = Mutation("no bug at all", "", "grpo/loss.py", "LOG_RATIO_LIMIT = ", "LOG_RATIO_LIMIT = ")
+
+
+def tests_of(thread: str) -> list[str]:
+    """What to give pytest for the tests of one thread."""
+    files = Path(__file__).parent.glob("test_*.py")
+    of = [f"tests/conformance/{f.name}" for f in files if f"\ndef test_{thread}_" in f.read_text()]
+    if len(of) != 1:
+        sys.exit(f"mutate.py: tests of {thread} are in {of or 'no file'}")
+    return [*of, "-k", f"test_{thread}_"]
+
+
+def suite(copy: Path, tests: list[str], output: Path) -> None:
+    """Run pytest in this process; its report is in `output` afterwards."""
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+    sys.dont_write_bytecode = True
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        import pytest
+
+        options = ["-x", "-q", "--no-header", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
+        code = int(pytest.main([*options, *tests]))
+    sys.exit(code)
+
+
+def killed_by(copy: Path, tests: list[str]) -> str:
+    """The first test that fails in the copy; "" where all pass."""
+    output = copy.with_suffix(".txt")
+    process = FORKS.Process(target=suite, args=(copy, tests, output))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        return f"no end within {SECONDS} s"
+    if process.exitcode == 0:
+        return ""
+    report = output.read_text()
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/\S*?::)?(\S+)", report, re.MULTILINE)
+    return failed[1] if failed else f"exit {process.exitcode}: {report[-300:]}"
+
+
+def tried(mutation: Mutation, copies: Queue[Path]) -> dict[str, object]:
+    """Put the bug into a copy that is free, test it, and take the bug out."""
+    copy, start = copies.get(), time.monotonic()
+    place = copy / mutation.file
+    sound = place.read_text(encoding="utf-8")
+    place.write_text(mutation.text(copy), encoding="utf-8")
+    try:
+        test = mutation.thread and killed_by(copy, tests_of(mutation.thread))
+        test = test or killed_by(copy, ["tests/conformance"])
+    finally:
+        place.write_text(sound, encoding="utf-8")
+        copies.put(copy)
+    seconds = round(time.monotonic() - start, 1)
+    print(f"{seconds:6.1f} s  {mutation.name}: {test or 'SURVIVED'}", flush=True)
+    return {"name": mutation.name, "file": mutation.file, "killed_by": test, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="a word of the names to try; writes no file")
+    parser.add_argument("--check", action="store_true", help="only see that each can be put in")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from tests.conformance.mutations import MUTATIONS
+
+    mutations = [Mutation(*row) for row in MUTATIONS if options.only in row[0]]
+    for mutation in mutations:
+        mutation.text(ROOT), tests_of(mutation.thread)
+    if options.check:
+        print(f"all {len(mutations)} can be put in")
+        return
+    os.nice(10)  # and so are the tests
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    FORKS.set_forkserver_preload(LIBRARIES)
+    copies: Queue[Path] = Queue()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        for i in range(options.jobs):
+            copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(i), ignore=LEFT_OUT)))
+        rows = []
+        for row in pool.map(lambda mutation: tried(mutation, copies), mutations):
+            rows.append(row)
+            if not options.only:
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if test := tried(SOUND, copies)["killed_by"]:
+            sys.exit(f"mutate.py: {test} fails without any bug: mend it, and try again")
+    survivors = [row["name"] for row in rows if not row["killed_by"]]
+    print(f"{len(rows) - len(survivors)} of {len(rows)} killed; survivors: {survivors or 'none'}")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
