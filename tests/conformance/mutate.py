@@ -50,6 +50,7 @@ class Mutation(NamedTuple):
         return ""
 
 
+Row = dict[str, object]
 SOUND = Mutation("no bug at all", "", "grpo/loss.py", "LOG_RATIO_LIMIT = ", "LOG_RATIO_LIMIT = ")
 
 
@@ -91,7 +92,7 @@ def killed_by(copy: Path, tests: list[str]) -> str:
     return failed[1] if failed else f"exit {process.exitcode}: {report[-300:]}"
 
 
-def tried(mutation: Mutation, copies: Queue[Path]) -> dict[str, object]:
+def tried(mutation: Mutation, copies: Queue[Path]) -> Row:
     """Put the bug into a copy that is free, test it, and take the bug out."""
     copy, start = copies.get(), time.monotonic()
     place = copy / mutation.file
@@ -110,9 +111,18 @@ def tried(mutation: Mutation, copies: Queue[Path]) -> dict[str, object]:
     return {"name": mutation.name, "file": mutation.file, "killed_by": test, "seconds": seconds}
 
 
+def keep(rows: dict[str, Row], names: list[str]) -> None:
+    """Write these rows into the results, in the order of all names; others stay as they were."""
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
+    rows = {row["name"]: row for row in kept} | rows
+    RESULTS.parent.mkdir(exist_ok=True)
+    found = [rows[name] for name in names if name in rows]
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="a word of the names to try; writes no file")
+    parser.add_argument("--only", default="", help="only bugs with this word in the name")
     parser.add_argument("--check", action="store_true", help="only see that each can be put in")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     options = parser.parse_args()
@@ -132,15 +142,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         for i in range(options.jobs):
             copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(i), ignore=LEFT_OUT)))
-        rows = []
+        rows = {}
         for row in pool.map(lambda mutation: tried(mutation, copies), mutations):
-            rows.append(row)
-            if not options.only:
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows[row["name"]] = row
+            keep(rows, [name for name, *_ in MUTATIONS])
         if test := tried(SOUND, copies)["killed_by"]:
             sys.exit(f"mutate.py: {test} fails without any bug: mend it, and try again")
-    survivors = [row["name"] for row in rows if not row["killed_by"]]
+    survivors = [name for name, row in rows.items() if not row["killed_by"]]
     print(f"{len(rows) - len(survivors)} of {len(rows)} killed; survivors: {survivors or 'none'}")
     sys.exit(bool(survivors))
 
