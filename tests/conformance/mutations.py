@@ -6,6 +6,7 @@ The old text must occur exactly once in its file; it is kept short, so that it s
 
 LAW, TREE, SAMPLING = "models/law.py", "models/tree.py", "models/sampling.py"
 DECODE, POLICY, VISION = "models/decode.py", "models/policy.py", "models/vision.py"
+RECOMPUTE = "models/recompute.py"
 CHAT, LORA, LOSS = "models/chat.py", "models/lora.py", "grpo/loss.py"
 LOOP, ROLLOUT, OPTIM = "grpo/loop.py", "grpo/rollout.py", "grpo/optim.py"
 ADVANTAGES, PARSE = "grpo/advantages.py", "rewards/parse.py"
@@ -155,8 +156,8 @@ MUTATIONS = [
     ("dropout on", "trl_3000", LORA, "lora_dropout=0.0", "lora_dropout=0.1"),
     ("training mode", "trl_3000", POLICY, "self.model = model.eval()",
      "self.model = model.train()"),
-    ("a layer stays in training mode", "trl_3000", POLICY, "layer.training = False", "pass"),
-    ("checkpointing reentrant", "microsoft_lora_120", POLICY,
+    ("a layer stays in training mode", "trl_3000", RECOMPUTE, "layer.training = False", "pass"),
+    ("checkpointing reentrant", "microsoft_lora_120", RECOMPUTE,
      "partial(checkpoint, use_reentrant=False)", "partial(checkpoint, use_reentrant=True)"),
     ("the prompt detached", "areal_217", POLICY, SCORE_RUN, DETACH_PROMPT),
     ("LoRA on q and v only", "unsloth_5039", LORA, "(q|k|v|o)_proj", "(q|v)_proj"),
@@ -256,6 +257,5 @@ MUTATIONS = [
      "return examples[shuffled(epoch)[(i + shuffled.cache_info().hits) % len(examples)]]"),
     ("a pass may exceed the budget", "trl_6411", TREE, "* (len(plan[-1]) + 1) <= budget",
      "<= budget"),
-    ("metrics kept until the end", "trl_2045", "grpo/record.py", "file=self.lines, flush=True)",
-     "file=self.lines)"),
+    ("metrics kept until the end", "trl_2045", "grpo/record.py", "self.lines.flush()", "pass"),
 ]  # fmt: skip

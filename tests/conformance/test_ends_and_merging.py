@@ -42,6 +42,10 @@ def test_trl_4970_an_end_counts_and_nothing_comes_after_it(trained):
     end = group_of(trained, QUESTIONS[1], (3, 3)).completions
     assert {int(o[-1]) for o in end} == ends
     assert users_of("pad_token_id") == {"models/pretrain_phantom.py"}  # no part of a run
+    assert trained.chat.tokenizer.convert_ids_to_tokens(trained.completion_ids("B").tolist()) == [
+        "B",
+        "<|im_end|>",
+    ]
     kept = trained.decode(torch.tensor([*trained.completion_ids("B", end=False), *ends]))
     assert kept.startswith("B<|"), "one end is taken off, and no more"
 
