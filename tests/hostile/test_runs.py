@@ -17,7 +17,8 @@ import train
 from grpo import report
 from grpo.config import Config, UsageError, exit_on_usage_error
 from grpo.flags import one_line
-from grpo.run import check_out, new_run
+from grpo.run import check_out, run_folder
+from models.policy import Policy
 from rewards import RewardError
 from tests.grpo.runs import make_run
 
@@ -124,7 +125,9 @@ def test_a_flag_that_nothing_can_use_is_one_line(argv: list[str], capsys: Any) -
 
 
 @pytest.mark.parametrize("kind", ["a file", "in a file", "a pipe", "a loop", "a taken folder"])
-def test_a_run_is_not_put_where_something_else_lies(kind: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_is_not_put_where_something_else_lies(
+    kind: str, trained: Policy, tmp_path: Path, capsys: Any
+) -> None:
     out = tmp_path / "out"
     if kind in ("a file", "in a file"):
         out.write_text("mine")
@@ -140,7 +143,7 @@ def test_a_run_is_not_put_where_something_else_lies(kind: str, tmp_path: Path, c
     def begin(argv: list[str]) -> None:
         config = Config(out=str(where))
         check_out(config)
-        new_run(config, {})
+        run_folder(config, trained)
 
     assert "--out" in said(begin, [], capsys)
     if kind == "a file":
@@ -148,9 +151,11 @@ def test_a_run_is_not_put_where_something_else_lies(kind: str, tmp_path: Path, c
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_one_line(tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_without_permission_is_one_line(
+    trained: Policy, tmp_path: Path, capsys: Any
+) -> None:
     tmp_path.chmod(0o500)
-    said(lambda _: new_run(Config(out=str(tmp_path / "run")), {}), [], capsys)
+    said(lambda _: run_folder(Config(out=str(tmp_path / "run")), trained), [], capsys)
 
 
 @pytest.fixture(scope="module")
