@@ -4,11 +4,12 @@
      "options": ["left", "right"], "answer": "B", "modality": "MRI", "question_type": "side"}
     {"image": "scans/001.png", "question": "What is shown?", "answer": ["cyst", "simple cyst"]}
 
-on one line each. `image` may be a list, or be left out; `answer` is a letter or the text of an
-option. Without `options` it is the right answer in words, or a list of all that count as right;
-yes and no become options, unless `answer_type` is "open". `answer_type` ("open", "closed"),
-`findings` (a list of phrases, what the image shows), `split` ("train", "val", "test": it is then
-kept), `modality` (else "OTHER"), `question_type`, `reasoning`, `dataset` and `id` are optional.
+on one line each. `image` may be a list, or be left out; no path and no link leads out of the file's
+folder. `answer` is a letter or the text of an option. Without `options` it is the right answer in
+words, or a list of all that count as right; yes and no become options, unless `answer_type` is
+"open". `answer_type` ("open", "closed"), `findings` (a list of phrases, what the image shows),
+`split` ("train", "val", "test": it is then kept), `modality` (else "OTHER"), `question_type`,
+`reasoning`, `dataset` and `id` are optional.
 """
 
 from collections.abc import Iterator

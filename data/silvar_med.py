@@ -60,6 +60,8 @@ def _pairs(file: Path) -> Iterator[tuple[int, Any]]:
             continue
         sides = [row.get("question"), row.get("answer")]
         questions, answers = ([s] if not isinstance(s, list) else s for s in sides)
+        if not questions and not answers:
+            yield number, BadRow("question is blank")
         if len(questions) != len(answers):
             yield number, BadRow("questions and answers differ in number")
             continue

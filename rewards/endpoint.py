@@ -5,9 +5,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from rewards.judge import Inquiry, JudgeError, Verdict
@@ -17,6 +18,8 @@ FORM = (
     '"verdict": "..."}}, where the verdict is one of {choices}.'
 )
 MAX_TOKENS = 1024  # of a reply
+MAX_BODY = 2**22  # bytes of a reply, with all that a server may say around it
+LONGEST_REPLY = 10  # times the silence that is borne: so long may a reply drip in
 LONGEST_PAUSE = 300.0  # seconds, whatever the server asks for
 
 # Where a key goes that was not set for this program: to its own house and nowhere else.
@@ -66,7 +69,10 @@ class Endpoint:
         self.identity = (url.rstrip("/"), model, FORM)
         self.retries = 0
         self._key = find_key(url, os.environ)
-        self._client = _client(url, self._key, timeout)
+        if find_spec("huggingface_hub") is None:
+            raise JudgeError(f"judge {self.shown}: pip install huggingface_hub")
+        self._headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        self._address, self.timeout = _completions(url), timeout
         self._over = threading.Event()
         self._sleep = sleep or self._over.wait
         self._lock = threading.Lock()
@@ -125,36 +131,49 @@ class Endpoint:
 
     def _request(self, messages: list[dict[str, str]]) -> str:
         """One request. Raises Fault for what may pass, JudgeError for what will not."""
-        from huggingface_hub.errors import InferenceTimeoutError, OfflineModeIsEnabled
+        from huggingface_hub.errors import OfflineModeIsEnabled
+        from huggingface_hub.utils import get_session
 
         law = {"model": self.model, "temperature": 0.0, "max_tokens": MAX_TOKENS}
+        asked = {"json": {"messages": messages, **law}, "headers": self._headers}
+        asked |= {"timeout": self.timeout, "follow_redirects": False}  # the text is for one address
         try:
-            reply = self._client.chat_completion(messages, **law)
-        except InferenceTimeoutError:
-            raise Fault(f"silent for {self._client.timeout:g} seconds") from None
+            with get_session().stream("POST", self._address, **asked) as response:
+                body = self._body(response.iter_bytes())
         except OfflineModeIsEnabled:
             remedy = "unset HF_HUB_OFFLINE, which forbids all requests"
             raise JudgeError(f"judge {self.shown}: {remedy}") from None
-        except Exception as error:  # of the client, its transport, json: any kind
-            self._raise(error)
+        except Exception as error:  # of the client and its transport: any kind
+            silent = "Timeout" in type(error).__name__ and f"silent for {self.timeout:g} seconds"
+            raise Fault(silent or self._line(f"{type(error).__name__}: {error}")) from None
+        if body is None:
+            raise Fault("a reply without end")
+        self._check(response.status_code, response.headers, body.decode("utf-8", "replace"))
         try:
-            content = reply.choices[0].message.content
-        except (AttributeError, IndexError, KeyError, TypeError):
+            content = json.loads(body)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has none
 
-    def _raise(self, error: Exception) -> None:
-        """The failure of a request as a Fault or a JudgeError, without the key."""
-        response = _response(error)
-        if response is None:
-            raise Fault(self._line(f"{type(error).__name__}: {error}")) from None
-        status = response.status_code
+    def _body(self, parts: Iterable[bytes]) -> bytearray | None:
+        """All of a reply; None of one that goes on and on."""
+        body, until = bytearray(), time.monotonic() + LONGEST_REPLY * self.timeout
+        for part in parts:
+            body += part
+            if len(body) > MAX_BODY or time.monotonic() > until:
+                return None
+        return body
+
+    def _check(self, status: int, headers: Mapping[str, str], text: str) -> None:
+        """Raises Fault or JudgeError, without the key, for a status that is no success."""
+        if status < 300:
+            return
         # Of a refused key, some servers show a part: nothing of theirs is repeated then.
-        said = "" if status in (401, 403) else f" ({self._line(response.text)})"
+        said = "" if status in (401, 403) else f" ({self._line(text)})"
         if status in (408, 429) or status >= 500:
-            raise Fault(f"status {status}{said}", _retry_after(response.headers)) from None
+            raise Fault(f"status {status}{said}", _retry_after(headers))
         remedy = REMEDIES.get(status, "mend --judge or --judge-model")
-        raise JudgeError(f"judge {self.shown}: status {status}{said}; {remedy}") from None
+        raise JudgeError(f"judge {self.shown}: status {status}{said}; {remedy}")
 
     def _line(self, text: str) -> str:
         """On one line, not a long one, and without the key."""
@@ -162,14 +181,14 @@ class Endpoint:
         return " ".join(text[:1000].split())[:150]
 
 
-def _client(url: str, key: str | None, timeout: float) -> object:
-    try:
-        from huggingface_hub import InferenceClient
-    except ImportError:
-        raise JudgeError(f"judge {_shown(url)}: pip install huggingface_hub") from None
-    # Without a key, the client would send the user's Hugging Face token to any address.
-    headers = {"authorization": f"Bearer {key}" if key else None}
-    return InferenceClient(base_url=url, headers=headers, timeout=timeout)
+def _completions(url: str) -> str:
+    """The address of chat completions, however much of it was given."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/")
+    if path.endswith("/chat/completions"):
+        return url
+    missing = "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
+    return parts._replace(path=path + missing).geturl()
 
 
 def find_key(url: str, environment: Mapping[str, str]) -> str | None:
@@ -219,13 +238,6 @@ def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a name is there twice")
     return found
-
-
-def _response(error: BaseException | None) -> "object | None":
-    """The server's response behind an error, also where the client failed to make sense of it."""
-    while error is not None and getattr(error, "response", None) is None:
-        error = error.__cause__ or error.__context__
-    return error and error.response
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

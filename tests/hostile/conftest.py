@@ -11,7 +11,9 @@ import pytest
 
 from tests.hostile import watch
 
-PATIENCE = 100  # seconds, a thousand times what any case takes: only so that a broken one ends
+# Only so that a broken case ends; a sound one takes hundredths of a second.
+WORK = 60  # seconds of this process's own time, which something quadratic would exceed
+PATIENCE = 1200  # seconds of anybody's, which waiting on a pipe would exceed
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +23,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     def waited(*_: object) -> None:
         raise TimeoutError("this input is waited on, or worked at, without end")
 
+    signal.signal(signal.SIGPROF, waited)
     signal.signal(signal.SIGALRM, waited)
+    signal.setitimer(signal.ITIMER_PROF, WORK)
     signal.alarm(PATIENCE)
     watch.watch(tmp_path_factory.getbasetemp())
     yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.alarm(0)
     noted = list(watch.noted)
     watch.watch(None)

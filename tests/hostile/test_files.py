@@ -221,7 +221,8 @@ def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spec",
     ["", ":", "jsonl", "jsonl:", "nothing:x", "jsonl:\0", "jsonl:" + "x" * 5000, "../x:y",
-     "jsonl:/dev/null", "jsonl:/dev/zero", "slake:/proc/self/mem", "huatuo:\udcff", "jsonl:~nosuchuser/x"],
+     "jsonl:/dev/null", "jsonl:/dev/zero", "slake:/proc/self/mem", "huatuo:\udcff",
+     "jsonl:~nosuchuser/x"],
     ids=ascii,
 )  # fmt: skip
 def test_a_name_of_no_data_set_is_one_line(spec: str) -> None:

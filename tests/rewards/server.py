@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -80,8 +80,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.fail(fault, judge)
 
     def fail(self, fault: Any, judge: Server) -> None:
-        """A status, (status, headers, body), "slow", "cut", "hang up", or the body of a 200."""
-        if fault == "slow":
+        """A status, (status, headers, body), the body of a 200, or "slow", "endless", "cut", "hang
+        up"."""
+        if fault == "endless":
+            self.send(200, b"{", length=2**62)
+            with suppress(OSError):
+                while not judge.closing.is_set():
+                    self.wfile.write(b" " * 2**16)
+            self.close_connection = True
+        elif fault == "slow":
             judge.closing.wait(PATIENCE)
         elif fault in ("cut", "hang up"):
             if fault == "cut":
