@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import train
 from grpo.checkpoint import checkpoints, newest
 from grpo.config import Config, UsageError, exit_on_usage_error
 from grpo.record import history
-from grpo.resume import going_on, starting_point
+from grpo.resume import AT_ONCE, going_on, starting_point
 from tests.resuming import SHORT, differences, lines, once, started
 
 
@@ -73,16 +74,25 @@ def test_sigterm_finishes_the_step_saves_and_names_the_command(where, whole, mon
 
 
 def test_a_second_sigint_ends_at_once(where):
-    """Of a step that takes long, as it has many completions."""
+    """Of a step that would never end."""
+    (where / "slow.py").write_text(
+        "import itertools, time\ncalls = itertools.count()\n"
+        "def slow(prompts, completions, **columns):\n"
+        "    if next(calls) == 3:\n"
+        "        open('asleep', 'w').close()\n"
+        "        time.sleep(3600)\n"
+        "    return [0.0] * len(completions)\n"
+    )
     run = where / "interrupted"
-    process = started([*SHORT, "--out", "interrupted", "--group-size", "96"], where)
-    assert once(process, lambda: lines(run) >= 1)
+    flags = ["--reward", "accuracy,slow.py:slow", "--save-every", "1", "--out", "interrupted"]
+    process = started([*SHORT, *flags], where)
+    assert once(process, (where / "asleep").exists)
     process.send_signal(signal.SIGINT)
     assert "finishing this step, then saving" in first_lines(process, "again to stop at once")
+    time.sleep(AT_ONCE)
     process.send_signal(signal.SIGINT)
     assert "go on with" not in ended(process, 130)
-    found = newest(run)  # and nothing damaged on the way to it
-    assert (found.step if found else 0) <= lines(run) < 6
+    assert newest(run).step == lines(run) == 3
 
 
 def first_lines(process: subprocess.Popen[str], until: str) -> str:

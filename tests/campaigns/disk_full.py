@@ -54,14 +54,24 @@ def trained(flags: list[str], log: Path) -> tuple[int, str]:
     return process.exitcode, log.read_text()
 
 
-def attempt(disk: Path, whole: Path, room: int, log: Path) -> dict[str, Any]:
-    """A run in `room` bytes, and again once there is more."""
-    shutil.rmtree(disk / "run", ignore_errors=True)
-    filler = disk / "filler"
+def attempt(name: str, room: int) -> None:
+    """A run in `room` bytes, and again once there is more; what happened is in `name`.json."""
+    disk, log = Path(name), Path(f"{name}.log")
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", disk], check=True)
+    try:
+        found = filled(disk, room, log)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    Path(f"{name}.json").write_text(json.dumps(found))
+
+
+def filled(disk: Path, room: int, log: Path) -> dict[str, Any]:
+    """The same on a file system that is there."""
+    filler, run = disk / "filler", disk / "run"
     filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - room)))
-    flags = [*FLAGS, "--out", str(disk / "run"), "--resume", "auto"]
+    flags = [*FLAGS, "--out", str(run), "--resume", "auto"]
     code, said = trained(flags, log)
-    run = disk / "run"
     there = [folder.name for folder in checkpoints(run)]
     try:
         last = newest(run)
@@ -79,29 +89,30 @@ def attempt(disk: Path, whole: Path, room: int, log: Path) -> dict[str, Any]:
     }
     filler.unlink()
     found["exit once there is room"], _ = trained(flags, log)
-    found["unlike"] = differences(run, whole)
+    found["unlike"] = differences(run, Path("whole"))
     print(json.dumps(found), flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--attempts", type=int, default=16)
+    parser.add_argument("--attempts", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     start, draw = time.monotonic(), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        disk, whole, log = Path(folder) / "disk", Path(folder) / "whole", Path(folder) / "log"
-        disk.mkdir()
-        trained([*FLAGS, "--out", str(whole)], log)
-        taken = sum(file.stat().st_size for file in whole.rglob("*") if file.is_file())
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", disk], check=True)
-        try:
-            rooms = [int(taken * draw.uniform(0.1, 1.25)) for _ in range(options.attempts)]
-            tries = [attempt(disk, whole, room, log) for room in rooms]
-        finally:
-            subprocess.run(["umount", disk], check=True)
+        trained([*FLAGS, "--out", "whole"], Path("whole.log"))
+        files = (file for file in Path("whole").rglob("*") if file.is_file())
+        taken = sum(file.stat().st_size for file in files)
+        names = [f"disk-{i}" for i in range(options.attempts)]
+        rooms = [int(taken * draw.uniform(0.1, 1.25)) for _ in names]
+        tries = [fork.Process(target=attempt, args=pair) for pair in zip(names, rooms, strict=True)]
+        for process in tries:
+            process.start()
+        for process in tries:
+            process.join()
+        tries = [json.loads(Path(f"{name}.json").read_text()) for name in names]
     full = [one for one in tries if one["exit"]]
     record = {
         "command": f"python tests/campaigns/disk_full.py --attempts {options.attempts}"

@@ -224,6 +224,19 @@ def test_an_end_between_two_steps_is_saved_where_it_is(fresh, tmp_path):
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_an_end_in_the_midst_of_a_step_is_not_saved_as_the_step_before(fresh, tmp_path):
+    c, run = config(**LONG | {"save_every": 0}, method="sft"), tmp_path / "run"
+
+    def end(step) -> None:
+        if step.metrics["step"] == 3:
+            raise ZeroDivisionError  # the weights have moved, and no line says so
+
+    with pytest.raises(ZeroDivisionError):
+        go(c, run, fresh(), end)
+    assert len(history(run)) == 2
+    assert newest(run) is None
+
+
 def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_itself(run):
     for made in ("trace/step-000002.json", "trace/step-000003.json", "trace/step-000004.json.part"):
         (run / made).parent.mkdir(exist_ok=True)
