@@ -208,7 +208,7 @@ def test_hypothesis_finds_no_case_in_which_loop_and_triple_loop_differ(tmp_path:
 
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
 
-    phases = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
+    phases = [hypothesis.Phase.generate]  # to shrink a failure would take minutes
     settings = {"deadline": None, "derandomize": True, "database": None, "phases": phases}
 
     @hypothesis.settings(max_examples=40, **settings)
