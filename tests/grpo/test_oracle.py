@@ -208,7 +208,7 @@ def test_hypothesis_finds_no_case_in_which_loop_and_triple_loop_differ(tmp_path:
 
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
 
-    phases = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
+    phases = [hypothesis.Phase.generate]  # to shrink a failure would take minutes
     settings = {"deadline": None, "derandomize": True, "database": None, "phases": phases}
 
     @hypothesis.settings(max_examples=40, **settings)
@@ -249,8 +249,8 @@ def test_the_gradient_of_lora_weights_is_the_difference_quotient_at_temperature_
     policy.model.double()  # or rounding would be most of a difference
     put(policy, start)
     old = textbook_logprobs(policy, rollout, 0.7)
-    with policy.reference():
-        ref = textbook_logprobs(policy, rollout, 0.7)
+    put(policy, [torch.zeros_like(weight) for weight in start])  # no adapter: the reference
+    ref = textbook_logprobs(policy, rollout, 0.7)
     lengths = [[len(ids) for ids in group.completions] for group in rollout.groups]
     case = Case(rollout.rewards.tolist(), lengths, old, ref, [])
 
