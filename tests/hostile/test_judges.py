@@ -128,7 +128,6 @@ PLACES = [
     "data:text/plain,yes",
     "gopher://x",
     "//",
-    "\n",
 ]
 
 
