@@ -134,13 +134,13 @@ def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
     if not work.samples:
         return {"KV cache": 0, "prompts": 0, "logits": 0}
     rows = work.prompts_per_step * work.group_size
-    a_layer = 2 * rows * sizes.kv_width * (work.prompt + work.completion) * sizes.itemsize
+    a_slot = 2 * rows * sizes.kv_width * sizes.itemsize  # of one token's keys and values, a layer
     batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
     # The MLP's gate, its up projection with LoRA's, and their sum; streams beside them.
     width = 4 * sizes.intermediate + 6 * sizes.hidden
     return {
-        "KV cache": sizes.layers * a_layer,
-        "prompts": batch * work.prompt * width * sizes.itemsize + a_layer + lowered(sizes),
+        "KV cache": sizes.layers * a_slot * (work.prompt + work.completion),
+        "prompts": batch * work.prompt * width * sizes.itemsize + lowered(sizes),
         # Float32, and twice float64 for the cumulative sum.
         "logits": 20 * rows * sizes.vocabulary + lowered(sizes),
     }
@@ -179,13 +179,15 @@ def update_bytes(sizes: Sizes, work: Work, rows: int, length: int) -> dict[str, 
 
 
 def activations(sizes: Sizes, rows: int, length: int, checkpointing: bool) -> int:
-    """Bytes that a pass of `rows` rows keeps for its backward pass; checkpointed, layers' inputs.
-
-    Both without the head's chunk, which is always recomputed.
-    """
-    tokens, stream = rows * length, sizes.hidden * sizes.itemsize
-    a_layer = stream * tokens if checkpointing else saved_by_layer(sizes, rows, length)
-    return sizes.layers * a_layer + tokens * stream + lowered(sizes)
+    """Bytes that a pass of `rows` rows keeps for its backward pass, but for the head's chunk, which
+    is always recomputed. Checkpointed they are the layers' inputs, what the last norm keeps in
+    float32, and the boolean mask to go on with."""
+    tokens, embeddings = rows * length, rows * length * sizes.hidden * sizes.itemsize
+    if checkpointing:
+        layers = sizes.layers * embeddings + 4 * tokens * sizes.hidden + tokens * length
+    else:
+        layers = sizes.layers * saved_by_layer(sizes, rows, length) + lowered(sizes)
+    return layers + embeddings
 
 
 def saved_by_layer(sizes: Sizes, rows: int, length: int) -> int:

@@ -163,7 +163,7 @@ def probe(
     device = policy.device
     try:
         with peak_of(device, peaks, "vision tower"):
-            (prompt,) = policy.encode([example])
+            (prompt,) = policy.encode([example], work.completion)
         completions = torch.full((work.group_size, work.completion), policy.chat.end)
         if work.samples:
             with peak_of(device, peaks, "sampling"):
