@@ -67,7 +67,7 @@ class Passes:
         groups, tokens = self.plan[self._now]
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not self.policy.out_of_memory(error):
                 raise
             cut = [part for one in self.plan for part in halves(*one)]

@@ -15,11 +15,11 @@ from types import FrameType, TracebackType
 
 from .checkpoint import FOLDER, Checkpoint, newest, opened
 from .config import Config, UsageError
-from .distributed import gathered
+from .distributed import gathered, world
 from .flags import flag, shown
 from .run import NO_SAY, check_out, finished
 
-AT_ONCE = 2.0  # seconds in which a terminal's and torchrun's signal are one
+AT_ONCE = 2.0  # seconds in which a terminal's signal and torchrun's are one
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Stop:
             self.halt("before scoring")
 
     def _heard(self, number: int, _: FrameType | None) -> None:
-        again, self.when = time.monotonic() - self.when > AT_ONCE, time.monotonic()
+        again = world() == 1 or time.monotonic() - self.when > AT_ONCE
+        self.when = time.monotonic()
         if self.own and again:
             os._exit(128 + number)
         self.own = self.heard = number

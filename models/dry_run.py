@@ -22,8 +22,6 @@ from models.policy import PASS_TOKENS_CHECKPOINTED, Policy
 from models.probe import available, longest_possible, longest_prompt, probe, process_bytes
 
 UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
-# How the devices say that memory is at an end; torch.OutOfMemoryError is a RuntimeError.
-NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 class MemoryFlags(NamedTuple):
@@ -99,7 +97,7 @@ def before_the_first_step(
         try:
             peaks = probe(policy, example, work, config.temperature, config.kl_coef > 0)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            if not policy.out_of_memory(error):
                 raise
             ran_out = "the largest step, tried out, ran out of memory"
             print(f"train.py: {ran_out}; {remedy(sizes, work, limit)}", file=sys.stderr)

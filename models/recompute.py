@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,5 +33,7 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: on a GPU by the error's class, on a CPU by what torch says."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out: a GPU's by its class, a CPU's by its text."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
+        re.search("can't allocate memory|not enough memory", str(error))
+    )

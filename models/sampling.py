@@ -78,7 +78,7 @@ def rollout(
     """
     try:
         return _rollout(language_model, head, prompts, embeds, group_size=group_size, u=u, **rest)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     if len(prompts) * group_size == 1:

@@ -33,7 +33,7 @@ BY_HAND = "run by hand: it writes the results that are kept beside it"
 ONLY_CHECKED = {  # how a command starts: why it is not run
     "-m grpo.reproduce": "half an hour, or 2B weights: --dry-run; test_reproduce.py runs one",
     "-m models.pretrain_phantom": "makes the shipped weights, in 50 minutes",
-    **dict.fromkeys(("tests/campaigns/", "tests/benchmarks/"), BY_HAND),
+    **dict.fromkeys(("tests/campaigns/", "tests/benchmarks/", "tests/conformance/"), BY_HAND),
 }
 SHORT = "--steps 2 --eval-size 12 --recipe phantom --device cpu"
 SHORTENED = {
@@ -120,6 +120,7 @@ def test_every_other_command_runs(
     expected = {
         "--help": "--group-size",
         "--explain": "A_1 = ",
+        "--dry-run": "peak, measured",
         "--image": "Not for clinical use.",
         "--export-merged": "wrote my-model; no logit differs",
         "train.py": "Next: python evaluate.py",
