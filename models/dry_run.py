@@ -19,7 +19,14 @@ from models.chat import Example
 from models.memory import MB, Plan, Sizes, Work, activations, largest, largest_pass, sizes_of
 from models.memory import plan as planned
 from models.policy import PASS_TOKENS_CHECKPOINTED, Policy
-from models.probe import available, longest_possible, longest_prompt, probe, process_bytes
+from models.probe import (
+    available,
+    loading_bytes,
+    longest_possible,
+    longest_prompt,
+    probe,
+    process_bytes,
+)
 
 UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 
@@ -80,7 +87,7 @@ def before_the_first_step(
     """
     there = available(policy.device)
     limit = asked.limit or there
-    sizes = sizes_of(policy, process_bytes(policy))
+    sizes = sizes_of(policy, process_bytes(policy), loading_bytes(policy))
     bound = largest_step(policy, questions, target, config, *longest_possible(policy, questions))
     if not asked.dry_run and sizes.on_cpu and planned(sizes, bound).peak <= limit:
         return ""  # without a look at every question
@@ -147,7 +154,8 @@ def table(sizes: Sizes, work: Work, plan: Plan) -> list[str]:
         f"or while updating, {rows} x {length} tokens in a pass; of the last two, the larger",
         *lines(plan.update),
         f"{'':22}{other / MB:10,.1f}  activations {switched} checkpointing",
-        f"{'peak, predicted':22}{plan.peak / MB:10,.1f}",
+        *([f"{'peak of loading':22}{plan.loading / MB:10,.1f}"] if plan.loading else []),
+        f"{'peak, predicted':22}{plan.step / MB:10,.1f}",
     ]
 
 
@@ -160,7 +168,7 @@ def measured(plan: Plan, peaks: dict[str, float]) -> list[str]:
     if not peaks:
         return ["not measured: it does not fit this machine"]
     most = max(peaks.values())
-    off = plan.peak / MB / most - 1
+    off = plan.step / MB / most - 1
     return [
         "measured, each phase's own peak",
         *(f"  {name:20}{size:10,.1f}" for name, size in peaks.items()),

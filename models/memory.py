@@ -46,6 +46,7 @@ class Sizes:
     checkpointing: bool
     on_cpu: bool  # where features are kept and the process counts
     process: int = 0  # interpreter, libraries and tokenizer; on a CPU
+    loading: int = 0  # the peak while the weights were read; on a CPU
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,17 @@ class Plan(NamedTuple):
     standing: dict[str, int]
     sampling: dict[str, int]
     update: dict[str, int]
+    loading: int = 0  # weights as stored, mapped, beside those in another dtype; over by the steps
+
+    @property
+    def step(self) -> int:
+        """The most that a step holds at once."""
+        return sum(self.standing.values()) + max(held(self.sampling), held(self.update))
 
     @property
     def peak(self) -> int:
         """The most that is held at once."""
-        return sum(self.standing.values()) + max(held(self.sampling), held(self.update))
+        return max(self.loading, self.step)
 
 
 def held(phase: dict[str, int]) -> int:
@@ -81,7 +88,7 @@ def held(phase: dict[str, int]) -> int:
     return sum(all_along) + max(first, second)
 
 
-def sizes_of(policy: Any, process: int = 0) -> Sizes:
+def sizes_of(policy: Any, process: int = 0, loading: int = 0) -> Sizes:
     """The sizes of a Policy (models/policy.py)."""
     base, text = policy.model.get_base_model(), policy.language_model.config
     adapters = sum(parameter.nbytes for parameter in policy.parameters())
@@ -104,6 +111,7 @@ def sizes_of(policy: Any, process: int = 0) -> Sizes:
         checkpointing=policy.checkpointing,
         on_cpu=policy.device.type == "cpu",
         process=process,
+        loading=loading,
     )
 
 
@@ -126,7 +134,7 @@ def plan(sizes: Sizes, work: Work) -> Plan:
         "process": sizes.process,
     }
     update = update_bytes(sizes, work, *largest_pass(sizes, work))
-    return Plan(standing, sampling_bytes(sizes, work), update)
+    return Plan(standing, sampling_bytes(sizes, work), update, sizes.loading)
 
 
 def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:

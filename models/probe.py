@@ -115,6 +115,11 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
 
 
+def loading_bytes(policy: Policy) -> int:
+    """The peak so far, which on a CPU is that of reading the weights, if asked right after it."""
+    return _status("VmHWM") if policy.device.type == "cpu" else 0
+
+
 def process_bytes(policy: Policy) -> int:
     """What the process holds without the model. Weights read from safetensors are mapped, and come
     into memory only when a pass first uses them; converted to another dtype they are there."""

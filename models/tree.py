@@ -152,6 +152,9 @@ def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) ->
     In place, which is safe: the embedding is frozen. A wrong number of features raises.
     """
     features = [feature for prompt in prompts for feature in prompt.features]
+    given, wanted = sum(map(len, features)), int(is_image.sum())
+    if given != wanted:  # one would be broadcast to all, and none be ignored
+        raise RuntimeError(f"{wanted} image tokens for {given} image features")
     if features:
         embeds[is_image] = torch.cat(features).to(embeds)
     return embeds

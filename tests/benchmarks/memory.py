@@ -6,7 +6,8 @@
 Qwen2-VL-2B has its true shapes, its true 151,936 rows and random weights; MEDVQA_DATA holds its
 tokenizer (qwen2vl_tokenizer/). Both numbers are of resident memory: interpreter, libraries, and
 pages of the weights' files, which are mapped, among them. What is measured is `memory/peak_mb` of
-the run's own metrics, the high-water mark of the process from its start to the end of the step.
+the run's own metrics, the high-water mark of the process from its start to the end of the step;
+`step` is without the loading of the weights, which are mapped and, in another dtype, there twice.
 glibc keeps part of what was freed (blocks below 32 MB), which no arithmetic on shapes can know: a
 model of middle size is the worst case. MALLOC_MMAP_THRESHOLD_=1048576 in the environment makes it
 give that back.
@@ -34,7 +35,7 @@ from grpo.config import Config
 from models.dry_run import largest_step
 from models.memory import MB, plan, sizes_of
 from models.opening import open_policy
-from models.probe import longest_prompt, process_bytes
+from models.probe import loading_bytes, longest_prompt, probe, process_bytes
 from tests.models.hub import make_hub_folder, random_weights, write, write_weights
 from tests.tiny import NoiseImage
 
@@ -111,15 +112,18 @@ def make_data(file: Path, side: int) -> str:
 
 
 def predicted(words: list[str]) -> dict[str, Any]:
-    """The plan of a run with these flags, in MB; nothing of it is run."""
+    """The plan of a run with these flags, in MB, made before a step of that size is tried out."""
     config = Config.from_flags(words)
     policy = open_policy(config)
     questions = in_all_ways(load_split(config, "train", config.train_size, set()), config.ways)
-    _, *tokens = longest_prompt(policy, questions)
+    example, *tokens = longest_prompt(policy, questions)
     work = largest_step(policy, questions, lambda example: "", config, *tokens)
-    found = plan(sizes_of(policy, process_bytes(policy)), work)
-    phases = {name: {k: v / MB for k, v in of.items()} for name, of in found._asdict().items()}
-    return {"tokens": tokens, **phases, "peak": found.peak / MB}
+    found = plan(sizes_of(policy, process_bytes(policy), loading_bytes(policy)), work)
+    parts = found._asdict()
+    phases = {name: {k: v / MB for k, v in parts[name].items()} for name in PHASES}
+    totals = {"loading": found.loading / MB, "step": found.step / MB, "peak": found.peak / MB}
+    tried = max(probe(policy, example, work, config.temperature, config.kl_coef > 0).values())
+    return {"tokens": tokens, **phases, **totals, "tried": tried}
 
 
 def measured(words: list[str], run: Path) -> float:
@@ -153,8 +157,13 @@ def compared(name: str, models: Path, threads: int) -> dict[str, Any]:
         "predicted_mb": round(before["peak"], 1),
         "measured_mb": round(peak, 1),
         "off": round(before["peak"] / peak - 1, 4),
+        "predicted_step_mb": round(before["step"], 1),
+        "measured_step_mb": round(before["tried"], 1),
+        "off_step": round(before["step"] / before["tried"] - 1, 4),
         # Weights and process are most of it, and easily known: the error on what is left.
-        "off_without_weights_and_process": round((before["peak"] - fixed) / (peak - fixed) - 1, 4),
+        "off_step_without_weights_and_process": round(
+            (before["step"] - fixed) / (before["tried"] - fixed) - 1, 4
+        ),
         "seconds": round(time.monotonic() - start, 1),
         **parts,
     }

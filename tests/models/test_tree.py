@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import sampling
-from models.tree import Group, pack, rope_positions, tree_mask
+from models.tree import Group, Prompt, pack, place_images, rope_positions, tree_mask
 from tests.models import plain
 
 
@@ -148,3 +148,13 @@ def test_bfloat16_stays_in_its_envelope_of_float32(fresh, trained):
         gap = (ours - other).abs()
         assert gap.mean() < 0.05
         assert gap.max() < 0.2
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])
+def test_features_must_be_as_many_as_image_tokens(rows):
+    """None would leave the placeholders' embeddings in, one would be broadcast to all of them."""
+    ids = torch.tensor([[5, 9, 9, 9, 6]])
+    features = (torch.ones(rows, 8),) if rows else ()
+    prompt = Prompt(ids[0], torch.zeros(3, 5, dtype=torch.int64), features, "")
+    with pytest.raises(RuntimeError, match=f"3 image tokens for {rows} image features"):
+        place_images(torch.zeros(1, 5, 8), ids == 9, [prompt])
