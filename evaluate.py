@@ -236,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = Options(**parse_flags(Options, argv, "evaluate.py", about))
         if not (options.run or options.model):
             options = replace(options, run=str(newest_run()))  # once: another may finish meanwhile
+        if rank() and (options.export_merged or options.image):
+            return  # work for one
         config, adapter, folder = subject(options)
         if options.export_merged:
             refuse_taken(Path(options.export_merged))
@@ -250,9 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(options: Options, config: Config, folder: Path, table: dict[str, Any]) -> None:
     """Print the table, and write it down."""
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
-    print(render.text(table))
-    if config.data.startswith("phantom"):
-        print("Phantoms are drawn, not medical data.")
+    drawn_data = config.data.startswith("phantom")
+    print(render.text(table) + "\nPhantoms are drawn, not medical data." * drawn_data)
     if not rank():
         write_json(Path(options.json or folder / "evaluation.json"), table)
     if options.markdown and not rank():

@@ -172,6 +172,10 @@ def watch(
     for judge in judges:
         metrics |= total(judge.counts())
     metrics["memory/peak_mb"] = max(gathered(peak_memory(policy.device)))
+    metrics["memory/cuts"] = sum(gathered(this.cuts))
+    if metrics["memory/cuts"]:
+        problem = f"step {step}: out of memory, and done again in halves"
+        print(f"train.py: {problem}; --dry-run says what fits at once", file=sys.stderr)
     if sentence := skips.see(this):
         print(f"train.py: {sentence}", file=sys.stderr)
     if step in config.traced_steps and this.rollout and not rank():

@@ -37,12 +37,12 @@ def processes() -> Iterator[None]:
     if world() == 1:
         yield
         return
+    store = _join()
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, ExitStack() as stack:
             if rank() > 0:
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
-            store = _join()
             yield
             dist.barrier()
     except BaseException as error:
