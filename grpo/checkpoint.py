@@ -219,8 +219,8 @@ def cut_back(run: Path, checkpoint: Checkpoint | None, steps: int) -> None:
     if step < steps:  # another policy is to come: none of these is about it
         (run / "summary.json").unlink(missing_ok=True)
         shutil.rmtree(run / "adapter", ignore_errors=True)
-        for answers in run.glob("**/predictions/*trained-*"):
-            answers.unlink()
+        for stale in (*run.glob("**/evaluation.json"), *run.glob("**/predictions/*trained-*")):
+            stale.unlink()
     for record in run.glob("trace/step-*"):
         if _step(record) > step or record.suffix == ".part":
             record.unlink()

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from grpo import recipes
 from grpo.cache import cache_folder, user_cache
 from grpo.flags import (
+    SettingsError,
     UsageError,
     check_file,
     check_options,
@@ -39,6 +40,7 @@ __all__ = [
     "TRAIN_STREAM",
     "TRL_NAMES",
     "Config",
+    "SettingsError",
     "UsageError",
     "cache_folder",
     "check_file",
@@ -137,7 +139,7 @@ class Config:
     data_seed: int = _run(42, "Seed of the split and of the questions drawn.", ge=0, lt=2**31)
     out: str | None = _run(None, "Run folder (none: a new one under runs/).")
     resume: str | None = _run(None, "Go on: auto, with what --out holds; or a run's FOLDER.")
-    save_every: int = _run(10, "Steps between two checkpoints; 0 for none.", ge=0)
+    save_every: int = _run(10, "Steps between two checkpoints; 0: only when stopped.", ge=0)
     keep_checkpoints: int = _run(2, "Checkpoints kept, the last ones.", ge=1)
     cache: str = _run("auto", "Folder for image features; auto: in the user's cache; none: no.")
     device: str = _run("auto", "auto, cpu, cuda or cuda:N.")
@@ -202,7 +204,10 @@ class Config:
         0.0
         """
         with exit_on_usage_error(prog):
-            about = "Train on one modality, then score it and unseen ones; or --explain one step."
+            about = (
+                "Train on one modality, then score it and unseen ones; or --explain one step, or"
+            )
+            about += " (--dry-run, --memory-limit 40GB) say what memory a run takes."
             given = parse_flags(cls, argv, prog, about, TRL_NAMES, recipes.RECIPES)
             cls(**given)  # complains of a bad flag before anything else happens
             name = given.get("recipe", "auto")

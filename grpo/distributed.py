@@ -44,7 +44,7 @@ def processes() -> Iterator[None]:
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
             yield
-            dist.barrier()
+            _meet()
     except BaseException as error:
         if not _first(store):
             raise SystemExit(getattr(error, "code", 2)) from None
@@ -57,9 +57,14 @@ def _join() -> dist.Store:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    store, *_ = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank(), world_size=world(), timeout=PATIENCE)
+    law = {"rank": rank(), "world_size": world(), "timeout": PATIENCE}
+    try:
+        store, *_ = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=store, **law)
+    except (RuntimeError, ValueError) as error:
+        problem = f"{world()} processes are to meet (WORLD_SIZE), and do not: {error}"
+        raise UsageError(f"{problem}; start them with torchrun, or unset WORLD_SIZE") from None
     return store
 
 
@@ -97,20 +102,28 @@ def in_order(shares: Sequence[Sequence[Any]]) -> list[Any]:
     return [shares[i % size][i // size] for i in range(n)]
 
 
-def _or_say_who_is_gone(collective: Function) -> Function:
+def _or_end(collective: Function) -> Function:
     """A process that dies leaves the others waiting: they end with one line."""
 
     @functools.wraps(collective)
     def guarded(*args: Any) -> Any:
         try:
             return collective(*args)
-        except RuntimeError:  # gloo's and NCCL's
-            raise UsageError("another process of this run is gone") from None
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # gloo's and NCCL's
+            said = str(error).partition("\n")[0]
+            raise UsageError(f"another process of this run is gone ({said})") from None
 
     return guarded  # type: ignore[return-value]
 
 
-@_or_say_who_is_gone
+@_or_end
+def _meet() -> None:
+    dist.barrier()
+
+
+@_or_end
 def summed(values: Tensor) -> Tensor:
     """The sum over all processes of a tensor of one shape, in place and in its own precision."""
     if world() > 1:
@@ -127,7 +140,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
         p.grad.copy_(part.view_as(p))
 
 
-@_or_say_who_is_gone
+@_or_end
 def gathered(record: Any) -> list[Any]:
     """What every process has to say, by rank. Sent as JSON, which, unlike pickle, runs nothing."""
     if world() == 1:

@@ -36,6 +36,10 @@ class UsageError(ValueError):
     """Something the user can mend. Its text is one line: what, where, and the remedy."""
 
 
+class SettingsError(UsageError):
+    """What other settings can mend and the same ones cannot: a run does not go on with them."""
+
+
 @contextmanager
 def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
     """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2."""

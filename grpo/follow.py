@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from .checkpoint import Keeper, checkpoints, save_adapter
-from .config import Config, UsageError
+from .config import Config
 from .distributed import gathered
+from .flags import SettingsError, UsageError
 from .progress import Progress
 from .record import Record, history
 from .resume import Halted, Stop
@@ -40,14 +41,16 @@ def follow(
                 if wanted or keeper.due:
                     keeper.save()
                 if wanted:
+                    save_adapter(run, keeper.policy)
                     gathered(keeper.step)  # torchrun ends all processes with the first one
                     stop.halt(f"after step {keeper.step} of {config.steps}, and saved")
     except (Exception, Halted) as error:
         if keeper.unmoved:  # the policy is still that of the last step recorded
-            with suppress(UsageError):
+            with suppress(Exception):  # the first error is the one to tell of
                 keeper.save()
                 save_adapter(run, keeper.policy)
-        if not checkpoints(run) or not isinstance(error, (UsageError, OSError, *also)):
+        can_go_on = checkpoints(run) and not isinstance(error, SettingsError)
+        if not can_go_on or not isinstance(error, (UsageError, OSError, *also)):
             raise
         why = (
             f"{error.filename or run}: {error.strerror}"

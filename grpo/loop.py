@@ -119,6 +119,7 @@ def grpo(
                 for groups, tokens in passes:
                     with passes.fitted():
                         ref_logprobs[tokens], _ = policy.logprobs(groups, config.temperature)
+            ref_logprobs = summed(ref_logprobs)
         clock.lap("reference")
 
         old_logprobs = torch.zeros_like(weights)  # (N,)
@@ -127,7 +128,7 @@ def grpo(
             seen = weights.new_zeros(5, len(row))  # of every token, for the record
             for groups, tokens in passes:
                 with passes.fitted():
-                    logprobs = ratio = surrogate = kl = loss = None  # lets go of what did not fit
+                    logprobs = ratio = surrogate = kl = loss = None  # the pass before lets go
                     # All of the following are (n,), the tokens of this pass.
                     logprobs, entropy = policy.logprobs(groups, config.temperature)
                     if update == 0:  # nothing has moved since sampling: this is pi_old
@@ -149,6 +150,6 @@ def grpo(
 
         of_updates = update_metrics(updates, scored, token_advantages, config)
         metrics = {"step": step + 1, **rollout_metrics(rollout), **of_updates, **clock.times()}
-        old, ref = updates[0].logprobs, summed(ref_logprobs) if beta > 0 else None
+        old, ref = updates[0].logprobs, ref_logprobs if beta > 0 else None
         suspects = [rollout.examples[b] for b in passes.suspects]
         yield Step(metrics, rollout, advantages, weights, old, ref, updates, suspects, passes.cuts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from .distributed import share
-from .flags import UsageError
+from .flags import SettingsError
 
 if TYPE_CHECKING:
     from .loop import Policy
@@ -63,7 +63,7 @@ class Passes:
 
     @contextmanager
     def fitted(self) -> Iterator[None]:
-        """Raises UsageError where memory runs out with one completion at a time."""
+        """Raises SettingsError where memory runs out with one completion at a time."""
         groups, tokens = self.plan[self._now]
         try:
             yield
@@ -72,9 +72,9 @@ class Passes:
                 raise
             cut = [part for one in self.plan for part in halves(*one)]
             if len(cut) == len(self.plan):
-                raise UsageError(
+                raise SettingsError(
                     "out of memory with one completion at a time; use --gradient-checkpointing on, "
-                    "a smaller --max-completion-length or a smaller --max-pixels"
+                    "or another --out with a smaller --max-completion-length or --max-pixels"
                 ) from None
             self._restart(cut)
             self.cuts += 1

@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 
 from .checkpoint import FOLDER, Checkpoint, newest, opened
 from .config import Config, UsageError
-from .distributed import gathered, world
+from .distributed import gathered, rank, world
 from .flags import flag, shown
 from .run import NO_SAY, check_out, finished
 
@@ -98,7 +98,9 @@ def going_on(words: Sequence[str], run: Path) -> str:
     """
     again = ["--resume", str(run)]
     words = [*words] if [*words[-2:]] == again else [*words, *again]
-    return shlex.join(["python", "train.py", *words])
+    workers = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    launch = ["python"] if workers == "1" else ["torchrun", "--nproc-per-node", workers, "--"]
+    return shlex.join([*launch, "train.py", *words])
 
 
 class Stop:
@@ -123,7 +125,7 @@ class Stop:
 
     def wanted(self) -> bool:
         """Whether a signal has come, to this process or to another of the run: all stop alike."""
-        self.heard = max(gathered(self.heard))
+        self.heard = max(gathered(self.own))
         return self.heard > 0
 
     def halt(self, where: str) -> None:
@@ -134,6 +136,7 @@ class Stop:
     def now(self) -> None:
         """From here on nothing is lost by stopping at once."""
         self.waits = False
+        self.heard = self.heard or self.own
         if self.heard:
             self.halt("before scoring")
 
@@ -142,8 +145,9 @@ class Stop:
         self.when = time.monotonic()
         if self.own and again:
             os._exit(128 + number)
-        self.own = self.heard = number
+        self.own = number
         if not self.waits:
+            self.heard = number
             self.halt("while scoring; the answers so far are kept")
-        if not self.quiet and again:  # not print: it may be what was interrupted
+        if not self.quiet and again and not rank():  # not print: it may be what was interrupted
             os.write(2, b"\ntrain.py: finishing this step, then saving; again to stop at once\n")

@@ -64,19 +64,22 @@ def sample_groups(
     filled: dict[int, tuple[Example, Group, dict[str, Any]]] = {}
     for attempt in range(config.dynamic_sampling + 1):
         examples = [draw(step, slot, attempt) for slot in slots]
-        prompts = policy.encode(examples)
+        own = policy.encode(share(examples))
         groups = policy.sample(
-            share(prompts),
+            own,
             config.group_size,
             [(TRAIN_STREAM, config.seed, step, slot, attempt) for slot in share(slots)],
             temperature=config.temperature,
             max_completion_length=config.max_completion_length,
         )
         scored = in_order(gathered(score_groups(policy, share(examples), groups, reward)))
+        # The others' images have gone through the tower by now, and are in the cache on disk.
+        prompts = own if len(own) == len(slots) else policy.encode(examples)
         for slot, example, prompt, of in zip(slots, examples, prompts, scored, strict=True):
             group = policy.completed(prompt, of["ids"], of["truncated"])
             filled[slot] = example, group, of
-        slots = [s for s in slots if zero_variance(_tensor(policy, [filled[s][2]["rewards"]]))]
+        rewards = {slot: _tensor(policy, [filled[slot][2]["rewards"]]) for slot in slots}  # (1, G)
+        slots = [slot for slot in slots if zero_variance(rewards[slot])]
         if not slots or attempt == config.dynamic_sampling:
             break
         redrawn += len(slots)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from .loop import Policy
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
-# Settings without a say in what a run learns (a device and threads: but for rounding).
+# Settings without a say in what a run learns (device, threads, checkpointing: but for rounding).
 NO_SAY = ("out", "device", "threads", "cache", "trace_steps", "sample_every", "tensorboard")
-NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume")
+NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume", "gradient_checkpointing")
+NO_SAY += ("max_skipped_steps",)
 
 
 def check_out(config: Config) -> None:

@@ -38,7 +38,7 @@ def sft(
         losses = torch.zeros(sum(len(g.completions[0]) for g in groups), device=policy.device)
         for chosen, tokens in passes:
             with passes.fitted():
-                logprobs = loss = None  # lets go of what did not fit
+                logprobs = loss = None  # the pass before lets go
                 logprobs, _ = policy.logprobs(chosen, temperature=1.0)  # (n,)
                 loss = -logprobs / len(losses)
                 loss.sum().backward()

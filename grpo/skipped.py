@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from .config import Config, UsageError
+from .config import Config
 from .distributed import gathered
+from .flags import SettingsError
 from .step import Step
 
 
@@ -29,12 +30,14 @@ class SkippedSteps:
             return ""
         self.in_a_row += 1
         of_all = gathered([example.id for example in step.suspects])
-        names = ", ".join(name for of in of_all for name in of) or "unknown"
+        known = ", ".join(name for of in of_all for name in of)
+        names = f" (question {known})" if known else ""
         number = int(step.metrics["step"])
-        problem = f"step {number}: a loss, log-prob or gradient is not finite (question {names})"
+        problem = f"step {number}: a loss, log-prob or gradient is not finite{names}"
         if self.in_a_row < self.most:
-            return f"{problem}; nothing was updated"
-        raise UsageError(
-            f"{problem}, as in {self.in_a_row} steps in a row; use a smaller --learning-rate, "
-            "--dtype float32, or leave the question out"
+            left_out = f"{step.metrics['skipped_updates']:.0%} of its updates left out"
+            return f"{problem}; {left_out}"
+        raise SettingsError(
+            f"{problem}, as in {self.in_a_row} steps in a row; use another --out with a smaller "
+            "--learning-rate or --dtype float32, or take the row out of the data"
         )

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from grpo.config import Config, UsageError
 from models.chat import Example
-from models.memory import MB, Plan, Sizes, Work, activations, largest, largest_pass, sizes_of
+from models.memory import MB, MOST, Plan, Sizes, Work, activations, largest, largest_pass, sizes_of
 from models.memory import plan as planned
 from models.policy import PASS_TOKENS_CHECKPOINTED, Policy
 from models.probe import (
@@ -129,11 +129,11 @@ def largest_step(
     if not samples:
         longest = max(map(target, questions), key=len)
         size, length = 1, len(policy.completion_ids(longest))
-    share, kept = -(-config.prompts_per_step // processes()), min(trained, len(images))
+    share, kept = -(-config.prompts_per_step // world()), min(trained, len(images))
     return Work(tokens, image_tokens, length, size, share, samples, kept)
 
 
-def processes() -> int:
+def world() -> int:
     """How many there are; each has its share of a step's prompts, and its own memory."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -191,9 +191,13 @@ def fitting(sizes: Sizes, work: Work, limit: int) -> str:
     found = []
     for words, of in ways:
         most = {name: largest(of, work, name, limit) for name in names}
-        most["prompts_per_step"] *= processes()
+        most["prompts_per_step"] *= world()
         least = {"group_size": 2, "prompts_per_step": 1}
-        flags = [f"--{n.replace('_', '-')} {size}" for n, size in most.items() if size >= least[n]]
+        flags = [
+            f"--{n.replace('_', '-')} {size}" + " or more" * (size >= MOST)
+            for n, size in most.items()
+            if size >= least[n]
+        ]
         if flags:
             found.append(" or ".join(flags) + words)
     if found:

@@ -13,9 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from grpo.config import UsageError
-
 HEAD_LOGITS = 1 << 26  # most logits of one chunk of the head: 256 MB in float32
+
+
+class NoProbability(Exception):
+    """A token without probability was drawn, in this row: its logits are not finite."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row}")
+        self.row = row
 
 
 def law(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
@@ -41,18 +47,16 @@ def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     """Tokens (n,) by inverting the CDF of softmax(logits (n, V)) at u (n,).
 
     In float64: a float32 sum over 151,936 entries ends anywhere from 0.9999992 to 1.00001.
-    Raises UsageError when a chosen token has no probability, as when logits are not finite.
+    Raises NoProbability for a token of none, as when logits are not finite.
     """
     probabilities = torch.softmax(logits, dim=-1, dtype=torch.float64)
     cdf = probabilities.cumsum(dim=-1)
     threshold = u[:, None] * cdf[:, -1:]
     # right=True: the first entry ABOVE the threshold, so an entry of probability 0 is never it.
     tokens = torch.searchsorted(cdf, threshold, right=True).clamp_(max=logits.shape[-1] - 1)
-    if not bool((probabilities.gather(1, tokens) > 0).all()):
-        raise UsageError(
-            "a token without probability was drawn: the model's logits are not finite; use "
-            "--dtype float32, or another --model"
-        )
+    drawn = probabilities.gather(1, tokens) > 0  # (n, 1)
+    if not bool(drawn.all()):
+        raise NoProbability(int((~drawn).nonzero()[0, 0]))
     return tokens[:, 0]
 
 

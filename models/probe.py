@@ -87,7 +87,8 @@ def tokens_of(policy: Policy, width: int, height: int) -> int:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that this process may have of the device, those that it has already among them."""
+    """Bytes that this process may have of the device, those that it has already among them: of a
+    CPU's memory its share, where torchrun has started several on this machine."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
@@ -97,7 +98,9 @@ def available(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     texts = [file.read_text().strip() for file in CGROUPS if file.is_file()]
-    return min([free + resident(), *(int(text) for text in texts if text.isdecimal())])
+    limits = [int(text) for text in texts if text.isdecimal()]
+    others = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min([free // others + resident(), *(limit // others for limit in limits)])
 
 
 def resident() -> int:

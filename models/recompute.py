@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+# What devices say, where the error has no class of its own; cuBLAS and cuDNN of their workspaces.
+NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
+
 
 def prepare(layers: Sequence[nn.Module]) -> None:
     """By hand: transformers' own switch also makes the embeddings require gradients."""
@@ -35,5 +38,5 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out: a GPU's by its class, a CPU's by its text."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
-        re.search("can't allocate memory|not enough memory", str(error))
+        NO_MEMORY.search(str(error))
     )

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from grpo.config import UsageError
+from grpo.config import SettingsError
 from models.decode import Decoder, KVCache
-from models.law import draw_tokens, law
+from models.law import NoProbability, draw_tokens, law
 from models.recompute import out_of_memory
 from models.tree import Group, Prompt
 
@@ -82,7 +82,7 @@ def rollout(
         if not out_of_memory(error):
             raise
     if len(prompts) * group_size == 1:
-        raise UsageError(
+        raise SettingsError(
             f"example {prompts[0].id}: out of memory with one completion at a time; use a smaller "
             "--max-completion-length or a smaller --max-pixels"
         )
@@ -149,7 +149,7 @@ def _rollout(
         if temperature == 0:
             chosen = logits.argmax(dim=-1)
         else:
-            chosen = draw_tokens(logits, u[row.to(device), step])
+            chosen = _drawn(logits, u[row.to(device), step], prompts, row // group_size)
         if logprobs is not None:
             picked = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
             logprobs[row, step] = picked.cpu()
@@ -172,6 +172,17 @@ def _rollout(
             break
         hidden = decoder.step(chosen, position + step, cache, mask)
     return Rollout(tokens, done_at, stopped, logprobs)
+
+
+def _drawn(logits: Tensor, u: Tensor, prompts: Sequence[Prompt], of: Tensor) -> Tensor:
+    """`draw_tokens`, with a name to its error: row i is of the prompt at place `of` (rows,)."""
+    try:
+        return draw_tokens(logits, u)
+    except NoProbability as error:
+        raise SettingsError(
+            f"example {prompts[of[error.row]].id}: the model's logits are not finite; use another "
+            "--out with --dtype float32 or another --model, or take the row out of the data"
+        ) from None
 
 
 def _prefill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo import folders
+from grpo import folders, resume
 from grpo.checkpoint import Keeper, checkpoints, cut_back, newest, opened, restore
-from grpo.config import Config, UsageError
+from grpo.config import Config, SettingsError, UsageError
 from grpo.follow import follow
 from grpo.loop import grpo
 from grpo.optim import adamw
@@ -204,8 +205,10 @@ def test_what_cannot_be_written_leaves_the_checkpoint_before_and_one_line(fresh,
     assert state_files(run) == state_files(whole)
 
 
-def test_an_end_between_two_steps_is_saved_where_it_is(fresh, tmp_path):
-    """A judge that is gone is met before anything has moved: its step is lost, none before it."""
+@pytest.mark.parametrize(("error", "raised"), [(UsageError, Halted), (SettingsError,) * 2])
+def test_an_end_between_two_steps_is_saved_where_it_is(fresh, tmp_path, error, raised):
+    """A judge that is gone is met before anything has moved: its step is lost, none before it.
+    What needs other settings is not told to go on with the same."""
     c, run = config(**LONG | {"save_every": 0}, method="sft"), tmp_path / "run"
     policy = fresh()
     optimizer = adamw(policy.parameters(), c)
@@ -214,11 +217,11 @@ def test_an_end_between_two_steps_is_saved_where_it_is(fresh, tmp_path):
         steps = steps_of(c, policy, optimizer, 0)
         yield next(steps)
         yield next(steps)
-        raise UsageError("the judge is gone")
+        raise error("the judge is gone")
 
     run.mkdir()
     keeper = Keeper(run, policy, optimizer, c, "origin", time.monotonic())
-    with pytest.raises(Halted, match="the judge is gone"):
+    with pytest.raises(raised, match="the judge is gone"):
         follow(judged(), c, keeper, Stop(run, quiet=True), lambda step: None)
     assert newest(run).step == len(history(run)) == 2
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
@@ -245,7 +248,8 @@ def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_it
         for folder in (run / "predictions", run / "other" / "vqa-rad" / "predictions"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{answers}.jsonl").write_text("")
-    (run / "summary.json").write_text("{}")
+    for table in ("summary.json", "evaluation.json", "other/vqa-rad/evaluation.json"):
+        (run / table).write_text("{}")
     (run / "adapter").mkdir(exist_ok=True)
     before = (run / "metrics.jsonl").read_bytes()
     for _ in range(2):
@@ -255,7 +259,7 @@ def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_it
         assert lines == b"".join(before.splitlines(keepends=True)[:2])
         assert [p.name for p in (run / "trace").iterdir()] == ["step-000002.json"]
         assert {p.name for p in run.rglob("predictions/*")} == {"base-MRI-reason.jsonl"}
-        assert not (run / "summary.json").exists()
+        assert not [*run.glob("**/summary.json"), *run.glob("**/evaluation.json")]
         assert not (run / "adapter").exists()
     cut_back(run, None, STEPS)
     assert checkpoints(run) == []
@@ -273,3 +277,19 @@ def test_a_run_goes_on_from_another_start_under_no_flag(run, fresh):
     optimizer = adamw((policy := fresh()).parameters(), config())
     with pytest.raises(UsageError, match="the training questions, or the adapter of --init"):
         restore(newest(run), policy, optimizer, "another origin")
+
+
+def test_a_signal_during_the_exchange_of_signals_is_not_lost(tmp_path, monkeypatch):
+    """It came after the others were told: all processes hear of it at the next step."""
+    with Stop(tmp_path, quiet=True) as stop:
+
+        def exchange(own):
+            signal.raise_signal(signal.SIGTERM)
+            return [own]
+
+        monkeypatch.setattr(resume, "gathered", exchange)
+        assert not stop.wanted()
+        monkeypatch.undo()
+        assert stop.wanted()
+        with pytest.raises(Halted, match="stopped by SIGTERM after step 3"):
+            stop.halt("after step 3")

@@ -150,9 +150,10 @@ def test_so_many_skipped_steps_in_a_row_end_the_run_and_one_that_updates_starts_
     skipped = SkippedSteps(config(max_skipped_steps=3), before)
     bad = Step({"step": 7, "skipped_updates": 1.0}, suspects=[QUESTIONS[2]])
     assert skipped.see(bad) == (
-        "step 7: a loss, log-prob or gradient is not finite (question two); nothing was updated"
+        "step 7: a loss, log-prob or gradient is not finite (question two); "
+        "100% of its updates left out"
     )
     assert skipped.see(Step({"step": 8, "skipped_updates": 0.0})) == ""
     assert [bool(skipped.see(bad)) for _ in range(2)] == [True, True]
-    with pytest.raises(UsageError, match=r"question two\), as in 3 steps in a row; use a smaller"):
+    with pytest.raises(UsageError, match=r"question two\), as in 3 steps in a row; use another"):
         skipped.see(bad)

@@ -9,7 +9,7 @@ import torch
 
 from grpo.config import UsageError
 from models import sampling
-from models.law import draw_tokens, law, uniforms
+from models.law import NoProbability, draw_tokens, law, uniforms
 from models.tree import Group
 from tests.models import plain
 
@@ -184,8 +184,21 @@ def test_inverting_the_cdf_takes_the_interval_that_u_falls_into():
 
 
 def test_logits_that_are_not_finite_raise_instead_of_drawing(trained):
-    with pytest.raises(UsageError, match="without probability"):
-        draw_tokens(torch.full((2, 5), torch.nan), torch.tensor([0.1, 0.9]))
+    logits = torch.zeros(3, 5)
+    logits[1:] = torch.nan
+    with pytest.raises(NoProbability, match="row 1"):
+        draw_tokens(logits, torch.tensor([0.1, 0.9, 0.2]))
+
+
+def test_a_question_whose_logits_are_not_finite_is_named(trained, prompts, monkeypatch):
+    def law_of(logits, *rest):  # the second question's rows, four each
+        logits = law(logits, *rest)
+        logits[4:8] = torch.nan
+        return logits
+
+    monkeypatch.setattr(sampling, "law", law_of)
+    with pytest.raises(UsageError, match="example none: the model's logits are not finite"):
+        sample(trained, prompts, group_size=4)
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 9, 17])
