@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from grpo.config import Config, exit_on_usage_error
 from models.opening import open_policy
 from models.policy import Policy
 from rewards import RewardError
+from tests.programs import run
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -38,17 +37,6 @@ SHORT = [
     "--prompts-per-step",
     "2",
 ]
-
-
-def run(program: str, *flags: str, where: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / program), *flags],
-        cwd=where,
-        env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
 
 
 def scored_by(folder: Path) -> Policy:

@@ -184,11 +184,14 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
-            kept[name] = compared(name, options.models or Path(folder), options.threads)
-            shown = {k: v for k, v in kept[name].items() if k not in PHASES}
+            found = compared(name, options.models or Path(folder), options.threads)
+            if threshold := os.environ.get("MALLOC_MMAP_THRESHOLD_"):
+                found["case"] = f"{name}, glibc gives back from {threshold} bytes"
+            kept[found["case"]] = found
+            shown = {k: v for k, v in found.items() if k not in PHASES}
             print(json.dumps(shown), flush=True)
-            cases = [kept[case] for case in CASES if case in kept]
-            record = {"machine": platform.machine(), "threads": options.threads, "cases": cases}
+            machine = {"machine": platform.machine(), "threads": options.threads}
+            record = machine | {"cases": [kept[case] for case in sorted(kept)]}
             file.write_text(json.dumps(record, indent=2) + "\n")
 
 
