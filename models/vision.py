@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from grpo.config import UsageError
+from grpo.config import SettingsError, UsageError
+from models.recompute import out_of_memory
 
 MEMORY_LIMIT = 4 << 30  # bytes of features held in memory; the least recently used leave first
 
@@ -113,8 +114,16 @@ class VisionCache:
         patch = next(self.model.visual.parameters())
         grid = inputs["image_grid_thw"].to(patch.device)  # (1, 3)
         # Outside any autocast: what is kept must not depend on who asked first.
-        with torch.autocast(patch.device.type, enabled=False):
-            output = self.model.get_image_features(inputs["pixel_values"].to(patch), grid)
+        try:
+            with torch.autocast(patch.device.type, enabled=False):
+                output = self.model.get_image_features(inputs["pixel_values"].to(patch), grid)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "use another --out with a smaller --max-pixels"
+            raise SettingsError(
+                f"image {key}: out of memory in the vision tower; {remedy}"
+            ) from None
         (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
         t, h, w = grid[0].tolist()
         return features.cpu().clone(), (t, h, w)

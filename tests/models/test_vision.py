@@ -136,3 +136,14 @@ def test_a_cache_that_cannot_be_written_says_so(tiny_folder, tmp_path):
     (tmp_path / "vision").write_text("a file where the folder should be")
     with pytest.raises(UsageError, match="--cache none"):
         cache_of(tiny_folder, tmp_path).features(NoiseImage(12))
+
+
+def test_an_image_that_does_not_fit_the_memory_is_named(tiny_folder, monkeypatch):
+    vision = cache_of(tiny_folder)
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(vision.model, "get_image_features", full)
+    with pytest.raises(UsageError, match="image noise:1:56x56: out of memory in the vision tower"):
+        vision.features(NoiseImage(1))
