@@ -28,8 +28,9 @@ from torch import Tensor
 
 from grpo.config import UsageError
 from models import loading, lora
+from models.attention import TreeAttention
+from models.layers import Layers
 from models.policy import Policy
-from models.sampling import run
 from models.tree import Prompt
 
 COPIED = (
@@ -170,8 +171,8 @@ def largest_difference(policy: Policy, folder: Path) -> float:
 
 def policy_logits(policy: Policy, prompt: Prompt) -> Tensor:
     """(P, V) float32 on the CPU: the logits after every token of the prompt."""
-    ids = prompt.input_ids.to(policy.device)[None]
-    positions = prompt.position_ids.to(policy.device)[:, None]
-    with policy.compute_dtype():
-        hidden = run(policy.language_model, policy.embed(ids, [prompt]), positions, None)
-        return policy.head(hidden)[0].float().cpu()
+    ids = prompt.input_ids.to(policy.device)
+    layers, x = Layers(policy.language_model), policy.embed(ids, [prompt])
+    rope = layers.rope(prompt.position_ids.to(policy.device), x)
+    hidden = layers(x, rope, TreeAttention([[len(ids)]]))  # (P, hidden)
+    return policy.head(hidden).float().cpu()

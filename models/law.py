@@ -6,11 +6,11 @@ its log-probability is that of exactly this distribution: same temperature, same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 HEAD_LOGITS = 1 << 26  # most logits of one chunk of the head: 256 MB in float32
@@ -61,7 +61,11 @@ def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def score(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, banned: Tensor
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    banned: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs (N,) of the targets (N,) predicted by hidden (N, hidden), and entropy (N,).
 

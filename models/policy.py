@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from grpo.config import UsageError
-from models import loading, lora, recompute, sampling
+from models import exhausted, loading, lora, sampling
+from models.attention import TreeAttention
 from models.chat import Chat, Example
 from models.law import score, uniforms
+from models.layers import Layers, read_linear
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 from models.vision import VisionCache
 
@@ -37,7 +39,7 @@ class Policy:
         self.model = model.eval()
         self.chat = Chat(tokenizer)
         base = model.get_base_model()
-        self.language_model, self.head = base.model.language_model, base.lm_head
+        self.language_model, self.head = base.model.language_model, read_linear(base.lm_head)
         self.vision = VisionCache(base.model, processor, cache)
         self.merge = base.config.vision_config.spatial_merge_size
         self.max_length = base.config.text_config.max_position_embeddings
@@ -47,8 +49,6 @@ class Policy:
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
         self.checkpointing = checkpointing
-        self.recomputed = self.language_model.layers if checkpointing else ()
-        recompute.prepare(self.recomputed)
 
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
         """Prompts with their image features. Raises UsageError for one that is too long."""
@@ -93,12 +93,12 @@ class Policy:
         for prompt in prompts:
             self._check_length(prompt, max_completion_length)
         u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
-        with torch.no_grad(), self.compute_dtype():
+        with torch.no_grad():
             return sampling.rollout(
                 self.language_model,
                 self.head,
                 prompts,
-                [self.embed(p.input_ids.to(self.device)[None], [p])[0] for p in prompts],
+                [self.embed(p.input_ids.to(self.device), [p]) for p in prompts],
                 group_size=group_size,
                 u=u,
                 temperature=temperature,
@@ -116,12 +116,13 @@ class Policy:
         """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups:
         group-major, then completion-major. The entropy is of the whole distribution, detached."""
         tree = pack(groups, self.device)
-        with self.compute_dtype(), recompute.recomputed(self.recomputed):
-            embeds = self.embed(tree.input_ids, [group.prompt for group in groups])
-            hidden = sampling.run(self.language_model, embeds, tree.position_ids, tree.mask)
-            # The prompt's last state is gathered once a completion: its gradient is their sum.
-            hidden = hidden.flatten(0, 1)[tree.predictors]  # (N, hidden)
-            return score(self.head, hidden, tree.targets, temperature, self.banned)
+        layers = Layers(self.language_model, self.checkpointing)
+        embeds = self.embed(tree.input_ids, [group.prompt for group in groups])  # (T, hidden)
+        rope = layers.rope(tree.position_ids, embeds)
+        hidden = layers(embeds, rope, TreeAttention(tree.lengths), tree.wanted)  # (W, hidden)
+        # The prompt's last state is gathered once a completion: its gradient is their sum.
+        hidden = hidden[tree.predictors]  # (N, hidden)
+        return score(self.head, hidden, tree.targets, temperature, self.banned)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -185,7 +186,7 @@ class Policy:
         )
 
     def embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(n, T, hidden): token embeddings, with the image features at the image tokens."""
+        """(T, hidden): token embeddings, with the image features at the image tokens."""
         embeds = self.language_model.embed_tokens(input_ids)
         return place_images(embeds, input_ids == self.chat.image_pad, prompts)
 
@@ -206,14 +207,9 @@ class Policy:
             f"{completion} of completion is more than the model's {self.max_length}; {remedy}"
         )
 
-    def compute_dtype(self) -> torch.autocast:
-        """float32 adapters compute in the base's dtype, and alike in every pass."""
-        lower = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype if lower else None, enabled=lower)
-
     def out_of_memory(self, error: Exception) -> bool:
         """Whether an error says that the device has no memory left."""
-        return recompute.out_of_memory(error)
+        return exhausted.out_of_memory(error)
 
 
 def load_policy(

@@ -199,12 +199,12 @@ def _sample(policy: Policy, prompt: Prompt, work: Work, temperature: float) -> T
     """(G, L) completions that do not end: those of the first of B equal groups."""
     prompts = [prompt] * work.prompts_per_step
     rows = len(prompts) * work.group_size
-    with torch.no_grad(), policy.compute_dtype():
+    with torch.no_grad():
         drawn = sampling.rollout(
             policy.language_model,
             policy.head,
             prompts,
-            [policy.embed(p.input_ids.to(policy.device)[None], [p])[0] for p in prompts],
+            [policy.embed(p.input_ids.to(policy.device), [p]) for p in prompts],
             group_size=work.group_size,
             u=torch.full((rows, work.completion), 0.5, dtype=torch.float64),
             temperature=temperature,

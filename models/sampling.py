@@ -5,21 +5,23 @@ Nothing is read from generation_config: Qwen2-VL's says top_k=1, which makes all
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from grpo.config import SettingsError
-from models.decode import Decoder, KVCache
+from models.decode import KVCache
+from models.exhausted import out_of_memory
 from models.law import NoProbability, draw_tokens, law
-from models.recompute import out_of_memory
+from models.layers import Layers, Linear
 from models.tree import Group, Prompt
 
-PREFILL_TOKENS = 16_384  # padded prompt tokens of one prefill batch; bounds its memory
+PREFILL_TOKENS = 16_384  # prompt tokens that are computed together; bounds their memory
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,9 @@ class Rollout:
         return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
 
 
-def run(
-    language_model: nn.Module, embeds: Tensor, positions: Tensor, mask: Tensor | None, cache=None
-) -> Tensor:
-    """Hidden states (n, T, hidden) of embeds (n, T, hidden) at positions (3, n, T).
-
-    The mask is ready-made: transformers builds none, and with explicit positions it keeps none on
-    the module. None is plain causal attention.
-    """
-    output = language_model(
-        inputs_embeds=embeds,
-        position_ids=positions,
-        attention_mask={"full_attention": mask},
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return output.last_hidden_state
-
-
 def rollout(
     language_model: nn.Module,
-    head: nn.Module,
+    head: Linear,
     prompts: Sequence[Prompt],
     embeds: Sequence[Tensor],
     *,
@@ -108,7 +92,7 @@ def rollout(
 @torch.inference_mode()
 def _rollout(
     language_model: nn.Module,
-    head: nn.Module,
+    head: Linear,
     prompts: Sequence[Prompt],
     embeds: Sequence[Tensor],
     *,
@@ -120,22 +104,20 @@ def _rollout(
     eos: frozenset[int],
     keep_logprobs: bool = False,
 ) -> Rollout:
-    device, dtype = banned.device, embeds[0].dtype
-    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
-    start, rows = int(lengths.max()), len(prompts) * group_size
+    device = banned.device
+    layers, lengths = Layers(language_model), torch.tensor([len(of) for of in embeds])
+    rows = len(prompts) * group_size
     config = language_model.config
-    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-    shape = (config.num_hidden_layers, 2, rows, heads, start + max_length, width)
-    cache = KVCache(shape, group_size, start, dtype=dtype, device=device)
+    shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
+    like = {"dtype": embeds[0].dtype, "device": device}
+    cache = KVCache(shape, lengths, rows, max_length, **like)
+    hidden = _prefill(layers, cache, prompts, embeds).repeat_interleave(group_size, dim=0)
 
-    hidden = _prefill(language_model, cache, prompts, embeds).repeat_interleave(group_size, dim=0)
-    row_lengths = lengths.repeat_interleave(group_size)[:, None]
-    slots = torch.arange(shape[4])
-    unseen = (slots >= row_lengths) & (slots < start)  # (rows, slots): the pads between
-    mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device)
     position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
+    # Text has the same position on all three axes, so a table by position says it all.
+    table = torch.arange(int(position.max()) + max_length, device=device).expand(3, -1)
+    cos, sin = layers.rope(table, hidden)  # (positions, head_dim)
     position = position.to(device)
-    decoder = Decoder(language_model, int(position.max()) + max_length)
     row = torch.arange(rows)  # which completion a live row decodes
     tokens = torch.zeros(rows, max_length, dtype=torch.int64)
     logprobs = torch.zeros(rows, max_length) if keep_logprobs else None
@@ -159,18 +141,22 @@ def _rollout(
         if bool(done.any()):
             stopped[row[done]] = True
             done_at[row[done]] = step + 1
-            # Live rows from the end take the places of finished ones: few rows are copied.
-            live = int((~done).sum())
-            holes, sources = done[:live].nonzero()[:, 0], (~done[live:]).nonzero()[:, 0] + live
-            cache.live = live
-            if len(holes):
-                row[holes], chosen[holes] = row[sources], chosen[sources]
-                position[holes], mask[holes] = position[sources], mask[sources]
-                cache.move(sources.to(device), holes.to(device))
-            row, chosen, position, mask = row[:live], chosen[:live], position[:live], mask[:live]
+            holes, sources, live = cache.drop(done)
+            row[holes], chosen[holes], position[holes] = (
+                row[sources],
+                chosen[sources],
+                position[sources],
+            )
+            row, chosen, position = row[:live], chosen[:live], position[:live]
         if not len(row) or step + 1 == max_length:
             break
-        hidden = decoder.step(chosen, position + step, cache, mask)
+        at = position + step
+        hidden = layers(
+            F.embedding(chosen, language_model.embed_tokens.weight),
+            (cos[at], sin[at]),
+            cache.attend,
+        )
+        cache.slot += 1
     return Rollout(tokens, done_at, stopped, logprobs)
 
 
@@ -186,23 +172,25 @@ def _drawn(logits: Tensor, u: Tensor, prompts: Sequence[Prompt], of: Tensor) -> 
 
 
 def _prefill(
-    language_model: nn.Module, cache: KVCache, prompts: Sequence[Prompt], embeds: Sequence[Tensor]
+    layers: Layers, cache: KVCache, prompts: Sequence[Prompt], embeds: Sequence[Tensor]
 ) -> Tensor:
-    """Run each prompt once, keep its keys and values for its G rows; last hidden states (B, h).
-
-    Pads lie at the end, where causal attention never looks back from: no mask is needed.
-    """
-    batch = max(1, PREFILL_TOKENS // max(len(embed) for embed in embeds))
+    """Run each prompt once, into the cache; last hidden states (B, hidden)."""
     last = []
-    for first in range(0, len(prompts), batch):
-        part = slice(first, min(first + batch, len(prompts)))
-        cache.rows = slice(part.start * cache.group_size, part.stop * cache.group_size)
-        positions = pad_sequence([p.position_ids.T for p in prompts[part]], batch_first=True)
-        padded = pad_sequence(list(embeds[part]), batch_first=True)  # (b, P, hidden)
-        hidden = run(
-            language_model, padded, positions.permute(2, 0, 1).to(padded.device), None, cache
-        )
-        ends = torch.tensor([len(embed) - 1 for embed in embeds[part]], device=hidden.device)
-        last.append(hidden[torch.arange(len(ends), device=hidden.device), ends])
-    cache.rows = slice(0, 0)
+    for part in plan_prefill([len(embed) for embed in embeds]):
+        lengths = [len(embed) for embed in embeds[part]]
+        x = torch.cat(list(embeds[part]))  # (T, hidden)
+        positions = torch.cat([prompt.position_ids for prompt in prompts[part]], dim=1)
+        ends = torch.tensor(lengths, device=x.device).cumsum(0) - 1
+        rope = layers.rope(positions.to(x.device), x)
+        last.append(layers(x, rope, cache.filling(part.start, lengths), ends))
     return torch.cat(last)
+
+
+def plan_prefill(lengths: Sequence[int]) -> list[slice]:
+    """Prompts that are prefilled together, in order, up to PREFILL_TOKENS or one alone."""
+    parts, start = [], 0
+    while start < len(lengths):
+        ends = itertools.accumulate(lengths[start:])
+        count = sum(end <= PREFILL_TOKENS for end in ends) or 1
+        parts.append(slice(start, start := start + count))
+    return parts

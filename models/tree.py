@@ -1,13 +1,9 @@
-"""A group as ONE packed row `[prompt | o_1 | ... | o_G]`: its ids, positions and attention mask.
+"""A group as ONE packed row `[prompt | o_1 | ... | o_G]`: its ids, positions and targets.
 
 The prompt, with its hundreds of image tokens, is computed once per group, forward and backward. A
-completion sees the prompt and itself, never another completion, and its positions continue where
-the prompt's end, so every hidden state equals the one of the plain sequence `[prompt | o_i]`.
-Two rows of the mask of a prompt p p and the completions a b and c d:
-
-              p p a b c d
-          b   1 1 1 1 0 0
-          d   1 1 0 0 1 1
+completion sees the prompt and itself, never another completion (models/attention.py), and its
+positions continue where the prompt's end, so every hidden state equals the one of the plain
+sequence `[prompt | o_i]`.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -62,13 +57,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Tree:
-    """Several groups, one packed row each, padded at the end to the longest."""
+    """Several groups, one after another, without a pad. T is the sum of their row lengths."""
 
-    input_ids: Tensor  # (n, T) int64
-    position_ids: Tensor  # (3, n, T) int64
-    mask: Tensor  # (n, 1, T, T) bool: query may see key
+    input_ids: Tensor  # (T,) int64
+    position_ids: Tensor  # (3, T) int64
+    lengths: list[list[int]]  # of each group: inputs of the prompt, of o_1, ... of o_G
     targets: Tensor  # (N,) int64: all completion tokens, group-major, then completion-major
-    predictors: Tensor  # (N,) int64 into the n*T positions: whose hidden state predicts the target
+    wanted: Tensor  # (W,) int64 into T: who predicts, the last of each prompt and all after it
+    predictors: Tensor  # (N,) int64 into W: whose hidden state predicts the target
 
 
 def rope_positions(
@@ -99,55 +95,36 @@ def rope_positions(
 
 
 def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
-    """The tree rows of these groups. T is the longest row; pads see only themselves."""
-    length = max(group.row_length for group in groups)
-    ids, positions, segments, predictors = [], [], [], []
-    for row, group in enumerate(groups):
+    """The trees of these groups, flat."""
+    ids, positions, lengths, wanted, predictors = [], [], [], [], []
+    start, first = 0, 0  # of the group, among all positions and among the wanted ones
+    for group in groups:
         prompt = group.prompt
+        inputs = [completion[:-1] for completion in group.completions]
+        ids += [prompt.input_ids, *inputs]
+        after = [(torch.arange(len(of)) + prompt.next_position).expand(3, -1) for of in inputs]
+        positions += [prompt.position_ids, *after]
+        lengths.append([len(prompt.input_ids), *map(len, inputs)])
         # The prompt's last position predicts the first token of EVERY completion.
-        last = row * length + len(prompt.input_ids) - 1
-        row_ids, row_positions = [prompt.input_ids], [prompt.position_ids]
-        row_segments = [torch.zeros(len(prompt.input_ids), dtype=torch.int64)]
-        at = last + 1
-        for i, completion in enumerate(group.completions, start=1):
-            inputs = completion[:-1]
-            row_ids.append(inputs)
-            row_positions.append((torch.arange(len(inputs)) + prompt.next_position).expand(3, -1))
-            row_segments.append(torch.full((len(inputs),), i))
+        at = first + 1
+        for completion, of in zip(group.completions, inputs, strict=True):
             if len(completion):
-                predictors += [last, *range(at, at + len(inputs))]
-            at += len(inputs)
-        ids.append(torch.cat(row_ids))
-        positions.append(torch.cat(row_positions, dim=1).T)
-        segments.append(torch.cat(row_segments))
-
-    position_ids = pad_sequence(positions, batch_first=True).permute(2, 0, 1)  # (3, n, T)
-    segment = pad_sequence(segments, batch_first=True, padding_value=-1)  # (n, T)
+                predictors += [first, *range(at, at + len(of))]
+            at += len(of)
+        wanted.append(torch.arange(start + lengths[-1][0] - 1, start + sum(lengths[-1])))
+        start, first = start + sum(lengths[-1]), at
     return Tree(
-        input_ids=pad_sequence(ids, batch_first=True).to(device),
-        position_ids=position_ids.to(device),
-        mask=tree_mask(segment.to(device)),
+        input_ids=torch.cat(ids).to(device),
+        position_ids=torch.cat(positions, dim=1).to(device),
+        lengths=lengths,
         targets=torch.cat([o for group in groups for o in group.completions]).to(device),
+        wanted=torch.cat(wanted).to(device),
         predictors=torch.tensor(predictors, dtype=torch.int64, device=device),
     )
 
 
-def tree_mask(segment: Tensor) -> Tensor:
-    """(n, 1, T, T) bool from segments (n, T): 0 the prompt, i completion i, -1 a pad.
-
-    >>> tree_mask(torch.tensor([[0, 1, 2, -1]]))[0, 0].int().tolist()
-    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
-    """
-    query, key = segment[:, :, None], segment[:, None, :]
-    sees = (query == key) & (query >= 0) | (key == 0) & (query > 0)  # (n, T, T)
-    causal = torch.ones(sees.shape[1:], dtype=torch.bool, device=segment.device).tril()
-    # A pad sees itself, because a softmax over nothing is NaN.
-    itself = torch.eye(sees.shape[1], dtype=torch.bool, device=segment.device)
-    return (sees & causal | itself).unsqueeze(1)
-
-
 def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Put the prompts' image features into embeds (n, T, hidden) at the image tokens (n, T) bool.
+    """Put the prompts' image features into embeds (T, hidden) at the image tokens (T,) bool.
 
     In place, which is safe: the embedding is frozen. A wrong number of features raises.
     """
@@ -161,18 +138,22 @@ def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) ->
 
 
 def plan_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Which rows share a pass: the longest first, as many as fit in `budget` tokens, pads included.
+    """Which groups share a pass: the longest first, each where it leaves the least of `budget`.
 
     Old, new and reference log-probs of a step so run in the same shapes, and an on-policy ratio is
     exactly 1. A row longer than the budget goes alone.
 
-    >>> plan_passes([10, 40, 12, 9], budget=36)
-    [[1], [2, 0, 3]]
+    >>> plan_passes([10, 40, 12, 9, 5], budget=36)
+    [[1], [2, 0, 3, 4]]
     """
     plan: list[list[int]] = []
+    room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if plan and lengths[plan[-1][0]] * (len(plan[-1]) + 1) <= budget:
-            plan[-1].append(i)
-        else:
-            plan.append([i])
+        fits = [p for p, left in enumerate(room) if lengths[i] <= left]
+        if not fits:
+            plan.append([])
+            room.append(budget)
+        best = min(fits, key=room.__getitem__, default=-1)
+        plan[best].append(i)
+        room[best] -= lengths[i]
     return plan

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grpo.config import SettingsError, UsageError
-from models.recompute import out_of_memory
+from models.exhausted import out_of_memory
 
 MEMORY_LIMIT = 4 << 30  # bytes of features held in memory; the least recently used leave first
 

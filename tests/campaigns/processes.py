@@ -40,6 +40,7 @@ from tests.conftest import randomise
 from tests.grpo.cases import config as small
 from tests.grpo.cases import draw as asked
 from tests.grpo.cases import reward as paid
+from tests.models.plain import after_head
 from tests.tiny import make_model
 from train import reward_function
 
@@ -90,10 +91,8 @@ def distance(policy: Policy, config: Config, prompt: Any, key: tuple[int, ...], 
     u = uniforms([key], config.group_size, config.max_completion_length)[j, t]
     group = Group(prompt, [torch.tensor(one[: t + 1])], [True])
     seen = {}
-    handle = policy.head.register_forward_hook(lambda _, inputs, out: seen.update(logits=out))
-    with torch.no_grad():
+    with torch.no_grad(), after_head(policy, lambda logits: seen.setdefault("logits", logits)):
         policy.logprobs([group], config.temperature)
-    handle.remove()
     logits = law(seen["logits"][t : t + 1], config.temperature, policy.banned)
     cdf = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)[0]
     between = sorted((one[t], other[t]))

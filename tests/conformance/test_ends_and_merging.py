@@ -16,7 +16,7 @@ from tests.conformance.oracle import decoded, forbidden, group_of, users_of
 from tests.conftest import randomise
 from tests.grpo.cases import config
 from tests.models import plain
-from tests.models.plain import QUESTIONS
+from tests.models.plain import QUESTIONS, after_head
 
 
 @torch.no_grad()
@@ -89,13 +89,16 @@ def test_trl_3000_nothing_drops_out(fresh):
         policy = randomise(fresh(gradient_checkpointing=switch))
         assert policy.model.peft_config["default"].lora_dropout == 0.0
         states = []
-        policy.head.register_forward_hook(
-            lambda *_, p=policy, s=states: s.append(
+
+        def see(logits, p=policy, s=states):
+            s.append(
                 [m for m in p.model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
             )
-        )
-        groups, _ = decoded(policy, QUESTIONS, 2)
-        first, again = (policy.logprobs(groups, 1.0)[0] for _ in range(2))
+            return logits
+
+        with after_head(policy, see):
+            groups, _ = decoded(policy, QUESTIONS, 2)
+            first, again = (policy.logprobs(groups, 1.0)[0] for _ in range(2))
         assert torch.equal(first, again)
         assert states
         assert not any(states)

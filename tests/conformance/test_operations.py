@@ -27,7 +27,7 @@ from tests.conformance.oracle import MANY, decoded, group_of, near, users_of
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
 from tests.grpo.runs import make_run
-from tests.models.plain import QUESTIONS, completions
+from tests.models.plain import QUESTIONS, after_head, completions
 
 
 def saved_bytes(policy, groups) -> tuple[int, int]:
@@ -52,10 +52,9 @@ def test_trl_2927_logits_of_all_tokens_are_never_held(fresh, monkeypatch):
     expected = oracle.gradient(policy, whole.sum())
     rows, vocabulary = [], len(policy.banned)
     monkeypatch.setattr(law, "HEAD_LOGITS", 8 * vocabulary)
-    hook = policy.head.register_forward_hook(lambda _m, args, _out: rows.append(len(args[0])))
-    chunked, _ = policy.logprobs(groups, 0.7)
-    gradient = oracle.gradient(policy, chunked.sum())
-    hook.remove()
+    with after_head(policy, lambda logits: rows.append(len(logits)) or logits):
+        chunked, _ = policy.logprobs(groups, 0.7)
+        gradient = oracle.gradient(policy, chunked.sum())
     assert (max(rows), sum(rows)) == (8, 2 * 153)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
     near(gradient, expected)

@@ -28,7 +28,7 @@ from tests.conformance.oracle import (
 )
 from tests.conftest import randomise
 from tests.models import plain
-from tests.models.plain import QUESTIONS, completions
+from tests.models.plain import QUESTIONS, after_head, completions
 from tests.tiny import NoiseImage, Question
 
 
@@ -202,12 +202,9 @@ def test_r1_v_91_a_vision_token_cannot_be_drawn_and_has_no_mass(trained):
     assert draw_tokens(first_is_shut, torch.zeros(1, dtype=torch.float64)).tolist() == [2]
     groups, at_decode = decoded(trained, QUESTIONS, 8, length=6)
     scored, entropy = trained.logprobs(groups, 1.0)
-    hook = trained.head.register_forward_hook(lambda _m, _a, logits: logits + 1e4 * shut)
-    try:
+    with after_head(trained, lambda logits: logits + 1e4 * shut):
         again, still = decoded(trained, QUESTIONS, 8, length=6)
         rescored = trained.logprobs(groups, 1.0)
-    finally:
-        hook.remove()
     assert completions(again) == completions(groups)
     assert torch.equal(still, at_decode)
     assert torch.equal(rescored[0], scored)

@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLModel
 
-from models.decode import Decoder
+from models.layers import Layers
 from tests.conformance import oracle
 from tests.conformance.oracle import decoded, near, truth
 from tests.conftest import randomise
@@ -53,8 +53,8 @@ def test_nova_sky_ai_skyrl_1776_the_sampler_uses_the_adapter_that_trains(fresh):
     torch.testing.assert_close(at_decode.double(), scored, atol=1e-4, rtol=0)
     drift = policy.logprobs(second, 1.0)[0].detach() - at_decode
     assert drift.abs().max() < 1e-4
-    decoder = Decoder(policy.language_model, 4)
-    linears = [part for layer in decoder.layers for part in layer if hasattr(part, "scale")]
+    layers = Layers(policy.language_model)
+    linears = [part for layer in layers.layers for part in layer if hasattr(part, "scale")]
     used = {tensor.data_ptr() for linear in linears for tensor in (linear.a, linear.b)}
     assert used == {p.data_ptr() for p in policy.parameters()}
 

@@ -33,15 +33,16 @@ def starve(policy: Policy, most: int, during: str) -> list[int]:
         if tokens > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    def hook(module, args, kwargs, output):
-        hidden = output.last_hidden_state
-        size = hidden.shape[0] * hidden.shape[1]
-        if during == "backward" and hidden.requires_grad:
-            hidden.register_hook(lambda _: allocate(size))
-        elif during == "forward" and kwargs.get("past_key_values") is None:
+    def logprobs(groups, temperature):
+        size = sum(group.row_length for group in groups)
+        if during == "forward":
             allocate(size)
+        found = scored(groups, temperature)
+        if during == "backward" and found[0].requires_grad:
+            found[0].register_hook(lambda _: allocate(size))
+        return found
 
-    policy.language_model.register_forward_hook(hook, with_kwargs=True)
+    scored, policy.logprobs = policy.logprobs, logprobs
     return tried
 
 

@@ -6,6 +6,9 @@ finds the positions and the mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,17 @@ def rollout(policy: Policy, questions=QUESTIONS, length: int = 12) -> list[Group
     prompts = policy.encode(questions)
     keys = KEYS[: len(prompts)]
     return policy.sample(prompts, 4, keys, temperature=1.0, max_completion_length=length)
+
+
+@contextmanager
+def after_head(policy: Policy, seen: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, logits are what `seen` makes of them."""
+    head = policy.head
+    policy.head = lambda hidden: seen(head(hidden))
+    try:
+        yield
+    finally:
+        policy.head = head
 
 
 def completions(groups: list[Group]) -> list[list[int]]:

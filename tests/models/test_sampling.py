@@ -91,10 +91,10 @@ def test_garbage_in_unused_slots_changes_nothing(trained, prompts, monkeypatch):
     class Dirty(sampling.KVCache):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.buffer.fill_(1e4)
+            self.prompts.fill_(1e4)
+            self.own.fill_(1e4)
 
     monkeypatch.setattr(sampling, "KVCache", Dirty)
-    monkeypatch.setattr(sampling, "PREFILL_TOKENS", 1)  # else prefill writes the pads' own values
     assert as_lists(sample(trained, prompts)) == expected
 
 
@@ -209,11 +209,11 @@ def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, m
     class Small(sampling.KVCache):
         """A cache that only `most` rows fit into."""
 
-        def __init__(self, shape, *args, **like):
-            tried.append(shape[2])
-            if shape[2] > most:
+        def __init__(self, shape, lengths, rows, slots, **like):
+            tried.append(rows)
+            if rows > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            super().__init__(shape, *args, **like)
+            super().__init__(shape, lengths, rows, slots, **like)
 
     monkeypatch.setattr(sampling, "KVCache", Small)
     assert as_lists(sample(trained, prompts)) == expected

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from models import sampling
-from models.tree import Group, Prompt, pack, place_images, rope_positions, tree_mask
+from models.attention import TreeAttention
+from models.tree import Group, Prompt, pack, place_images, rope_positions
 from tests.models import plain
 
 
@@ -49,7 +49,7 @@ def test_tree_logprobs_and_lora_gradients_equal_one_row_at_a_time(trained, tempe
         assert (mine - other).norm() <= 1e-5 * other.norm()
 
 
-def test_a_group_in_a_padded_batch_equals_the_group_alone(trained):
+def test_a_group_among_others_equals_the_group_alone(trained):
     groups = ragged_groups(trained)
     together, entropy = trained.logprobs(groups, 1.0)
     alone = [trained.logprobs([group], 1.0) for group in groups]
@@ -57,28 +57,50 @@ def test_a_group_in_a_padded_batch_equals_the_group_alone(trained):
     torch.testing.assert_close(entropy, torch.cat([e for _, e in alone]), atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_garbage_in_pads_changes_nothing(trained):
-    groups = [g for g in ragged_groups(trained) if not g.prompt.features]
-    groups.append(Group(groups[0].prompt, groups[0].completions * 3, []))
-    tree = pack(groups)
-    embeds = trained.language_model.embed_tokens(tree.input_ids)
-    pads = torch.arange(embeds.shape[1]) >= torch.tensor([[g.row_length] for g in groups])
-    assert pads.any()
-    clean = sampling.run(trained.language_model, embeds, tree.position_ids, tree.mask)
-    embeds[pads] = 1e4
-    positions = tree.position_ids.masked_fill(pads, 77)
-    dirty = sampling.run(trained.language_model, embeds, positions, tree.mask)
-    assert torch.equal(clean[~pads], dirty[~pads])
+def dense(segments, query, key, value):
+    """One mask over all tokens of a pass, of which `segments` says (group, part): each sees what is
+    before it of its group's prompt, which is part 0, and of its own completion."""
+    see = torch.tensor(
+        [
+            [
+                j <= i and one[0] == other[0] and other[1] in (0, one[1])
+                for j, other in enumerate(segments)
+            ]
+            for i, one in enumerate(segments)
+        ]
+    )
+    many = query.shape[1] // key.shape[1]
+    key, value = (of.repeat_interleave(many, dim=1) for of in (key, value))
+    scores = torch.einsum("ihd,jhd->hij", query, key) / query.shape[-1] ** 0.5
+    weights = scores.masked_fill(~see, -torch.inf).softmax(dim=-1)
+    return torch.einsum("hij,jhd->ihd", weights, value).flatten(1)
 
 
-def test_the_mask_is_causal_and_a_completion_sees_the_prompt_and_itself():
-    segment = [0, 0, 1, 1, 2, 3, 3, 3, -1, -1]
-    mask = tree_mask(torch.tensor([segment]))[0, 0]
-    for query, mine in enumerate(segment):
-        for key, other in enumerate(segment):
-            text = key <= query and mine >= 0 and other in (0, mine)
-            assert mask[query, key] == (text or key == query)
+@pytest.mark.parametrize("lengths", [[[4, 3, 0, 2]], [[1, 1], [5, 2, 6, 6]], [[3], [7, 1]]])
+def test_attention_by_parts_equals_one_dense_mask(lengths):
+    segments = [
+        (g, part)
+        for g, group in enumerate(lengths)
+        for part, length in enumerate(group)
+        for _ in range(length)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(len(segments), heads, 8) for heads in (6, 2, 2)]
+    given = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    slope = torch.randn(len(segments), 48, generator=generator)
+    found, expected = TreeAttention(lengths)(0, *given), dense(segments, *given)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    of_found, of_expected = (
+        torch.autograd.grad((of * slope).sum(), given) for of in (found, expected)
+    )
+    for mine, other in zip(of_found, of_expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+    # Of a prompt the last query alone, as in the last layer of a pass.
+    wanted = [
+        i for i, (g, part) in enumerate(segments) if part or segments[i + 1 : i + 2] != [(g, 0)]
+    ]
+    alone = TreeAttention(lengths)(0, given[0][wanted], *given[1:])
+    torch.testing.assert_close(alone, expected[wanted], atol=1e-6, rtol=1e-5)
 
 
 def test_every_completion_starts_after_the_prompt_on_all_three_axes(trained):
@@ -87,21 +109,22 @@ def test_every_completion_starts_after_the_prompt_on_all_three_axes(trained):
     length = len(group.prompt.input_ids)
     start = int(group.prompt.position_ids.max()) + 1
     expected = [start + i for o in group.completions for i in range(len(o) - 1)]
-    assert tree.position_ids[:, 0, length:].tolist() == [expected] * 3
+    assert tree.position_ids[:, length:].tolist() == [expected] * 3
     assert start < length  # an image takes fewer positions than tokens: 1-D counting would differ
 
 
 def test_first_tokens_share_the_last_prompt_position_as_predictor(trained):
     groups = ragged_groups(trained)
     tree = pack(groups)
-    width, at = tree.input_ids.shape[1], 0
-    for row, group in enumerate(groups):
+    predictors, start, at = tree.wanted[tree.predictors], 0, 0
+    for group in groups:
         for completion in group.completions:
-            assert tree.predictors[at] == row * width + len(group.prompt.input_ids) - 1
-            inputs = tree.input_ids.flatten()[tree.predictors[at + 1 : at + len(completion)]]
+            assert predictors[at] == start + len(group.prompt.input_ids) - 1
+            inputs = tree.input_ids[predictors[at + 1 : at + len(completion)]]
             assert torch.equal(inputs, completion[:-1])
             assert torch.equal(tree.targets[at : at + len(completion)], completion)
             at += len(completion)
+        start += group.row_length
     assert at == len(tree.targets) == len(tree.predictors)
 
 
@@ -153,8 +176,8 @@ def test_bfloat16_stays_in_its_envelope_of_float32(fresh, trained):
 @pytest.mark.parametrize("rows", [0, 1, 2, 4])
 def test_features_must_be_as_many_as_image_tokens(rows):
     """None would leave the placeholders' embeddings in, one would be broadcast to all of them."""
-    ids = torch.tensor([[5, 9, 9, 9, 6]])
+    ids = torch.tensor([5, 9, 9, 9, 6])
     features = (torch.ones(rows, 8),) if rows else ()
-    prompt = Prompt(ids[0], torch.zeros(3, 5, dtype=torch.int64), features, "")
+    prompt = Prompt(ids, torch.zeros(3, 5, dtype=torch.int64), features, "")
     with pytest.raises(RuntimeError, match=f"3 image tokens for {rows} image features"):
-        place_images(torch.zeros(1, 5, 8), ids == 9, [prompt])
+        place_images(torch.zeros(5, 8), ids == 9, [prompt])
