@@ -133,7 +133,7 @@ def plan(sizes: Sizes, work: Work) -> Plan:
         "image features": min(features, vision.MEMORY_LIMIT) if sizes.on_cpu else 0,
         "process": sizes.process,
     }
-    update = update_bytes(sizes, work, *largest_pass(sizes, work))
+    update = update_bytes(sizes, largest_pass(sizes, work))
     return Plan(standing, sampling_bytes(sizes, work), update, sizes.loading)
 
 
@@ -142,82 +142,109 @@ def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
     if not work.samples:
         return {"KV cache": 0, "prompts": 0, "logits": 0}
     rows = work.prompts_per_step * work.group_size
-    a_slot = 2 * rows * sizes.kv_width * sizes.itemsize  # of one token's keys and values, a layer
+    # A prompt's keys and values are there once for its group.
+    slots = work.prompts_per_step * work.prompt + rows * work.completion
     batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
-    # The MLP's gate, its up projection with LoRA's, and their sum; streams beside them.
-    width = 4 * sizes.intermediate + 6 * sizes.hidden
+    width = 3 * sizes.intermediate + 4 * sizes.hidden  # the MLP, and streams beside it
     return {
-        "KV cache": sizes.layers * a_slot * (work.prompt + work.completion),
+        "KV cache": sizes.layers * 2 * slots * sizes.kv_width * sizes.itemsize,
         "prompts": batch * work.prompt * width * sizes.itemsize + lowered(sizes),
         # Float32, and twice float64 for the cumulative sum.
         "logits": 20 * rows * sizes.vocabulary + lowered(sizes),
     }
 
 
-def passes(sizes: Sizes, work: Work) -> Iterator[tuple[int, int]]:
-    """(rows, their length) of the passes that a step can have, see models/tree.py: plan_passes.
+class Pass(NamedTuple):
+    """Groups that go through the model together, all alike."""
 
-    Rows are of all lengths up to that of the longest prompt with G full completions: several
+    groups: int
+    prompt: int  # tokens
+    completions: int  # of a group
+    inputs: int  # tokens of a completion, without its last
+
+    @property
+    def drawn(self) -> int:
+        """Input tokens of all completions."""
+        return self.groups * self.completions * self.inputs
+
+    @property
+    def tokens(self) -> int:
+        return self.groups * self.prompt + self.drawn
+
+    @property
+    def wanted(self) -> int:
+        """Tokens that predict: those of completions, and a prompt's last."""
+        return self.groups + self.drawn
+
+
+def passes(sizes: Sizes, work: Work) -> Iterator[Pass]:
+    """The passes that a step can have, see models/tree.py: plan_passes.
+
+    Groups are of all lengths up to that of the longest prompt with G full completions: several
     shorter ones, which fill the budget, may be more than the longest, which goes alone.
     """
-    longest = work.prompt + work.group_size * (work.completion - 1)
-    yield 1, longest
-    for rows in range(2, work.prompts_per_step + 1):
-        length = min(longest, sizes.token_budget // rows)
-        if length <= work.prompt:
+    whole = Pass(1, work.prompt, work.group_size, work.completion - 1)
+    yield whole
+    for groups in range(2, work.prompts_per_step + 1):
+        inputs = (sizes.token_budget // groups - work.prompt) // work.group_size
+        if inputs <= 0:
             break
-        yield rows, length
+        yield whole._replace(groups=groups, inputs=min(inputs, whole.inputs))
 
 
-def largest_pass(sizes: Sizes, work: Work) -> tuple[int, int]:
-    """(rows, their length) of the pass that holds most."""
-    return max(passes(sizes, work), key=lambda of: held(update_bytes(sizes, work, *of)))
+def largest_pass(sizes: Sizes, work: Work) -> Pass:
+    """The pass that holds most."""
+    return max(passes(sizes, work), key=lambda of: held(update_bytes(sizes, of)))
 
 
-def update_bytes(sizes: Sizes, work: Work, rows: int, length: int) -> dict[str, int]:
+def update_bytes(sizes: Sizes, of: Pass) -> dict[str, int]:
     """What a pass holds, forward and backward."""
-    # The first token of a completion is predicted by the prompt, so it is none of the row's.
-    drawn = rows * (length - work.prompt + work.group_size)
+    predicted = of.groups * of.completions * (of.inputs + 1)
     return {
-        "activations": activations(sizes, rows, length, sizes.checkpointing),
+        "activations": activations(sizes, of, sizes.checkpointing),
         # Backward holds four at once: the logits again, their gradient, and a softmax in two steps.
-        "head's chunk": 4 * 4 * min(drawn, head_rows(sizes)) * sizes.vocabulary,
-        "layer at work": layer_at_work(sizes, rows, length),
+        "head's chunk": 4 * 4 * min(predicted, head_rows(sizes)) * sizes.vocabulary,
+        "layer at work": layer_at_work(sizes, of),
     }
 
 
-def activations(sizes: Sizes, rows: int, length: int, checkpointing: bool) -> int:
-    """Bytes that a pass of `rows` rows keeps for its backward pass, but for the head's chunk, which
-    is always recomputed. Checkpointed they are the layers' inputs, what the last norm keeps in
-    float32, and the boolean mask to go on with."""
-    tokens, embeddings = rows * length, rows * length * sizes.hidden * sizes.itemsize
+def activations(sizes: Sizes, of: Pass, checkpointing: bool) -> int:
+    """Bytes that a pass keeps for its backward pass, but for the head's chunk, which is always
+    recomputed. Checkpointed they are the layers' inputs, and what is after the layers."""
+    state = sizes.hidden * sizes.itemsize
     if checkpointing:
-        layers = sizes.layers * embeddings + 4 * tokens * sizes.hidden + tokens * length
+        layers = sizes.layers * of.tokens * state
     else:
-        layers = sizes.layers * saved_by_layer(sizes, rows, length) + lowered(sizes)
-    return layers + embeddings
+        of_last = saved_by_layer(sizes, of, of.wanted)
+        layers = (sizes.layers - 1) * saved_by_layer(sizes, of, of.tokens) + of_last
+        layers += lowered(sizes) - of.tokens * state  # nothing trains below the first norm
+    predicted = of.groups * of.completions * (of.inputs + 1)
+    return layers + (of.wanted + predicted) * state
 
 
-def saved_by_layer(sizes: Sizes, rows: int, length: int) -> int:
-    """Bytes that autograd keeps of one layer. Base weights are frozen: of what goes into a linear,
-    only LoRA's A needs it."""
-    h, i, item = sizes.hidden, sizes.intermediate, sizes.itemsize
-    norms = 2 * (4 * h + 4)  # float32 always: the input, and its root mean square
-    # In float32 q, k and v share one input, gate and up another, and o's is what attention gave.
-    # In bfloat16 each LoRA casts to float32 and autocast back: a copy for each of the seven.
-    inputs = item * (2 * h if item == 4 else 6 * h) + item * i
-    attention = item * 4 * h + 4 * sizes.heads  # q, k and v of all heads, output; log-sum-exp
-    mlp = item * 3 * i  # gate, its SiLU, up
-    mask = item * length  # the boolean mask, made additive in every layer
-    lora = item * LORA_LINEARS * sizes.rank
-    return rows * length * (norms + inputs + attention + mlp + mask + lora)
+def saved_by_layer(sizes: Sizes, of: Pass, wanted: int) -> int:
+    """Bytes that models/layers.py keeps of one layer with `wanted` tokens after its attention.
+
+    Base weights are frozen: of what goes into a linear, only LoRA's A needs it.
+    """
+    h, item = sizes.hidden, sizes.itemsize
+    copies = of.groups * of.completions * (of.prompt + of.inputs)  # keys that a completion sees
+    shared = sizes.hidden // sizes.kv_width  # queries of a key head
+    mask = of.groups * shared * of.inputs * (of.prompt + of.inputs)
+    looked_at = of.tokens * (2 * h + 2 * sizes.rank) + (of.tokens + copies) * 2 * sizes.kv_width
+    queries = wanted * 3 * h + of.drawn * h  # rotated, and what attention gave, twice
+    queries += wanted * h if wanted < of.tokens else 0
+    after = wanted * (2 * h + 3 * sizes.intermediate + (LORA_LINEARS - 2) * sizes.rank)
+    # In float32 always: a norm's root mean square, and attention's log-sum-exp.
+    float32 = 4 * (of.tokens + wanted + wanted * sizes.heads)
+    return item * (looked_at + queries + after) + float32 + item * mask // sizes.layers
 
 
-def layer_at_work(sizes: Sizes, rows: int, length: int) -> int:
-    """Bytes that come and go while a layer runs: 8 for each of its widest activations, be it two
-    float32 gradients or casts between bfloat16 and float32. Checkpointed, what the layer keeps."""
-    again = saved_by_layer(sizes, rows, length) if sizes.checkpointing else 0
-    return again + 8 * rows * length * sizes.intermediate
+def layer_at_work(sizes: Sizes, of: Pass) -> int:
+    """Bytes that come and go while a layer runs: its widest activations and their gradients.
+    Checkpointed, what the layer keeps."""
+    again = saved_by_layer(sizes, of, of.tokens) if sizes.checkpointing else 0
+    return again + 4 * of.tokens * sizes.intermediate * sizes.itemsize
 
 
 def lowered(sizes: Sizes) -> int:

@@ -217,6 +217,6 @@ def _sample(policy: Policy, prompt: Prompt, work: Work, temperature: float) -> T
 
 def _largest_pass(policy: Policy, prompt: Prompt, completions: Tensor, work: Work) -> list[Group]:
     """The groups of the largest pass, their completions cut where several have to share it."""
-    rows, length = largest_pass(sizes_of(policy), work)
-    each = (length - len(prompt.input_ids)) // len(completions) + 1
-    return [Group(prompt, [ids[:each] for ids in completions], [True] * len(completions))] * rows
+    of = largest_pass(sizes_of(policy), work)
+    given = [ids[: of.inputs + 1] for ids in completions]
+    return [Group(prompt, given, [True] * len(given))] * of.groups

@@ -36,6 +36,10 @@ def groups_of(policy, work=WORK, rows=1):
     return [group] * rows, replace(work, prompt=len(prompt.input_ids))
 
 
+def pass_of(work, groups):
+    return memory.Pass(groups, work.prompt, work.group_size, work.completion - 1)
+
+
 def allocated(function):
     """(result, most bytes that torch's allocator held at once above the start, those at the end)"""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -75,14 +79,14 @@ def test_the_kv_cache_is_counted_to_the_byte(fresh, dtype):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             made = function(*args, **(kwargs or {}))
             if function is torch.ops.aten.zeros.default and made.ndim == 6:
-                buffers.append(made.nbytes)
+                buffers.append(made.nbytes)  # of prompts, and of completions
             return made
 
     with Buffers():
         keys = [(0, 0, 0, slot, 0) for slot in range(2)]
         prompts = [group.prompt] * 2
         policy.sample(prompts, 4, keys, temperature=1.0, max_completion_length=12)
-    assert buffers == [plan(sizes_of(policy), work).sampling["KV cache"]]
+    assert sum(buffers) == plan(sizes_of(policy), work).sampling["KV cache"]
 
 
 def test_image_features_are_counted_to_the_byte_and_bounded(fresh):
@@ -100,7 +104,7 @@ def test_image_features_are_counted_to_the_byte_and_bounded(fresh):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_activations_are_what_autograd_saves(fresh, dtype, rows):
     policy = fresh(dtype=dtype)
-    groups, _ = groups_of(policy, rows=rows)
+    groups, work = groups_of(policy, rows=rows)
     frozen = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
     saved = {}
 
@@ -114,7 +118,7 @@ def test_activations_are_what_autograd_saves(fresh, dtype, rows):
         policy.logprobs(groups, 1.0)
     counted = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     sizes = sizes_of(policy)
-    expected = memory.activations(sizes, rows, groups[0].row_length, checkpointing=False)
+    expected = memory.activations(sizes, pass_of(work, rows), checkpointing=False)
     # Left out: what the head's chunk reads, and tables of the rotary embedding. Of a real model,
     # with 28 layers and not 2, they are no percent.
     assert counted == pytest.approx(expected, rel=0.04)
@@ -127,7 +131,7 @@ def test_an_update_holds_at_most_what_is_planned(fresh, dtype, checkpointing):
     groups, work = groups_of(policy, rows=2)
     adamw(policy.parameters(), Config())
     sizes = sizes_of(policy)
-    parts = memory.update_bytes(sizes, work, 2, groups[0].row_length)
+    parts = memory.update_bytes(sizes, pass_of(work, 2))
     logprobs, _, kept = allocated(lambda: policy.logprobs(groups, 1.0)[0])
     assert kept == pytest.approx(parts["activations"], rel=0.06)
     _, most, _ = allocated(lambda: logprobs.sum().backward())
@@ -150,7 +154,7 @@ def test_a_large_vocabulary_is_planned(fresh, monkeypatch):
 
     _, most, _ = allocated(update)
     large = replace(sizes, vocabulary=20_000)
-    parts = memory.update_bytes(large, work, 1, groups[0].row_length)
+    parts = memory.update_bytes(large, pass_of(work, 1))
     assert parts["head's chunk"] == 4 * 4 * 200 * 20_000
     assert most == pytest.approx(parts["head's chunk"], rel=0.06)
 
@@ -172,11 +176,10 @@ def test_the_largest_pass_is_that_of_the_real_plan(fresh):
     """One long row goes alone; several shorter ones that fill the budget can be more."""
     sizes = replace(sizes_of(fresh()), token_budget=1000)
     work = Work(50, 0, completion=56, group_size=10, prompts_per_step=3)  # rows of up to 600
-    rows, length = memory.largest_pass(sizes, work)
-    assert (rows, length) == (2, 500)
-    assert plan_passes([length] * 3, 1000) == [[0, 1], [2]]
-    assert memory.largest_pass(replace(sizes, token_budget=500), work)[0] == 1
-    assert list(memory.passes(replace(sizes, token_budget=10**6), work))[-1] == (3, 600)
+    assert memory.largest_pass(sizes, work) == (2, 50, 10, 45)
+    assert plan_passes([500] * 3, 1000) == [[0, 1], [2]]
+    assert memory.largest_pass(replace(sizes, token_budget=500), work).groups == 1
+    assert list(memory.passes(replace(sizes, token_budget=10**6), work))[-1] == (3, 50, 10, 55)
 
 
 @pytest.mark.parametrize("name", ["group_size", "prompts_per_step"])
