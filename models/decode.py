@@ -98,11 +98,13 @@ class KVCache:
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """(live, kv_heads, many, d) -> (B, kv_heads, width * many, d)."""
-        return x[self.rows].transpose(1, 2).flatten(2, 3)
+        placed = x.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        return placed.transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, x: Tensor, many: int) -> Tensor:
         """The way back."""
-        return x.unflatten(2, (-1, many)).transpose(1, 2).flatten(0, 1)[self.place]
+        rows = x.unflatten(2, (-1, many)).transpose(1, 2).flatten(0, 1)
+        return rows.index_select(0, self.place)
 
 
 def _closed(gone: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from grpo.config import Config, UsageError
 from models.chat import Example
-from models.memory import MB, MOST, Plan, Sizes, Work, activations, largest, largest_pass, sizes_of
+from models.memory import MB, Plan, Sizes, Work, activations, largest_pass, sizes_of
 from models.memory import plan as planned
-from models.policy import PASS_TOKENS_CHECKPOINTED, Policy
+from models.policy import Policy
 from models.probe import (
     available,
     loading_bytes,
@@ -28,6 +28,7 @@ from models.probe import (
     process_bytes,
 )
 
+MOST = 4096  # the largest G or B that is looked for
 UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 
 
@@ -140,8 +141,8 @@ def world() -> int:
 
 def table(sizes: Sizes, work: Work, plan: Plan) -> list[str]:
     """What is held when, in MB."""
-    rows, length = largest_pass(sizes, work)
-    other = activations(sizes, rows, length, not sizes.checkpointing)
+    most = largest_pass(sizes, work)
+    other = activations(sizes, most, not sizes.checkpointing)
     switched = "without" if sizes.checkpointing else "with"
     images = f"{work.image_tokens} of images"
     return [
@@ -151,7 +152,7 @@ def table(sizes: Sizes, work: Work, plan: Plan) -> list[str]:
         *lines(plan.standing),
         "and while sampling; of prompts and logits, the larger",
         *lines(plan.sampling),
-        f"or while updating, {rows} x {length} tokens in a pass; of the last two, the larger",
+        f"or while updating, {most.tokens} tokens in a pass; of the last two, the larger",
         *lines(plan.update),
         f"{'':22}{other / MB:10,.1f}  activations {switched} checkpointing",
         *([f"{'peak of loading':22}{plan.loading / MB:10,.1f}"] if plan.loading else []),
@@ -185,7 +186,7 @@ def fitting(sizes: Sizes, work: Work, limit: int) -> str:
     """The largest G and B that fit, as flags, without and with checkpointing."""
     ways = [("", sizes)]
     if not sizes.checkpointing:
-        on = replace(sizes, checkpointing=True, token_budget=PASS_TOKENS_CHECKPOINTED)
+        on = replace(sizes, checkpointing=True, token_budget=sizes.token_budget_checkpointed)
         ways.append((" with --gradient-checkpointing on", on))
     names = ["group_size", "prompts_per_step"] if work.samples else ["prompts_per_step"]
     found = []
@@ -207,3 +208,16 @@ def fitting(sizes: Sizes, work: Work, limit: int) -> str:
 
 def mb(size: int) -> str:
     return f"{size / MB:,.0f} MB"
+
+
+def largest(sizes: Sizes, work: Work, name: str, limit: int) -> int:
+    """The largest `group_size` or `prompts_per_step` that fits `limit` bytes; 0: not even one."""
+
+    def fits(value: int) -> bool:
+        return planned(sizes, replace(work, **{name: value})).peak <= limit
+
+    low, high = 0, MOST + 1  # what fits and what does not: memory only grows with either
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

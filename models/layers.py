@@ -80,11 +80,11 @@ class Layers:
         norm, q, k, v, o, post_norm, gate, up, down = layer
         heads, kv_heads = self.heads
         y = rms_norm(x, norm)
-        key = self._rotate(k(y).view(-1, kv_heads, self.width), rope)
-        value = v(y).view(-1, kv_heads, self.width)
+        key = self._rotate(k(y).reshape(-1, kv_heads, self.width), rope)
+        value = v(y).reshape(-1, kv_heads, self.width)
         if wanted is not None:
             x, y, rope = x[wanted], y[wanted], (rope[0][wanted], rope[1][wanted])
-        query = self._rotate(q(y).view(-1, heads, self.width), rope)
+        query = self._rotate(q(y).reshape(-1, heads, self.width), rope)
         x = x + o(attend(query, key, value))
         y = rms_norm(x, post_norm)
         return x + down(swiglu(gate(y), up(y)))

@@ -13,7 +13,7 @@ are always below the update. models/probe.py measures the same, and the tests co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -21,7 +21,6 @@ from torch import nn
 from models import law, sampling, vision
 
 MB = 2**20
-MOST = 4096  # the largest G or B that is looked for
 LORA_LINEARS = 7  # of a layer
 
 
@@ -43,6 +42,7 @@ class Sizes:
     adapters: int  # trainable, float32
     reference: int  # a frozen copy of them, where the run starts from an adapter
     token_budget: int  # of a pass, see Policy.passes
+    token_budget_checkpointed: int
     checkpointing: bool
     on_cpu: bool  # where features are kept and the process counts
     process: int = 0  # interpreter, libraries and tokenizer; on a CPU
@@ -108,6 +108,7 @@ def sizes_of(policy: Any, process: int = 0, loading: int = 0) -> Sizes:
         adapters=adapters,
         reference=adapters if "reference" in policy.model.peft_config else 0,
         token_budget=policy.token_budget,
+        token_budget_checkpointed=policy.pass_tokens(checkpointing=True),
         checkpointing=policy.checkpointing,
         on_cpu=policy.device.type == "cpu",
         process=process,
@@ -145,7 +146,8 @@ def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
     # A prompt's keys and values are there once for its group.
     slots = work.prompts_per_step * work.prompt + rows * work.completion
     batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
-    width = 3 * sizes.intermediate + 4 * sizes.hidden  # the MLP, and streams beside it
+    # The MLP; embeddings, streams, queries, keys and values; cosines and sines.
+    width = 3 * sizes.intermediate + 6 * sizes.hidden + 2 * sizes.kv_width + 2 * head_width(sizes)
     return {
         "KV cache": sizes.layers * 2 * slots * sizes.kv_width * sizes.itemsize,
         "prompts": batch * work.prompt * width * sizes.itemsize + lowered(sizes),
@@ -213,7 +215,8 @@ def activations(sizes: Sizes, of: Pass, checkpointing: bool) -> int:
     recomputed. Checkpointed they are the layers' inputs, and what is after the layers."""
     state = sizes.hidden * sizes.itemsize
     if checkpointing:
-        layers = sizes.layers * of.tokens * state
+        rope = 2 * of.tokens * head_width(sizes) * sizes.itemsize
+        layers = sizes.layers * of.tokens * state + rope + lowered(sizes)
     else:
         of_last = saved_by_layer(sizes, of, of.wanted)
         layers = (sizes.layers - 1) * saved_by_layer(sizes, of, of.tokens) + of_last
@@ -242,9 +245,14 @@ def saved_by_layer(sizes: Sizes, of: Pass, wanted: int) -> int:
 
 def layer_at_work(sizes: Sizes, of: Pass) -> int:
     """Bytes that come and go while a layer runs: its widest activations and their gradients.
-    Checkpointed, what the layer keeps."""
+    Checkpointed, what the layer keeps, and lets go on the way back."""
     again = saved_by_layer(sizes, of, of.tokens) if sizes.checkpointing else 0
-    return again + 4 * of.tokens * sizes.intermediate * sizes.itemsize
+    widest = of.tokens * sizes.intermediate * sizes.itemsize
+    return again + (2 if sizes.checkpointing else 4) * widest
+
+
+def head_width(sizes: Sizes) -> int:
+    return sizes.hidden // sizes.heads
 
 
 def lowered(sizes: Sizes) -> int:
@@ -255,16 +263,3 @@ def lowered(sizes: Sizes) -> int:
 def head_rows(sizes: Sizes) -> int:
     """Most completion tokens that go through the head at once."""
     return max(1, law.HEAD_LOGITS // sizes.vocabulary)
-
-
-def largest(sizes: Sizes, work: Work, name: str, limit: int) -> int:
-    """The largest `group_size` or `prompts_per_step` that fits `limit` bytes; 0: not even one."""
-
-    def fits(value: int) -> bool:
-        return plan(sizes, replace(work, **{name: value})).peak <= limit
-
-    low, high = 0, MOST + 1  # what fits and what does not: memory only grows with either
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

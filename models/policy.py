@@ -25,9 +25,10 @@ from models.layers import Layers, read_linear
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 from models.vision import VisionCache
 
-# Most tokens of one forward pass with gradients, pads included; a larger group goes alone. Without
-# checkpointing a 2B model keeps about 5 MB of activations a token.
-PASS_TOKENS, PASS_TOKENS_CHECKPOINTED = 4_096, 16_384
+# Most tokens of one forward pass with gradients; a larger group goes alone. Without checkpointing a
+# 2B model keeps about 3 MB of activations a token. A CPU gains nothing from more tokens than its
+# last cache holds the widest activation of, and glibc hands out every block above 32 MB anew.
+PASS_TOKENS, PASS_TOKENS_CHECKPOINTED, CPU_ACTIVATION = 4_096, 16_384, 12 << 20
 LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
 
 
@@ -47,8 +48,15 @@ class Policy:
         self.names = list(lora.weights(model))  # on disk, of `parameters()`
         # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
-        self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
+        self.token_budget = self.pass_tokens(checkpointing)
         self.checkpointing = checkpointing
+
+    def pass_tokens(self, checkpointing: bool) -> int:
+        """Most tokens of a pass, unless one group has more."""
+        if self.device.type == "cpu":
+            width = self.language_model.config.intermediate_size * self.dtype.itemsize
+            return CPU_ACTIVATION // width
+        return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
 
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
         """Prompts with their image features. Raises UsageError for one that is too long."""

@@ -15,8 +15,8 @@ import train
 from grpo.config import Config, UsageError
 from grpo.optim import adamw
 from models import memory
-from models.dry_run import fitting, memory_flags, read_limit
-from models.memory import MB, Work, largest, plan, sizes_of
+from models.dry_run import MOST, fitting, largest, memory_flags, read_limit
+from models.memory import MB, Work, plan, sizes_of
 from models.probe import longest_possible, longest_prompt, probe
 from models.tree import Group, plan_passes
 from tests.tiny import NoiseImage, Question
@@ -141,7 +141,7 @@ def test_an_update_holds_at_most_what_is_planned(fresh, dtype, checkpointing):
 def test_a_large_vocabulary_is_planned(fresh, monkeypatch):
     """The head's chunk, where it is the largest part: four times its logits."""
     policy = fresh(gradient_checkpointing="on")
-    groups, work = groups_of(policy, replace(WORK, completion=120))
+    work = groups_of(policy, replace(WORK, completion=120))[1]
     sizes = sizes_of(policy)
     states = torch.randn(480, 64, requires_grad=True)
     head = torch.nn.Linear(64, 20_000, bias=False).requires_grad_(False)
@@ -185,9 +185,9 @@ def test_the_largest_pass_is_that_of_the_real_plan(fresh):
 @pytest.mark.parametrize("name", ["group_size", "prompts_per_step"])
 def test_the_largest_that_fits_does_and_one_more_does_not(fresh, name):
     sizes, work = sizes_of(fresh()), replace(WORK, prompt=120)
-    for limit in (20 * MB, 90 * MB, 500 * MB):
+    for limit in (20 * MB, 60 * MB, 150 * MB):
         most = largest(sizes, work, name, limit)
-        assert 1 <= most < memory.MOST
+        assert 1 <= most < MOST
         assert plan(sizes, replace(work, **{name: most})).peak <= limit
         assert plan(sizes, replace(work, **{name: most + 1})).peak > limit
     assert largest(sizes, work, name, 1000) == 0
