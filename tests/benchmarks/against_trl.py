@@ -120,15 +120,10 @@ def same_work(task: Task, ready: dict[str, Any], turns: list[dict[str, Any]]) ->
         asked = {len(prompt) for prompt in ours["prompts"]}
     (prompt_tokens,) = asked
     sizes = {name: ready["ours"][name] for name in ("parameters", "trained")}
-    return sizes | {"prompt_tokens": prompt_tokens, "image_tokens": image_tokens(case, ours)}
-
-
-def image_tokens(case: Case, work: dict[str, Any]) -> int:
-    """Tokens of the image in a prompt, by far its most frequent one."""
-    prompt = work["prompts"][0]
-    found = max(prompt.count(token) for token in prompt)
-    assert found == case.width * case.height // TOKEN, f"{found} image tokens"
-    return found
+    pad = json.loads((Path(task.folder) / "config.json").read_text())["image_token_id"]
+    image_tokens = ours["prompts"][0].count(pad)
+    assert image_tokens == case.width * case.height // TOKEN, f"{image_tokens} image tokens"
+    return sizes | {"prompt_tokens": prompt_tokens, "image_tokens": image_tokens}
 
 
 def summary(base_mb: float, steps: list[dict[str, Any]]) -> dict[str, Any]:
