@@ -169,7 +169,8 @@ def markdown(cases: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for case in cases:
         ours, trl = case["ours"], case["trl"]
-        cells = [case["name"], f"{case['prompts']} x {case['completions']}"]
+        passes = f", TRL in {case['passes']} passes" * (case["passes"] > 1)
+        cells = [case["name"] + passes, f"{case['prompts']} x {case['completions']}"]
         cells += [f"{case['prompt_tokens']} + {case['tokens']}"]
         cells += [f"{ours['step_s']:.1f} s", f"{trl['step_s']:.1f} s", f"**{case['ratio']:.1f}**"]
         cells += [f"{side['peak_mb'] / 1000:.1f} GB" for side in (ours, trl)]
