@@ -59,6 +59,21 @@ SMALL = {
     "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
 }
 TOWER_SMALL = {"depth": 4, "embed_dim": 256, "num_heads": 4, "hidden_size": 512}
+MIDDLE = {
+    "hidden_size": 1024,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 16,
+    "max_window_layers": 16,
+    "num_attention_heads": 8,
+    "vocab_size": 1024,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
+TOWER_MIDDLE = {"depth": 12, "embed_dim": 640, "num_heads": 8, "hidden_size": 1024}
+SHAPES = {
+    "29M": (SMALL, TOWER_SMALL),
+    "0.4B": (MIDDLE, TOWER_MIDDLE),
+    "2B": (QWEN2_VL_2B, TOWER_2B),
+}
 # name -> model, side of the images in pixels, flags
 CASES: dict[str, tuple[str, int, str]] = {
     "phantom": ("phantom", 112, "--group-size 8 --prompts-per-step 4 --max-completion-length 64"),
@@ -90,7 +105,7 @@ def make_model(name: str, folder: Path) -> str:
     place = os.environ.get("MEDVQA_DATA")
     if name == "2B" and not place:
         raise SystemExit("2B: MEDVQA_DATA has no tokenizer of its; set it, or use --only")
-    sizes, tower = (QWEN2_VL_2B, TOWER_2B) if name == "2B" else (SMALL, TOWER_SMALL)
+    sizes, tower = SHAPES[name]
     make_hub_folder(folder, Path(place) / "qwen2vl_tokenizer" if name == "2B" else None)
     config = json.loads((folder / "config.json").read_text()) | sizes
     config["vision_config"] |= tower
