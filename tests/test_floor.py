@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2VLForConditionalGeneration
 
 from models import lora
-from models.tree import tree_mask
 from tests.benchmarks.counts import (
     Shape,
     Sizes,
@@ -89,12 +88,12 @@ def test_the_tower_is_what_torch_counts(plain, side):
 
 
 @pytest.mark.parametrize(("prompt", "size", "length"), [(5, 1, 1), (5, 3, 1), (4, 3, 6), (1, 2, 2)])
-def test_a_group_s_pairs_are_those_of_the_mask(prompt, size, length):
-    segment = [0] * prompt + [i for i in range(1, size + 1) for _ in range(length - 1)]
-    mask = tree_mask(torch.tensor([segment]))[0, 0]
+def test_a_group_s_pairs_are_those_of_a_dense_mask(prompt, size, length):
+    part = torch.tensor([0] * prompt + [i + 1 for i in range(size) for _ in range(length - 1)])
+    sees = ((part[:, None] == part) | (part == 0)).tril()  # (query, key)
     shape = tree(Work(1, prompt, size, length))
-    predicting = mask[prompt - 1 :]
-    assert shape == (len(mask), mask.sum(), len(predicting), predicting.sum())
+    predicting = sees[prompt - 1 :]
+    assert shape == (len(sees), sees.sum(), len(predicting), predicting.sum())
 
 
 def test_prompts_by_hand():

@@ -57,19 +57,15 @@ def best_seconds(function: Callable[[], object], device: torch.device, times: in
 
 
 def rates(sizes: Sizes, tokens: int, dtype: torch.dtype, device: torch.device) -> Rates:
-    """The best of large products, squares and the model's own MLP with `tokens` rows, and of
-    streaming: a copy, which reads and writes, and a sum, which reads. Products in float32 too: a
-    CPU without bfloat16 instructions is slower in bfloat16, which need not be computed in."""
+    """The best of large products, squares and the model's own MLP with `tokens` rows. In float32
+    too: a CPU without bfloat16 instructions is faster there, and may compute so what it keeps in
+    bfloat16."""
     shapes = [(side, side, side) for side in SQUARES[device.type]]
     shapes += [(tokens, sizes.hidden, sizes.intermediate)]
     shapes += [(tokens, sizes.intermediate, sizes.hidden)]
-    flops = max(
-        product_rate(shape, kind, device) for kind in {dtype, torch.float32} for shape in shapes
-    )
-    source = torch.ones(LARGE // 4, device=device)
-    target = torch.empty_like(source)
-    copy = 2 * LARGE / best_seconds(lambda: target.copy_(source), device)
-    return Rates(flops, max(copy, LARGE / best_seconds(source.sum, device)))
+    kinds = {dtype, torch.float32}
+    flops = max(product_rate(shape, kind, device) for kind in kinds for shape in shapes)
+    return Rates(flops, bandwidth(device))
 
 
 def product_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
@@ -77,6 +73,14 @@ def product_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.
     n, k, m = shape
     a, b = (torch.ones(rows, k, dtype=dtype, device=device) for rows in (n, m))
     return 2 * n * k * m / best_seconds(lambda: a @ b.T, device, times=3)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second of the better of a copy, which reads and writes, and a sum, which reads."""
+    source = torch.ones(LARGE // 4, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * LARGE / best_seconds(lambda: target.copy_(source), device)
+    return max(copy, LARGE / best_seconds(source.sum, device))
 
 
 def needed(
