@@ -62,7 +62,8 @@ TURNED = {
 def timed_steps(steps: int, threads: int) -> Iterator[tuple[float, float]]:
     """Seconds of a step and MB of resident memory after it."""
     plain = {"recipe": "phantom", "cache": "none", "device": "cpu", "threads": threads}
-    config = Config(**RECIPES["phantom"] | plain | {"steps": steps})
+    plain |= {"steps": steps, "trace_steps": "0"}
+    config = Config(**RECIPES["phantom"] | plain)
     policy = open_policy(config)
     ban_the_end(policy)
     examples = load_split(config, "train", config.train_size, set())
