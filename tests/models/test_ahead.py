@@ -149,20 +149,19 @@ def test_no_thread_outlives_its_work(tiny_folder):
 
 
 def test_a_step_says_its_own_questions_and_those_of_the_next(monkeypatch):
+    def draw(*place: int) -> str:
+        return "{}.{}.{}".format(*place)
+
     said = []
-    draw = announced(cases.draw, said.append, cases.config(steps=2))
-    assert [draw(step, slot, 0) for step in (0, 1) for slot in range(3)] == [
-        cases.draw(step, slot, 0) for step in (0, 1) for slot in range(3)
-    ]
-    draw(1, 0, 1)  # filled again: nothing is known of what comes
-    steps = [[cases.draw(step, slot, 0).id for slot in range(3)] for step in (0, 1)]
-    first, last = (list(dict.fromkeys(q.id for q in of)) for of in said)
-    assert first == list(dict.fromkeys(steps[0] + steps[1]))
-    assert last == list(dict.fromkeys(steps[1]))
+    told = announced(draw, said.append, cases.config(steps=2))
+    for place in [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 1, 1), (0, 0, 1), (1, 0, 0)]:
+        assert told(*place) == draw(*place)
+    now, then = ([draw(step, slot, 0) for slot in range(3)] for step in (0, 1))
+    assert [list(dict.fromkeys(questions)) for questions in said] == [now + then, then]
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    draw(1, 0, 0)
-    assert said[-1][0].id == steps[1][2]  # its own before the others'
+    told(1, 0, 0)
+    assert list(dict.fromkeys(said[-1])) == [then[2], then[0], then[1]]  # its own first
 
 
 ENDS = """
