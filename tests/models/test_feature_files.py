@@ -27,7 +27,7 @@ def write(files: FeatureFiles, *names: str, used: float | None = None) -> None:
     for name in names:
         files.write(name, features(int(name, 16)), GRID)
         if used is not None and (file := place(files, name)).exists():
-            os.utime(file, [time.time() - used] * 2)
+            os.utime(file, (time.time() - used,) * 2)
 
 
 def place(files: FeatureFiles, name: str) -> Path:
@@ -112,7 +112,7 @@ def test_what_a_killed_run_left_half_written_goes_when_it_is_old(files):
     old, new = (files.folder / "a1" / name for name in ("old.tmp", "new.tmp"))
     for file in (old, new):
         file.write_bytes(b"half")
-    os.utime(old, [time.time() - feature_files.LEFTOVER - 60] * 2)
+    os.utime(old, (time.time() - feature_files.LEFTOVER - 60,) * 2)
     write(files, "b2")
     assert not old.exists()
     assert new.exists()  # perhaps another run is writing it
