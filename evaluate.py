@@ -25,7 +25,7 @@ from data import asking
 from data.asking import Tests, fingerprint, load_tests, with_names
 from data.example import ImageFile, VQAExample
 from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
-from grpo.distributed import by_all, processes, rank, world
+from grpo.distributed import by_all, processes, rank, share, world
 from grpo.flags import names_in, parse_flags
 from grpo.options import Options
 from grpo.recipes import RECIPES
@@ -45,6 +45,7 @@ from rewards.table import MEASURES, SAMPLES, TESTS, Answers, over_seeds, tabulat
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
 MODELS = ("base", "trained")
 Examples = Sequence[VQAExample]
+Ask = Callable[[Examples], list[Row]]
 
 
 def predict(policy: Policy, config: Config, examples: Examples) -> list[Row]:
@@ -80,17 +81,15 @@ def measure(
     return found
 
 
-def in_batches(
-    answers: Callable[[Examples], list[Row]], batch_size: int, examples: Examples
-) -> Iterator[Row]:
+def in_batches(policy: Policy, answers: Ask, batch_size: int, examples: Examples) -> Iterator[Row]:
     """The rows of all examples, each batch's as soon as they are there; a batch a process."""
     quiet = not examples or not sys.stderr.isatty()
     size = batch_size * world()
     with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
         for i in range(0, len(examples), size):
-            batch = examples[i : i + size]
-            yield from by_all(answers, batch)
-            bar.update(len(batch))
+            policy.ahead(share(examples[i : i + 2 * size]))  # this batch's images and the next's
+            yield from by_all(answers, examples[i : i + size])
+            bar.update(min(size, len(examples) - i))
 
 
 def ask(
@@ -111,7 +110,7 @@ def ask(
     k, temperature, found = options.samples, options.temperature, {}
     for model in models:
         with policy.base() if model == "base" else nullcontext():
-            keep = partial(_kept, folder / "predictions", model, options)
+            keep = partial(_kept, policy, folder / "predictions", model, options)
             answers = partial(predict, policy, config)
             found[model] = {TESTS: keep(first, answers, tests)}
             if options.measured:
@@ -130,15 +129,10 @@ def ask(
 
 
 def _kept(
-    folder: Path,
-    model: str,
-    options: Options,
-    arm: str,
-    answers: Callable[[Examples], list[Row]],
-    asked: Tests,
+    policy: Policy, folder: Path, model: str, options: Options, arm: str, answers: Ask, asked: Tests
 ) -> dict[str, list[Row]]:
     """The rows of one arm by modality, from its files in `folder` or answered now."""
-    missing, kept = partial(in_batches, answers, options.batch_size), {}
+    missing, kept = partial(in_batches, policy, answers, options.batch_size), {}
     for m, examples in asked.items():
         rows = kept_rows(folder / f"{model}-{m}-{arm}.jsonl", examples, missing, not rank())
         kept[m] = [scored_by(row, options.scorer) for row in rows]

@@ -54,6 +54,7 @@ from grpo.sft import sft
 from grpo.skipped import SkippedSteps
 from grpo.step import Step
 from grpo.trace import write_trace
+from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.opening import open_policy, starting_model
 from models.policy import Policy
@@ -117,6 +118,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
         started -= restore(point.checkpoint, policy, optimizer, begun_with)
     draw = question_order(examples, config.seed, config.prompts_per_step)
     draw = varied(draw, config.seed, config.ways, config.shuffle_options)
+    draw = announced(draw, policy.ahead, config)
     if config.method == "sft":
         steps = sft(policy, optimizer, draw, target, config, point.step)
     else:
@@ -206,7 +208,7 @@ def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, flo
     answers = partial(predict, policy, config)
     found = {}
     for modality, examples in validation.items():
-        scores = cell(list(in_batches(answers, Options().batch_size, examples)))
+        scores = cell(list(in_batches(policy, answers, Options().batch_size, examples)))
         place = "val" if modality == config.modality else f"val/{modality}"
         for name in ("accuracy", "format_rate", "forced_choice"):
             found[f"{place}/{name}"] = scores[name]

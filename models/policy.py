@@ -58,6 +58,10 @@ class Policy:
             return CPU_ACTIVATION // width
         return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
 
+    def ahead(self, examples: Sequence[Example]) -> None:
+        """Say what `encode` is asked for next: threads prepare these images meanwhile."""
+        self.vision.ahead(image for example in examples for image in example.images)
+
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
         """Prompts with their image features. Raises UsageError for one that is too long."""
         prompts = []

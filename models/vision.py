@@ -8,25 +8,24 @@ folder. Sampling, the policy pass and the reference pass all use the same tensor
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grpo.config import SettingsError, UsageError
+from models.ahead import Ahead
 from models.exhausted import out_of_memory
+from models.feature_files import FeatureFiles, Features
 
 MEMORY_LIMIT = 4 << 30  # bytes of features held in memory; the least recently used leave first
 
-Grid = tuple[int, int, int]  # patches of an image: time (1), height, width
+Patches = tuple[Tensor, Tensor]  # (t*h*w, values of a patch) and the grid (1, 3), on the CPU
 
 
 class ImageSource(Protocol):
@@ -43,10 +42,20 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+class Prepared(NamedTuple):
+    """An image before the tower: its features where they are on disk, else its patches."""
+
+    name: str  # of its features
+    kept: Features | None
+    patches: Patches | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(of[0].nbytes for of in (self.kept, self.patches) if of)
 
 
 class VisionCache:
@@ -59,33 +68,59 @@ class VisionCache:
     def __init__(self, model: nn.Module, processor: Any, cache: Path | None) -> None:
         self.model = model  # the Qwen2VLModel that holds the tower (`visual`)
         self.processor = processor
-        self.folder = None if cache is None else Path(cache) / "vision"
-        self._memory: OrderedDict[str, tuple[Tensor, Grid]] = OrderedDict()
+        self.files = FeatureFiles(None if cache is None else Path(cache) / "vision")
+        self._memory: OrderedDict[str, Features] = OrderedDict()
         self._memory_bytes = 0
         self._names: dict[str, str] = {}  # image key -> name of its features: opened once a run
-        self._tower: str | None = None
+        self._ahead = Ahead(self._prepare)
         self._refuse_training()
 
-    def features(self, image: ImageSource) -> tuple[Tensor, Grid]:
+    def ahead(self, images: Iterable[ImageSource]) -> None:
+        """Say which images are asked for next, in this order: threads prepare them meanwhile.
+
+        One said twice is prepared once; those said before and not again are forgotten. What is
+        wrong with an image is raised by `features`, if it is asked for.
+        """
+        new = [image for image in images if self._names.get(image.key) not in self._memory]
+        if new:
+            _ = self._tower  # here: two threads would each hash the weights
+        self._ahead.want(new)
+
+    def features(self, image: ImageSource) -> Features:
         """The image's features (t*h*w/4, hidden) on the CPU, in the tower's dtype, and its grid."""
         self._refuse_training()
-        name, pixels = self._names.get(image.key), None
-        if name is None:
-            pixels = image.open()
-            name = self._names[image.key] = self._name(pixels)
-        if name in self._memory:
-            self._memory.move_to_end(name)
-            return self._memory[name]
-        kept = self._read(name)
+        name = self._names.get(image.key)
+        if name not in self._memory:
+            name = self._load(image)
+        self._memory.move_to_end(name)
+        return self._memory[name]
+
+    def _load(self, image: ImageSource) -> str:
+        """Bring the image's features into memory, and say their name there."""
+        name, kept, patches = self._ahead.take(image)
+        if name in self._memory:  # by another image of equal pixels
+            return name
+        kept = kept or self._read(name)  # meanwhile, perhaps, by another process
         if kept is None:
-            kept = self._compute(image.open() if pixels is None else pixels, image.key)
-            self._write(name, *kept)
+            kept = self._compute(patches or self._patches(image.open(), image.key), image.key)
+            self.files.write(name, *kept)
         self._memory[name] = kept
         self._memory_bytes += kept[0].nbytes
         while self._memory_bytes > MEMORY_LIMIT and len(self._memory) > 1:
             _, (features, _) = self._memory.popitem(last=False)
             self._memory_bytes -= features.nbytes
-        return kept
+        return name
+
+    def _prepare(self, image: ImageSource) -> Prepared:
+        """All that comes before the tower, in any thread."""
+        name, pixels = self._names.get(image.key), None
+        if name is None:
+            pixels = image.open()
+            name = self._names[image.key] = self._name(pixels)
+        kept = self._read(name)
+        if kept or name in self._memory:
+            return Prepared(name, kept, None)
+        return Prepared(name, None, self._patches(pixels or image.open(), image.key))
 
     def _refuse_training(self) -> None:
         if any(parameter.requires_grad for parameter in self.model.visual.parameters()):
@@ -94,29 +129,45 @@ class VisionCache:
                 "freeze it (requires_grad_(False)) and train the language model only"
             )
 
+    @cached_property
+    def _tower(self) -> str:
+        """What features on disk depend on but the pixels; in memory there is one tower only."""
+        if self.files.folder is None:
+            return ""
+        weights = hash_tensors(sorted(self.model.visual.state_dict().items()))
+        # CPU and GPU round differently, so their features are kept apart.
+        device = next(self.model.visual.parameters()).device.type
+        return f"{weights} {device} {self.processor.to_json_string()}"
+
     def _name(self, pixels: Image.Image) -> str:
         """Everything the features depend on: the pixels, how they are prepared, and the tower."""
-        if self._tower is None:
-            weights = hash_tensors(sorted(self.model.visual.state_dict().items()))
-            # CPU and GPU round differently, so their features are kept apart.
-            device = next(self.model.visual.parameters()).device.type
-            self._tower = f"{weights} {device} {self.processor.to_json_string()}"
         digest = hashlib.sha256(f"{self._tower} {pixels.size}".encode())
         digest.update(pixels.convert("RGB").tobytes())
         return digest.hexdigest()
 
-    @torch.no_grad()
-    def _compute(self, pixels: Image.Image, key: str) -> tuple[Tensor, Grid]:
+    def _read(self, name: str) -> Features | None:
+        kept = self.files.read(name)
+        if kept is None:
+            return None
+        features, (t, h, w) = kept
+        whole = features.ndim == 2 and len(features) * self.processor.merge_size**2 == t * h * w
+        return kept if whole else None
+
+    def _patches(self, pixels: Image.Image, key: str) -> Patches:
         try:
             inputs = self.processor(images=[pixels.convert("RGB")], return_tensors="pt")
         except ValueError as error:  # the processor refuses sides of more than 200 to 1
             raise UsageError(f"image {key}: {error}; leave it out or crop it") from None
-        patch = next(self.model.visual.parameters())
-        grid = inputs["image_grid_thw"].to(patch.device)  # (1, 3)
+        return inputs["pixel_values"], inputs["image_grid_thw"]
+
+    @torch.no_grad()
+    def _compute(self, patches: Patches, key: str) -> Features:
+        weight = next(self.model.visual.parameters())
         # Outside any autocast: what is kept must not depend on who asked first.
         try:
-            with torch.autocast(patch.device.type, enabled=False):
-                output = self.model.get_image_features(inputs["pixel_values"].to(patch), grid)
+            with torch.autocast(weight.device.type, enabled=False):
+                pixels, grid = patches[0].to(weight), patches[1].to(weight.device)
+                output = self.model.get_image_features(pixels, grid)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -125,40 +176,5 @@ class VisionCache:
                 f"image {key}: out of memory in the vision tower; {remedy}"
             ) from None
         (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
-        t, h, w = grid[0].tolist()
+        t, h, w = patches[1][0].tolist()
         return features.cpu().clone(), (t, h, w)
-
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name}.safetensors"
-
-    def _read(self, name: str) -> tuple[Tensor, Grid] | None:
-        if self.folder is None or not self._path(name).exists():
-            return None
-        try:
-            with safe_open(self._path(name), framework="pt") as file:
-                t, h, w = file.get_tensor("grid").tolist()
-                features = file.get_tensor("features")
-        except (OSError, SafetensorError, ValueError, TypeError):
-            return None  # damaged: computed and written again
-        whole = features.ndim == 2 and len(features) * self.processor.merge_size**2 == t * h * w
-        return (features, (t, h, w)) if whole else None
-
-    def _write(self, name: str, features: Tensor, grid: Grid) -> None:
-        """Write beside the place and rename: a reader or a crash never sees half a file."""
-        if self.folder is None:
-            return
-        path = self._path(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            os.close(handle)
-            try:
-                save_file({"features": features, "grid": torch.tensor(grid)}, temporary)
-                os.replace(temporary, path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(
-                f"cannot write image features to {self.folder}: {error}; "
-                "choose another --cache, or --cache none"
-            ) from None

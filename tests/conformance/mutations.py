@@ -170,7 +170,7 @@ MUTATIONS = [
     ("the tower runs with a graph", "ms_swift_10214", VISION,
      "    @torch.no_grad()\n    def _compute", "    def _compute"),
     ("the tower runs again for every question", "ms_swift_10214", VISION,
-     "if name in self._memory:", "if False:"),
+     "return self._memory[name]", "return self._memory.pop(name)"),
     # Loss
     ("log-ratio not held", "nemo_rl_874", LOSS,
      "(numerator - denominator).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)",
