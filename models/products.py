@@ -41,11 +41,12 @@ def linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 class Widening(TorchFunctionMode):
-    """Inside, the linears of any module are the one above; without gradients."""
+    """Inside, a module's own linears in bfloat16 are the one above; without gradients."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         with torch._C.DisableTorchFunction():
-            return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+            ours = func is F.linear and args[0].dtype == torch.bfloat16
+            return (linear if ours else func)(*args, **(kwargs or {}))
 
 
 def _widened(x: Tensor) -> bool:

@@ -22,6 +22,7 @@ from grpo.config import SettingsError, UsageError
 from models.ahead import Ahead
 from models.exhausted import out_of_memory
 from models.feature_files import FeatureFiles, Features
+from models.products import Widening
 
 MEMORY_LIMIT = 4 << 30  # bytes of features held in memory; the least recently used leave first
 
@@ -165,7 +166,7 @@ class VisionCache:
         weight = next(self.model.visual.parameters())
         # Outside any autocast: what is kept must not depend on who asked first.
         try:
-            with torch.autocast(weight.device.type, enabled=False):
+            with torch.autocast(weight.device.type, enabled=False), Widening():
                 pixels, grid = patches[0].to(weight), patches[1].to(weight.device)
                 output = self.model.get_image_features(pixels, grid)
         except (RuntimeError, MemoryError) as error:

@@ -1,6 +1,6 @@
 """Does the suite bite? Put one small bug at a time into a copy of the project and run the tests.
 
-    python tests/conformance/mutate.py                     all of them: 15 minutes of two cores
+    python tests/conformance/mutate.py                     all of them: 20 minutes of two cores
     python tests/conformance/mutate.py --only temperature  those with this word in the name
     python tests/conformance/mutate.py --check             only see that each can be put in
 

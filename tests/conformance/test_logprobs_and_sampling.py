@@ -12,6 +12,7 @@ import torch
 
 from grpo.config import Config
 from grpo.loss import clipped, clipped_surrogate
+from models import products
 from models.law import draw_tokens
 from models.policy import load_policy
 from tests.conformance import oracle
@@ -156,9 +157,9 @@ def test_verl_2996_the_on_policy_ratio_is_exactly_one(fresh, dtype):
 
 
 @torch.no_grad()
-def test_transformers_31267_old_logprobs_are_the_scorers(fresh):
+def test_transformers_31267_old_logprobs_are_the_scorers(fresh, monkeypatch):
     """There, log-probs kept while decoding were used as the old ones, and differ in low precision.
-    Here, the old ones are a forward's, to the bit; decoding is within 1e-4 in float32."""
+    Here, the old ones are a forward's, to the bit; decoding is within 1e-4; products round once."""
     before, policy = randomise(fresh()), randomise(fresh())
     with torch.enable_grad():
         (step,), _ = oracle.watched(policy, config(kl_coef=0.04))
@@ -167,6 +168,17 @@ def test_transformers_31267_old_logprobs_are_the_scorers(fresh):
     groups, at_decode = decoded(before, QUESTIONS, 8, length=20)
     assert len({len(ids) for group in groups for ids in group.completions}) > 4
     alike(at_decode, truth(before, QUESTIONS, groups), 1e-4)
+    monkeypatch.setattr(products, "has_bfloat16", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, dy = (
+        torch.randn(shape, generator=generator).bfloat16()
+        for shape in ((99, 64), (48, 64), (48,), (99, 48))
+    )
+    once = torch.nn.functional.linear(x.float(), weight.float(), bias.float()).bfloat16()
+    assert torch.equal(products.linear(x, weight, bias), once)
+    assert torch.equal(
+        products.linear_backward(dy, weight), (dy.float() @ weight.float()).bfloat16()
+    )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from transformers import Qwen2VLModel
 
 from grpo.config import UsageError
+from models import sampling
 from models.law import draw_tokens
 from models.tree import pack, rope_positions
 from tests.conformance.oracle import (
@@ -35,15 +36,16 @@ from tests.tiny import NoiseImage, Question
 @torch.no_grad()
 def test_unsloth_zoo_840_pads_move_no_position(trained):
     """There, pads before the text moved its rotary positions, by nats for long rows.
-    Here, any number of pads, in a scoring pass and in a prefill, leaves each row's own truth."""
+    Here, a pass holds no pad and the cache hides its own: each row has its truth beside any."""
     mine = group_of(trained, QUESTIONS[0], (4, 7))
     expected = truth(trained, QUESTIONS[:1], [mine])
     shortest = len(trained.encode(QUESTIONS[1:2])[0].input_ids)
-    for pads in (0, 1, 2, 3, 7, 28, 60):
-        other = group_of(trained, QUESTIONS[1], (mine.row_length + pads - shortest + 1,))
-        assert pack([mine, other]).input_ids.shape[1] == mine.row_length + pads
+    for longer in (0, 1, 2, 3, 7, 28, 60):
+        other = group_of(trained, QUESTIONS[1], (mine.row_length + longer - shortest + 1,))
+        assert len(pack([mine, other]).input_ids) == 2 * mine.row_length + longer
         alike(trained.logprobs([mine, other], 1.0)[0][: len(expected)], expected)
-    assert len({len(p.input_ids) for p in trained.encode(QUESTIONS)}) == 3  # so two are padded
+        alike(trained.logprobs([other, mine], 1.0)[0][-len(expected) :], expected)
+    assert len({len(p.input_ids) for p in trained.encode(QUESTIONS)}) == 3  # so the cache pads two
     groups, at_decode = decoded(trained, QUESTIONS, 2)
     alike(at_decode, truth(trained, QUESTIONS, groups), 1e-4)
 
@@ -70,7 +72,7 @@ def test_unsloth_zoo_614_positions_have_three_axes(trained):
     group = group_of(trained, QUESTIONS[2], (5, 3))
     start, length = int(group.prompt.position_ids.max()) + 1, len(group.prompt.input_ids)
     assert start < length, "an image takes fewer positions than tokens"
-    rows = pack([group]).position_ids[:, 0, length:].tolist()
+    rows = pack([group]).position_ids[:, length:].tolist()
     assert rows == [[*range(start, start + 4), *range(start, start + 2)]] * 3
 
 
@@ -105,14 +107,10 @@ def test_trl_5785_nothing_lies_between_a_prompt_and_its_completions(trained):
     groups = [group_of(trained, q, sizes) for q, sizes in zip(QUESTIONS, [(2, 5), (9, 1), (3, 3)],
                                                              strict=True)]  # fmt: skip
     tree = pack(groups)
-    for row, group in zip(tree.input_ids, groups, strict=True):
-        ids = torch.cat([group.prompt.input_ids, *(o[:-1] for o in group.completions)])
-        assert torch.equal(row[: len(ids)], ids)
-    length = tree.input_ids.shape[1]
-    pads = torch.arange(length) >= torch.tensor([[g.row_length] for g in groups])  # (n, T)
-    assert pads.any()
-    assert not (tree.mask[:, 0] & pads[:, None, :] & ~torch.eye(length, dtype=torch.bool)).any()
-    assert users_of("padding_side") == set()
+    inputs = [[g.prompt.input_ids, *(o[:-1] for o in g.completions)] for g in groups]
+    assert torch.equal(tree.input_ids, torch.cat([ids for row in inputs for ids in row]))
+    assert tree.lengths == [list(map(len, row)) for row in inputs]
+    assert users_of("padding_side", "pad_sequence") == set()
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.id)
@@ -131,18 +129,18 @@ def test_verl_4243_positions_and_ids_of_responses_lie_on_the_same_side(trained):
     Here, the token that predicts the t-th of a completion sits t - 1 places after its start."""
     groups = [group_of(trained, q, (1, 6, 2, 9), seed) for seed, q in enumerate(MANY)]
     tree = pack(groups)
-    ids, positions = tree.input_ids.flatten(), tree.position_ids.flatten(1)  # (3, n*T)
-    at = 0
+    ids, positions, at = tree.input_ids, tree.position_ids, 0  # (T,), (3, T)
+    places = tree.wanted[tree.predictors]
     for group in groups:
         for completion in group.completions:
-            predictors = tree.predictors[at : at + len(completion)]
+            predictors = places[at : at + len(completion)]
             assert torch.equal(tree.targets[at : at + len(completion)], completion)
             assert torch.equal(ids[predictors[1:]], completion[:-1])
             start = int(group.prompt.position_ids.max())
             expected = torch.arange(start, start + len(completion)).expand(3, -1)
             assert torch.equal(positions[:, predictors][:, 1:], expected[:, 1:])
             at += len(completion)
-    assert at == len(tree.targets)
+    assert at == len(tree.targets) == len(places)
 
 
 @torch.no_grad()
@@ -242,14 +240,15 @@ def test_trl_6718_prompt_ids_have_one_source(trained, monkeypatch):
     keys = [(0, 42, 1, i, 0) for i in range(3)]
     groups = trained.sample(prompts, 2, keys, temperature=1.0, max_completion_length=5)
     trained.logprobs(groups, 1.0)
-    for prompt, group, row in zip(prompts, groups, pack(groups).input_ids, strict=True):
+    rows = pack(groups).input_ids.split([group.row_length for group in groups])
+    for prompt, group, row in zip(prompts, groups, rows, strict=True):
         assert group.prompt is prompt
         assert torch.equal(row[: len(prompt.input_ids)], prompt.input_ids)
         assert prompt.text.count("<|image_pad|>") == len(prompt.features)
 
 
 @torch.no_grad()
-def test_qwen3_vl_1956_a_result_does_not_depend_on_the_batch(fresh, trained):
+def test_qwen3_vl_1956_a_result_does_not_depend_on_the_batch(fresh, trained, monkeypatch):
     """There, hidden states differed by whole units between a question alone and in a batch.
     Here, features are bit-equal, greedy answers are the same ids, log-probs agree in float32."""
     groups, _ = decoded(trained, MANY, 1, temperature=0, length=8)
@@ -260,6 +259,8 @@ def test_qwen3_vl_1956_a_result_does_not_depend_on_the_batch(fresh, trained):
         assert all(map(torch.equal, one.prompt.features, group.prompt.features))
         assert torch.equal(one.completions[0], group.completions[0])
         alike(alone.logprobs([one], 1.0)[0], logprobs)
+    monkeypatch.setattr(sampling, "PREFILL_TOKENS", 100)  # prompts go in by twos and threes
+    assert completions(decoded(trained, MANY, 1, temperature=0, length=8)[0]) == completions(groups)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from tests.conformance.mutations import MUTATIONS
+
 HERE = Path(__file__).parent
 ROWS = re.findall(r"^\| (\d+)(?: †)? \| (.+?) \| (.+?) \| (.+?) \|$",
                   (HERE / "README.md").read_text("utf-8"), re.MULTILINE)  # fmt: skip
@@ -47,3 +49,9 @@ def test_every_docstring_says_in_two_lines_what_went_wrong_and_what_is_asserted(
         there, here = ast.get_docstring(test).split("\n")
         assert there.startswith("There, "), name
         assert here.startswith("Here, "), name
+
+
+def test_the_small_bugs_are_counted_and_each_has_a_name_of_its_own():
+    for file in (HERE / "README.md", HERE.parents[1] / "README.md"):
+        assert re.findall(r"(\d+) small bugs", file.read_text("utf-8")) == [str(len(MUTATIONS))]
+    assert len({name for name, *_ in MUTATIONS}) == len(MUTATIONS)
