@@ -154,7 +154,7 @@ def test_the_chunked_head_equals_the_naive_one(trained, monkeypatch):
     p = torch.softmax(raw[:, ~trained.banned] / 0.7, dim=-1)
     naive = -(p * p.log()).sum(dim=-1)
     torch.testing.assert_close(entropy[: len(naive)], naive, atol=1e-5, rtol=0)
-    torch.testing.assert_close(entropy, expected_entropy, atol=1e-6, rtol=0)
+    torch.testing.assert_close(entropy, expected_entropy, atol=5e-6, rtol=0)
     assert not entropy.requires_grad
 
 
