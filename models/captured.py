@@ -113,12 +113,10 @@ class Captured:
 
     def _prepare(self, now: Weights, rows: int, slots: int, like: Tensor) -> None:
         """Storages with room enough, and graphs of nothing but what is where it was."""
-        at, baked = self.storages, now.baked()
-        if at is not None and baked == self.baked:
-            fits = rows <= at.cache.shape[2] and slots <= at.cache.shape[4]
-            if fits and like.dtype == at.cache.dtype:
-                self.weights.refresh(now)
-                return
+        baked = now.baked()
+        if baked == self.baked and self.storages.fit(rows, slots):
+            self.weights.refresh(now)
+            return
         self.forget()
         self.weights, self.baked = now.owning_lora(), baked
         self.storages = Storages.make(now.layers, rows, -(-slots // SLOTS) * SLOTS, like)
@@ -127,10 +125,9 @@ class Captured:
         """Each prompt once through the layers, and its rows stand before their first token."""
         at, rows = self.storages, len(prompts) * group_size
         at.clear(max(map(len, embeds)))
-        hidden = prefill(
-            self.weights.layers, at.filling(group_size), prompts, embeds
-        )  # (B, hidden)
-        at.hidden[:rows] = hidden.repeat_interleave(group_size, dim=0)
+        # (B, hidden)
+        last = prefill(self.weights.layers, at.filling(group_size), prompts, embeds)
+        at.hidden[:rows] = last.repeat_interleave(group_size, dim=0)
         position = torch.tensor([p.next_position for p in prompts])
         at.position[:rows] = position.repeat_interleave(group_size).to(at.position.device)
 

@@ -58,8 +58,9 @@ def rollout(
     """Draw `group_size` completions of each prompt, whose embeddings are (P_i, hidden).
 
     `u` (rows, max_length) are the uniforms; temperature 0 takes the argmax and needs none. `rest`
-    is what else `_rollout` wants, or `draw` in its place (models/captured.py). Where memory runs out, half of the prompts are drawn at a
-    time, or half of the only prompt's completions: the uniforms, and so the law, stay each row's.
+    is what else `_rollout` wants, or in its place `draw`, see models/captured.py. Where memory runs
+    out, half of the prompts are drawn at a time, or half of the only prompt's completions: the
+    uniforms, and so the law, stay each row's.
     """
     try:
         drawing = draw or _rollout

@@ -111,6 +111,9 @@ class Storages:
             sin=sin,
         )
 
+    def fit(self, rows: int, slots: int) -> bool:
+        return rows <= self.cache.shape[2] and slots <= self.cache.shape[4]
+
     def first(self, rows: int) -> Storages:
         """The first rows of the same storages."""
         names = ("mask", "hidden", "position", "uniforms", "tokens", "probable", "logprobs")
@@ -135,13 +138,15 @@ class Storages:
 
         def filling(first: int, lengths: list[int]) -> Attend:
             attend = TreeAttention([[length] for length in lengths])
+            starts = range(first * group_size, (first + len(lengths)) * group_size, group_size)
+            groups = [slice(start, start + group_size) for start in starts]
+            for rows, length in zip(groups, lengths, strict=True):
+                self.mask[rows, ..., :length] = 0.0
 
             def fill(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
                 for i, of in enumerate((key, value)):
-                    for prompt, part in enumerate(of.split(lengths), start=first):
-                        rows = slice(prompt * group_size, (prompt + 1) * group_size)
+                    for rows, part in zip(groups, of.split(lengths), strict=True):
                         self.cache[layer, i, rows, :, : len(part)] = part.transpose(0, 1)
-                        self.mask[rows, ..., : len(part)] = 0.0
                 return attend(layer, query, key, value)
 
             return fill
@@ -153,8 +158,9 @@ class Storages:
         copied: (places, rows that take them, how many live on)."""
         live = int((~done).sum())
         holes, sources = done[:live].nonzero()[:, 0], (~done[live:]).nonzero()[:, 0] + live
-        for of in (self.cache.transpose(0, 2), self.mask, self.hidden, self.position):
-            of[holes] = of[sources]
+        if len(holes):
+            for of in (self.cache.transpose(0, 2), self.mask, self.hidden, self.position):
+                of[holes] = of[sources]
         return holes, sources, live
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
