@@ -46,8 +46,18 @@ def uniforms(keys: Sequence[tuple[int, ...]], group_size: int, length: int) -> T
 def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     """Tokens (n,) by inverting the CDF of softmax(logits (n, V)) at u (n,).
 
-    In float64: a float32 sum over 151,936 entries ends anywhere from 0.9999992 to 1.00001.
     Raises NoProbability for a token of none, as when logits are not finite.
+    """
+    tokens, drawn = invert_cdf(logits, u)
+    if not bool(drawn.all()):
+        raise NoProbability(int((~drawn).nonzero()[0, 0]))
+    return tokens
+
+
+def invert_cdf(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`draw_tokens` without a look at what it drew: also whether each has a probability (n,).
+
+    In float64: a float32 sum over 151,936 entries ends anywhere from 0.9999992 to 1.00001.
     """
     probabilities = torch.softmax(logits, dim=-1, dtype=torch.float64)
     cdf = probabilities.cumsum(dim=-1)
@@ -55,9 +65,7 @@ def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     # right=True: the first entry ABOVE the threshold, so an entry of probability 0 is never it.
     tokens = torch.searchsorted(cdf, threshold, right=True).clamp_(max=logits.shape[-1] - 1)
     drawn = probabilities.gather(1, tokens) > 0  # (n, 1)
-    if not bool(drawn.all()):
-        raise NoProbability(int((~drawn).nonzero()[0, 0]))
-    return tokens[:, 0]
+    return tokens[:, 0], drawn[:, 0]
 
 
 def score(

@@ -19,6 +19,7 @@ from torch import Tensor
 from grpo.config import UsageError
 from models import exhausted, loading, lora, sampling
 from models.attention import TreeAttention
+from models.captured import Captured
 from models.chat import Chat, Example
 from models.law import score, uniforms
 from models.layers import Layers, read_linear
@@ -49,6 +50,10 @@ class Policy:
         # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         self.token_budget = self.pass_tokens(checkpointing)
+
+        # On a GPU Python would be what decoding waits for; None is sampling's own loop.
+        self.draw = Captured() if self.device.type == "cuda" else None
+        self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
         self.checkpointing = checkpointing
 
     def pass_tokens(self, checkpointing: bool) -> int:
@@ -118,6 +123,7 @@ class Policy:
                 banned=self.banned,
                 eos=self.chat.eos,
                 keep_logprobs=keep_logprobs,
+                draw=self.draw,
             )
 
     def passes(self, groups: Sequence[Group]) -> list[list[int]]:

@@ -211,6 +211,7 @@ def _sample(policy: Policy, prompt: Prompt, work: Work, temperature: float) -> T
             max_length=work.completion,
             banned=policy.banned,
             eos=NEVER,
+            draw=policy.draw,
         )
     return drawn.tokens[: work.group_size].clone()
 

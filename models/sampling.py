@@ -6,7 +6,7 @@ Nothing is read from generation_config: Qwen2-VL's says top_k=1, which makes all
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from grpo.config import SettingsError
 from models.decode import KVCache
 from models.exhausted import out_of_memory
 from models.law import NoProbability, draw_tokens, law
-from models.layers import Layers, Linear
+from models.layers import Attend, Layers, Linear
 from models.tree import Group, Prompt
 
 PREFILL_TOKENS = 16_384  # prompt tokens that are computed together; bounds their memory
@@ -52,16 +52,19 @@ def rollout(
     *,
     group_size: int,
     u: Tensor | None,
+    draw: Callable[..., Rollout] | None = None,
     **rest: Any,
 ) -> Rollout:
     """Draw `group_size` completions of each prompt, whose embeddings are (P_i, hidden).
 
     `u` (rows, max_length) are the uniforms; temperature 0 takes the argmax and needs none. `rest`
-    is what else `_rollout` wants. Where memory runs out, half of the prompts are drawn at a
-    time, or half of the only prompt's completions: the uniforms, and so the law, stay each row's.
+    is what else `_rollout` wants, or in its place `draw`, see models/captured.py. Where memory runs
+    out, half of the prompts are drawn at a time, or half of the only prompt's completions: the
+    uniforms, and so the law, stay each row's.
     """
     try:
-        return _rollout(language_model, head, prompts, embeds, group_size=group_size, u=u, **rest)
+        drawing = draw or _rollout
+        return drawing(language_model, head, prompts, embeds, group_size=group_size, u=u, **rest)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -78,9 +81,8 @@ def rollout(
     for of, size in parts:
         rows = slice(row, row := row + len(prompts[of]) * size)
         us = None if u is None else u[rows]
-        drawn.append(
-            rollout(language_model, head, prompts[of], embeds[of], group_size=size, u=us, **rest)
-        )
+        how = {"group_size": size, "u": us, "draw": draw, **rest}
+        drawn.append(rollout(language_model, head, prompts[of], embeds[of], **how))
     tokens, lengths, stopped = (
         torch.cat([getattr(part, name) for part in drawn])
         for name in ("tokens", "lengths", "stopped")
@@ -111,7 +113,7 @@ def _rollout(
     shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
     like = {"dtype": embeds[0].dtype, "device": device}
     cache = KVCache(shape, lengths, rows, max_length, **like)
-    hidden = _prefill(layers, cache, prompts, embeds).repeat_interleave(group_size, dim=0)
+    hidden = prefill(layers, cache.filling, prompts, embeds).repeat_interleave(group_size, dim=0)
 
     position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
     # Text has the same position on all three axes, so a table by position says it all.
@@ -165,14 +167,21 @@ def _drawn(logits: Tensor, u: Tensor, prompts: Sequence[Prompt], of: Tensor) -> 
     try:
         return draw_tokens(logits, u)
     except NoProbability as error:
-        raise SettingsError(
-            f"example {prompts[of[error.row]].id}: the model's logits are not finite; use another "
-            "--out with --dtype float32 or another --model, or take the row out of the data"
-        ) from None
+        raise not_finite(prompts[of[error.row]]) from None
 
 
-def _prefill(
-    layers: Layers, cache: KVCache, prompts: Sequence[Prompt], embeds: Sequence[Tensor]
+def not_finite(prompt: Prompt) -> SettingsError:
+    return SettingsError(
+        f"example {prompt.id}: the model's logits are not finite; use another "
+        "--out with --dtype float32 or another --model, or take the row out of the data"
+    )
+
+
+def prefill(
+    layers: Layers,
+    filling: Callable[[int, list[int]], Attend],
+    prompts: Sequence[Prompt],
+    embeds: Sequence[Tensor],
 ) -> Tensor:
     """Run each prompt once, into the cache; last hidden states (B, hidden)."""
     last = []
@@ -182,7 +191,7 @@ def _prefill(
         positions = torch.cat([prompt.position_ids for prompt in prompts[part]], dim=1)
         ends = torch.tensor(lengths, device=x.device).cumsum(0) - 1
         rope = layers.rope(positions.to(x.device), x)
-        last.append(layers(x, rope, cache.filling(part.start, lengths), ends))
+        last.append(layers(x, rope, filling(part.start, lengths), ends))
     return torch.cat(last)
 
 
