@@ -1,7 +1,7 @@
 """Where the tokens of a pass look: prompts at themselves, completions also at their prompt.
 
-A group is a tree, [prompt | o_1 | ... | o_G], and of the mask of its row only the blocks that are
-not empty are computed:
+A group is a tree, [prompt | o_1 | ... | o_G]. Of a long one's mask only the blocks that are not
+empty are computed:
 
               p p a b c d        prompt      p p    causal
           p   1
@@ -14,76 +14,92 @@ not empty are computed:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Causal:
-    """Lower-right causal attention: t queries stand at the last t of S keys. A mask is made once
-    for all layers that are called with it."""
-
-    def __init__(self) -> None:
-        self._masks: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(t, heads * d) of queries (t, heads, d), keys and values (S, kv_heads, d)."""
-        t, heads, _ = query.shape
-        if t == len(key):
-            one = (of.transpose(0, 1)[None] for of in (query, key, value))
-            found = F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)
-            return found[0].transpose(0, 1).flatten(1)
-        # Grouped queries: those that share a key head stand in the place of query positions.
-        kv_heads = key.shape[1]
-        shared = query.transpose(0, 1).reshape(1, kv_heads, -1, query.shape[-1])
-        seen = self._mask(query, len(key), heads // kv_heads)
-        keys, values = (of.transpose(0, 1)[None] for of in (key, value))
-        found = F.scaled_dot_product_attention(shared, keys, values, attn_mask=seen)
-        return found.view(heads, t, -1).transpose(0, 1).flatten(1)
-
-    def _mask(self, query: Tensor, length: int, shared: int) -> Tensor | None:
-        """(shared * t, S), 0 or -inf."""
-        t = len(query)
-        if t == 1:
-            return None
-        if (t, length) not in self._masks:
-            hidden = torch.ones(t, length, dtype=torch.bool, device=query.device)
-            hidden = hidden.triu(length - t + 1)
-            mask = query.new_zeros(t, length).masked_fill_(hidden, -torch.inf)
-            self._masks[t, length] = mask.repeat(shared, 1)
-        return self._masks[t, length]
+DENSE = 384  # tokens of a group up to which one kernel with its whole mask beats one a block
 
 
 class TreeAttention:
     """Of the groups of a pass: flat tokens, [prompt | o_1 | ... | o_G] one group after another.
 
     `lengths` says of each group how many input tokens its prompt and each of its completions has.
-    Of a prompt, all queries are there or the last alone.
+    Of a prompt, all queries are there or the last alone. Masks are made once for all layers.
     """
 
     def __init__(self, lengths: Sequence[Sequence[int]]) -> None:
         self.lengths = lengths
-        self.causal = Causal()
+        self._masks: dict[tuple, Tensor] = {}
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(t, heads * d), see models/layers.py."""
-        keys = [length for group in self.lengths for length in group]
         last_alone = len(query) < len(key)
-        queries = [
-            1 if last_alone and part == 0 else length
-            for group in self.lengths
-            for part, length in enumerate(group)
-        ]
-        parts = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+        wholes = [sum(group) for group in self.lengths]
+        sizes = [sum(group) - (group[0] - 1) * last_alone for group in self.lengths]
+        parts = zip(query.split(sizes), key.split(wholes), value.split(wholes), strict=True)
         found = []
-        for group in self.lengths:
-            q, prompt_key, prompt_value = next(parts)
-            found.append(self.causal(q, prompt_key, prompt_value))
-            for q, k, v in itertools.islice(parts, len(group) - 1):
-                if len(q):
-                    both = torch.cat([prompt_key, k]), torch.cat([prompt_value, v])
-                    found.append(self.causal(q, *both))
+        for group, part in zip(self.lengths, parts, strict=True):
+            dense = sum(group) <= DENSE and len(group) > 1
+            found += [self._dense(group, *part)] if dense else self._blocks(group, *part)
         return torch.cat(found)
+
+    def _dense(self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """All of a group at once: whoever comes later, of the prompt or of one's own."""
+        name = (*group, len(query))
+        if name not in self._masks:
+            part = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(group))
+            sees = ((part[:, None] == part) | (part == 0)).tril()[-len(query) :]
+            self._masks[name] = _additive(sees, query, key)
+        return grouped(query, key, value, self._masks[name])
+
+    def _blocks(
+        self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor
+    ) -> Iterator[Tensor]:
+        """The prompt, and each completion with the prompt before it."""
+        prompt, *inputs = group
+        first = len(query) - sum(inputs)
+        prompt_key, prompt_value = key[:prompt], value[:prompt]
+        yield self._causal(query[:first], prompt_key, prompt_value)
+        parts = zip(
+            query[first:].split(inputs),
+            key[prompt:].split(inputs),
+            value[prompt:].split(inputs),
+            strict=True,
+        )
+        for q, k, v in parts:
+            if len(q):
+                both = torch.cat([prompt_key, k]), torch.cat([prompt_value, v])
+                yield self._causal(q, *both)
+
+    def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Lower-right causal attention: t queries stand at the last t of S keys."""
+        t, length = len(query), len(key)
+        if t == length:
+            one = (of.transpose(0, 1)[None] for of in (query, key, value))
+            found = F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)
+            return found[0].transpose(0, 1).flatten(1)
+        if t > 1 and (t, length) not in self._masks:
+            sees = torch.ones(t, length, dtype=torch.bool).tril(length - t)
+            self._masks[t, length] = _additive(sees, query, key)
+        return grouped(query, key, value, self._masks.get((t, length)))
+
+
+def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """(t, heads * d) of queries (t, heads, d), keys and values (S, kv_heads, d).
+
+    Queries that share a key head stand in the place of query positions, of the mask as well.
+    """
+    t, heads, width = query.shape
+    shared = query.transpose(0, 1).reshape(1, key.shape[1], -1, width)
+    keys, values = (of.transpose(0, 1)[None] for of in (key, value))
+    found = F.scaled_dot_product_attention(shared, keys, values, attn_mask=mask)
+    return found.view(heads, t, width).transpose(0, 1).flatten(1)
+
+
+def _additive(sees: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """(shared * t, S) of sees (t, S) bool, for the queries that share a key head: 0 or -inf."""
+    mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, -torch.inf)
+    return mask.repeat(query.shape[1] // key.shape[1], 1).to(query.device)

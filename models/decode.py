@@ -1,17 +1,95 @@
-"""Keys and values while completions are drawn: a prompt's once for its group, a token a row."""
+"""Keys and values while completions are drawn: of a prompt once for its group, or once a row.
+
+Both caches draw the same. Where prompts are long the first pays, because memory is what a step
+reads; where they are short the second, because then kernels are what it counts.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import TreeAttention
 from models.layers import Attend
 
+COPIES = 4 << 20  # bytes of prompts' keys and values, in a layer, up to which each row has a copy
 
-class KVCache:
+
+def kv_cache(
+    shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
+) -> SharedCache | RowCache:
+    """The cache that pays. `shape` is (layers, kv_heads, head_dim), `lengths` (B,) the prompts',
+    `slots` the most tokens of a completion."""
+    prompt = 2 * int(lengths.max()) * shape[1] * shape[2] * like["dtype"].itemsize
+    kind = SharedCache if shares(len(lengths), rows, prompt) else RowCache
+    return kind(shape, lengths, rows, slots, **like)
+
+
+def shares(prompts: int, rows: int, prompt: int) -> bool:
+    """Whether `rows` completions look at one copy of their prompt, of so many bytes in a layer."""
+    return prompts < rows and rows * prompt > COPIES
+
+
+class RowCache:
+    """(layers, 2, rows, kv_heads, slots, head_dim): first a copy of the row's prompt, with pads up
+    to the longest, then its completion. Zeros, not garbage: masked slots must be finite."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
+    ) -> None:
+        layers, heads, width = shape
+        self.slot = longest = int(lengths.max())  # that the next decoded token fills
+        self.group_size = rows // len(lengths)
+        self.own = torch.zeros(layers, 2, rows, heads, longest + slots, width, **like)
+        of_row = lengths.repeat_interleave(self.group_size)[:, None]
+        slot = torch.arange(longest + slots)
+        pads = (slot >= of_row) & (slot < longest)  # (rows, slots)
+        mask = torch.zeros(pads.shape, dtype=self.own.dtype).masked_fill_(pads, -torch.inf)
+        self.mask = mask.to(self.own.device)[:, None, None]
+
+    def filling(self, first: int, lengths: list[int]) -> Attend:
+        """Attention of prompts on their way in, flat, the first of which is prompt `first`."""
+        attend = TreeAttention([[length] for length in lengths])
+        size = self.group_size
+
+        def fill(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            for i, of in enumerate((key, value)):
+                for prompt, part in enumerate(of.split(lengths), start=first):
+                    rows = self.own[layer, i, prompt * size : (prompt + 1) * size]
+                    rows[:, :, : len(part)] = part.transpose(0, 1)
+            return attend(layer, query, key, value)
+
+        return fill
+
+    def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Let finished rows (live,) go. Live rows from the end take their places, so that few are
+        copied: (places, rows that take them, how many live on)."""
+        holes, sources, live = closed(done)
+        used = self.own[..., : self.slot, :]
+        used[:, :, holes] = used[:, :, sources]
+        self.mask[holes] = self.mask[sources]
+        self.mask = self.mask[:live]
+        return holes, sources, live
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(live, heads * d) of one token a row: queries (live, heads, d), keys (live, kv_heads, d).
+
+        Grouped queries: those that share a key head stand in the place of query positions.
+        """
+        n, kv_heads, width = key.shape
+        keys, values = self.own[layer, :, :n, :, : self.slot + 1]
+        keys[:, :, self.slot], values[:, :, self.slot] = key, value
+        seen = self.mask[..., : self.slot + 1]
+        found = F.scaled_dot_product_attention(
+            query.view(n, kv_heads, -1, width), keys, values, attn_mask=seen
+        )
+        return found.reshape(n, -1)
+
+
+class SharedCache:
     """Prompts' keys and values (layers, 2, B, kv_heads, P, head_dim), and completions' (layers, 2,
     rows, kv_heads, slots, head_dim). A step writes one slot for all live rows, the first ones.
 
@@ -21,7 +99,6 @@ class KVCache:
     def __init__(
         self, shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
     ) -> None:
-        """`shape` is (layers, kv_heads, head_dim); `lengths` (B,) are the prompts'."""
         layers, heads, width = shape
         longest = int(lengths.max())
         self.prompts = torch.zeros(layers, 2, len(lengths), heads, longest, width, **like)
@@ -32,7 +109,7 @@ class KVCache:
         self.share(torch.arange(rows) // (rows // len(lengths)))
 
     def filling(self, first: int, lengths: list[int]) -> Attend:
-        """Attention of prompts on their way in, flat, the first of which is prompt `first`."""
+        """As above."""
         attend = TreeAttention([[length] for length in lengths])
 
         def fill(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -59,16 +136,15 @@ class KVCache:
         self.place = place.to(device)  # (live,): where in them a row stands
 
     def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Let finished rows (live,) go. Live rows from the end take their places, so that few are
-        copied: (places, rows that take them, how many live on)."""
-        holes, sources, live = _closed(done)
+        """As above. A prompt whose rows are all gone goes too."""
+        holes, sources, live = closed(done)
         used = self.own[..., : self.slot, :]
         used[:, :, holes] = used[:, :, sources]
         prompt = self.prompt.clone()
         prompt[holes] = prompt[sources]
         prompt = prompt[:live]
         idle = prompt.bincount(minlength=self.prompts.shape[2]) == 0  # (B,)
-        to, of, count = _closed(idle)
+        to, of, count = closed(idle)
         self.prompts[:, :, to], self.unseen[to] = self.prompts[:, :, of], self.unseen[of]
         self.prompts, self.unseen = self.prompts[:, :, :count], self.unseen[:count]
         now = torch.arange(len(idle))
@@ -78,11 +154,8 @@ class KVCache:
         return holes, sources, live
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(live, heads * d) of one token a row: queries (live, heads, d), keys (live, kv_heads, d).
-
-        A prompt's keys are read once for all of its rows: their queries stand side by side. Scores
-        are float32, as in the fused kernels.
-        """
+        """As above. A prompt's keys are read once for all of its rows: their queries stand side by
+        side. Scores are float32, as in the fused kernels."""
         n, heads, width = query.shape
         kv_heads, many = key.shape[1], heads // key.shape[1]  # queries that share a key head
         own_keys, own_values = self.own[layer, :, :n, :, : self.slot + 1]
@@ -107,7 +180,7 @@ class KVCache:
         return rows.index_select(0, self.place)
 
 
-def _closed(gone: Tensor) -> tuple[Tensor, Tensor, int]:
+def closed(gone: Tensor) -> tuple[Tensor, Tensor, int]:
     """(holes, what fills each of them, how many remain), so that the rest comes first."""
     live = int((~gone).sum())
     return gone[:live].nonzero()[:, 0], (~gone[live:]).nonzero()[:, 0] + live, live

@@ -105,13 +105,12 @@ class Linear(NamedTuple):
     scale: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.a is None:
-            return _Frozen.apply(x, self.weight, self.bias)
         if torch.is_grad_enabled():
+            if self.a is None:
+                return _Frozen.apply(x, self.weight, self.bias)
             return _WithLoRA.apply(x, *self)
-        return linear(x, self.weight, self.bias).addmm_(
-            F.linear(x, self.a), self.b.T, alpha=self.scale
-        )
+        y = linear(x, self.weight, self.bias)
+        return y if self.a is None else y.addmm_(F.linear(x, self.a), self.b.T, alpha=self.scale)
 
 
 def read_linear(module: nn.Module) -> Linear:
@@ -197,9 +196,12 @@ class _SwiGLU(torch.autograd.Function):
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """In float32, as transformers has it; the weight multiplies after the rounding."""
-    return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+    unit = F.rms_norm(x.float(), x.shape[-1:], eps=norm.variance_epsilon)
+    return unit.to(x.dtype).mul_(norm.weight)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, which is what Qwen2-VL's `hidden_act` says."""
-    return _SwiGLU.apply(gate, up)
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)

@@ -6,8 +6,8 @@ What stays through a run, plus the larger of its two halves:
     sampling   KV cache of B x G rows, and a batch of prompts or the logits of every row
     update     activations of the largest pass, and the head's chunk or one layer at work
 
-The reference pass keeps nothing for a backward pass and the tower sees one image at a time: both
-are always below the update. models/probe.py measures the same, and the tests count every byte.
+The reference pass keeps nothing and the tower sees one image at a time: both are below the update.
+models/probe.py measures the same, and the tests count every byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from models import law, sampling, vision
+from models import attention, decode, law, sampling, vision
 
 MB = 2**20
 LORA_LINEARS = 7  # of a layer
@@ -48,11 +48,14 @@ class Sizes:
     process: int = 0  # interpreter, libraries and tokenizer; on a CPU
     loading: int = 0  # the peak while the weights were read; on a CPU
 
+    @property
+    def head_width(self) -> int:
+        return self.hidden // self.heads
+
 
 @dataclass(frozen=True)
 class Work:
-    """The largest step: B prompts, each the longest, with G completions of full length. B is one
-    process's share where there are several."""
+    """The largest step: B prompts (a share of them), each the longest, with G full completions."""
 
     prompt: int  # tokens, those of images included
     image_tokens: int
@@ -73,12 +76,10 @@ class Plan(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The most that a step holds at once."""
         return sum(self.standing.values()) + max(held(self.sampling), held(self.update))
 
     @property
     def peak(self) -> int:
-        """The most that is held at once."""
         return max(self.loading, self.step)
 
 
@@ -143,13 +144,15 @@ def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
     if not work.samples:
         return {"KV cache": 0, "prompts": 0, "logits": 0}
     rows = work.prompts_per_step * work.group_size
-    # A prompt's keys and values are there once for its group.
-    slots = work.prompts_per_step * work.prompt + rows * work.completion
+    a_slot = 2 * sizes.kv_width * sizes.itemsize  # of one token's keys and values, in a layer
+    shared = decode.shares(work.prompts_per_step, rows, work.prompt * a_slot)
+    prompts = work.prompts_per_step if shared else rows
+    slots = prompts * work.prompt + rows * work.completion
     batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
     # The MLP; embeddings, streams, queries, keys and values; cosines and sines.
-    width = 3 * sizes.intermediate + 6 * sizes.hidden + 2 * sizes.kv_width + 2 * head_width(sizes)
+    width = 3 * sizes.intermediate + 6 * sizes.hidden + 2 * sizes.kv_width + 2 * sizes.head_width
     return {
-        "KV cache": sizes.layers * 2 * slots * sizes.kv_width * sizes.itemsize,
+        "KV cache": sizes.layers * slots * a_slot,
         "prompts": batch * work.prompt * width * sizes.itemsize + lowered(sizes),
         # Float32, and twice float64 for the cumulative sum.
         "logits": 20 * rows * sizes.vocabulary + lowered(sizes),
@@ -166,7 +169,6 @@ class Pass(NamedTuple):
 
     @property
     def drawn(self) -> int:
-        """Input tokens of all completions."""
         return self.groups * self.completions * self.inputs
 
     @property
@@ -195,7 +197,6 @@ def passes(sizes: Sizes, work: Work) -> Iterator[Pass]:
 
 
 def largest_pass(sizes: Sizes, work: Work) -> Pass:
-    """The pass that holds most."""
     return max(passes(sizes, work), key=lambda of: held(update_bytes(sizes, of)))
 
 
@@ -205,24 +206,34 @@ def update_bytes(sizes: Sizes, of: Pass) -> dict[str, int]:
     return {
         "activations": activations(sizes, of, sizes.checkpointing),
         # Backward holds four at once: the logits again, their gradient, and a softmax in two steps.
-        "head's chunk": 4 * 4 * min(predicted, head_rows(sizes)) * sizes.vocabulary,
+        "head's chunk": 4
+        * 4
+        * min(predicted, max(1, law.HEAD_LOGITS // sizes.vocabulary))
+        * sizes.vocabulary,
         "layer at work": layer_at_work(sizes, of),
     }
 
 
 def activations(sizes: Sizes, of: Pass, checkpointing: bool) -> int:
-    """Bytes that a pass keeps for its backward pass, but for the head's chunk, which is always
-    recomputed. Checkpointed they are the layers' inputs, and what is after the layers."""
+    """Bytes that a pass keeps, but for the head's chunk, which is always recomputed. Checkpointed
+    they are the layers' inputs, and what is after the layers."""
     state = sizes.hidden * sizes.itemsize
     if checkpointing:
-        rope = 2 * of.tokens * head_width(sizes) * sizes.itemsize
+        rope = 2 * of.tokens * sizes.head_width * sizes.itemsize
         layers = sizes.layers * of.tokens * state + rope + lowered(sizes)
     else:
         of_last = saved_by_layer(sizes, of, of.wanted)
         layers = (sizes.layers - 1) * saved_by_layer(sizes, of, of.tokens) + of_last
         layers += lowered(sizes) - of.tokens * state  # nothing trains below the first norm
     predicted = of.groups * of.completions * (of.inputs + 1)
-    return layers + (of.wanted + predicted) * state
+    return layers + (of.wanted + predicted) * state + masks(sizes, of)
+
+
+def masks(sizes: Sizes, of: Pass) -> int:
+    whole, seen = of.tokens // of.groups, of.prompt + of.inputs  # of a group, of a completion
+    dense = (whole + of.wanted // of.groups) * whole  # and once more for the last layer
+    each = dense if whole <= attention.DENSE else of.inputs * seen
+    return of.groups * sizes.hidden // sizes.kv_width * each * sizes.itemsize
 
 
 def saved_by_layer(sizes: Sizes, of: Pass, wanted: int) -> int:
@@ -231,35 +242,24 @@ def saved_by_layer(sizes: Sizes, of: Pass, wanted: int) -> int:
     Base weights are frozen: of what goes into a linear, only LoRA's A needs it.
     """
     h, item = sizes.hidden, sizes.itemsize
-    copies = of.groups * of.completions * (of.prompt + of.inputs)  # keys that a completion sees
-    shared = sizes.hidden // sizes.kv_width  # queries of a key head
-    mask = of.groups * shared * of.inputs * (of.prompt + of.inputs)
+    dense = of.tokens // of.groups <= attention.DENSE
+    copies = 0 if dense else of.groups * of.completions * (of.prompt + of.inputs)  # of keys
     looked_at = of.tokens * (2 * h + 2 * sizes.rank) + (of.tokens + copies) * 2 * sizes.kv_width
-    queries = wanted * 3 * h + of.drawn * h  # rotated, and what attention gave, twice
+    queries = wanted * 3 * h + (not dense) * of.drawn * h  # rotated; what attention gave, twice
     queries += wanted * h if wanted < of.tokens else 0
     after = wanted * (2 * h + 3 * sizes.intermediate + (LORA_LINEARS - 2) * sizes.rank)
     # In float32 always: a norm's root mean square, and attention's log-sum-exp.
     float32 = 4 * (of.tokens + wanted + wanted * sizes.heads)
-    return item * (looked_at + queries + after) + float32 + item * mask // sizes.layers
+    return item * (looked_at + queries + after) + float32
 
 
 def layer_at_work(sizes: Sizes, of: Pass) -> int:
-    """Bytes that come and go while a layer runs: its widest activations and their gradients.
-    Checkpointed, what the layer keeps, and lets go on the way back."""
+    """Bytes that come and go while a layer runs; checkpointed, what it keeps and lets go."""
     again = saved_by_layer(sizes, of, of.tokens) if sizes.checkpointing else 0
     widest = of.tokens * sizes.intermediate * sizes.itemsize
     return again + (2 if sizes.checkpointing else 4) * widest
 
 
-def head_width(sizes: Sizes) -> int:
-    return sizes.hidden // sizes.heads
-
-
 def lowered(sizes: Sizes) -> int:
     """Copies of the adapters in the base's dtype, as the passes compute in it."""
     return 0 if sizes.itemsize == 4 else sizes.adapters * sizes.itemsize // 4
-
-
-def head_rows(sizes: Sizes) -> int:
-    """Most completion tokens that go through the head at once."""
-    return max(1, law.HEAD_LOGITS // sizes.vocabulary)

@@ -9,6 +9,7 @@ for part in policy.passes(groups):
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ class Policy:
         self.merge = base.config.vision_config.spatial_merge_size
         self.max_length = base.config.text_config.max_position_embeddings
         self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
-        self.names = list(lora.weights(model))  # on disk, of `parameters()`
+        self._adapter = lora.weights(model)
+        self.names = list(self._adapter)  # on disk, of `parameters()`
         # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         self.token_budget = self.pass_tokens(checkpointing)
@@ -64,8 +66,10 @@ class Policy:
         return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
 
     def ahead(self, examples: Sequence[Example]) -> None:
-        """Say what `encode` is asked for next: threads prepare these images meanwhile."""
-        self.vision.ahead(image for example in examples for image in example.images)
+        """Say what `encode` is asked for next: threads prepare these images meanwhile, where the
+        model leaves a core to them."""
+        if self.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1):
+            self.vision.ahead(image for example in examples for image in example.images)
 
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
         """Prompts with their image features. Raises UsageError for one that is too long."""
@@ -131,8 +135,8 @@ class Policy:
         return plan_passes([group.row_length for group in groups], self.token_budget)
 
     def logprobs(self, groups: Sequence[Group], temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups:
-        group-major, then completion-major. The entropy is of the whole distribution, detached."""
+        """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups,
+        group-major. The entropy is of the whole distribution, detached."""
         tree = pack(groups, self.device)
         layers = Layers(self.language_model, self.checkpointing)
         embeds = self.embed(tree.input_ids, [group.prompt for group in groups])  # (T, hidden)
@@ -167,7 +171,7 @@ class Policy:
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors: A and B of every LoRA pair, float32."""
-        return list(lora.weights(self.model).values())
+        return list(self._adapter.values())
 
     def save(self, folder: Path | str) -> None:
         """Write the trained adapter, the complete policy beside its base, as a peft folder."""

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-FEW = 64  # tokens up to which a float32 product is taken features first
+FEW, LARGE = 64, 1 << 17  # tokens up to which, and numbers of a weight from which, that is so
 FEW_BFLOAT16 = 24  # tokens up to which reading a bfloat16 weight, not arithmetic, is its cost
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W x + bias for tokens x (..., in) and a weight (out, in)."""
-    if x.is_cpu and x.dtype == torch.float32 and x.ndim == 2 and len(x) <= FEW:
+    """W x + bias for tokens x (..., in) and a weight (out, in); (T, in) where T is small."""
+    if len(x) <= FEW and weight.numel() >= LARGE and x.is_cpu and x.dtype == torch.float32:
         y = (weight @ x.T).T
         return y if bias is None else y.add_(bias)
     if not _widened(x):
@@ -41,12 +41,11 @@ def linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 class Widening(TorchFunctionMode):
-    """Inside, a module's own linears in bfloat16 are the one above; without gradients."""
+    """Inside, a module's own linears are the one above; without gradients."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         with torch._C.DisableTorchFunction():
-            ours = func is F.linear and args[0].dtype == torch.bfloat16
-            return (linear if ours else func)(*args, **(kwargs or {}))
+            return (linear if func is F.linear else func)(*args, **(kwargs or {}))
 
 
 def _widened(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grpo.config import SettingsError
-from models.decode import KVCache
+from models.decode import kv_cache
 from models.exhausted import out_of_memory
 from models.law import NoProbability, draw_tokens, law
 from models.layers import Attend, Layers, Linear
@@ -112,7 +112,7 @@ def _rollout(
     config = language_model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
     like = {"dtype": embeds[0].dtype, "device": device}
-    cache = KVCache(shape, lengths, rows, max_length, **like)
+    cache = kv_cache(shape, lengths, rows, max_length, **like)
     hidden = prefill(layers, cache.filling, prompts, embeds).repeat_interleave(group_size, dim=0)
 
     position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)

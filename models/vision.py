@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -166,7 +167,8 @@ class VisionCache:
         weight = next(self.model.visual.parameters())
         # Outside any autocast: what is kept must not depend on who asked first.
         try:
-            with torch.autocast(weight.device.type, enabled=False), Widening():
+            wide = Widening() if weight.dtype == torch.bfloat16 else nullcontext()
+            with torch.autocast(weight.device.type, enabled=False), wide:
                 pixels, grid = patches[0].to(weight), patches[1].to(weight.device)
                 output = self.model.get_image_features(pixels, grid)
         except (RuntimeError, MemoryError) as error:

@@ -29,11 +29,15 @@ TINY += ["--eval-size", "0", "--threads", "1"]
 
 
 def groups_of(policy, work=WORK, rows=1):
-    """Groups of full length, and the work with the length of their prompt."""
+    """Groups of full length but for a token, so that none has the mask of another; and the work
+    with the length of their prompt."""
     (prompt,) = policy.encode([QUESTION])
     ids = torch.arange(work.completion) + 10
-    group = Group(prompt, [ids] * work.group_size, [True] * work.group_size)
-    return [group] * rows, replace(work, prompt=len(prompt.input_ids))
+    groups = [
+        Group(prompt, [ids[i:], *[ids] * (work.group_size - 1)], [True] * work.group_size)
+        for i in range(rows)
+    ]
+    return groups, replace(work, prompt=len(prompt.input_ids))
 
 
 def pass_of(work, groups):
@@ -172,8 +176,9 @@ def test_sampling_holds_at_most_what_is_planned(fresh):
     assert most == pytest.approx(memory.held(plan(sizes_of(policy), work).sampling), rel=0.15)
 
 
-def test_the_largest_pass_is_that_of_the_real_plan(fresh):
+def test_the_largest_pass_is_that_of_the_real_plan(fresh, monkeypatch):
     """One long row goes alone; several shorter ones that fill the budget can be more."""
+    monkeypatch.setattr(memory.attention, "DENSE", 0)
     sizes = replace(sizes_of(fresh()), token_budget=1000)
     work = Work(50, 0, completion=56, group_size=10, prompts_per_step=3)  # rows of up to 600
     assert memory.largest_pass(sizes, work) == (2, 50, 10, 45)

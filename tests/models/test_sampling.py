@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from grpo.config import UsageError
-from models import sampling
+from models import decode, sampling
+from models.decode import kv_cache
 from models.law import NoProbability, draw_tokens, law, uniforms
 from models.tree import Group
 from tests.models import plain
@@ -32,6 +33,12 @@ def sample(policy, prompts, group_size=6, temperature=1.0, length=LENGTH, attemp
         temperature=temperature,
         max_completion_length=length,
     )
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 40], ids=["shared", "copied"])
+def copies(request, monkeypatch):
+    """Every test with both caches."""
+    monkeypatch.setattr(decode, "COPIES", request.param)
 
 
 @pytest.fixture
@@ -88,13 +95,13 @@ def test_a_prefill_in_small_batches_draws_the_same(trained, prompts, monkeypatch
 def test_garbage_in_unused_slots_changes_nothing(trained, prompts, monkeypatch):
     expected = as_lists(sample(trained, prompts))
 
-    class Dirty(sampling.KVCache):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.prompts.fill_(1e4)
-            self.own.fill_(1e4)
+    def dirty(*args, **kwargs):
+        cache = kv_cache(*args, **kwargs)
+        for name in {"prompts", "own"} & vars(cache).keys():
+            getattr(cache, name).fill_(1e4)
+        return cache
 
-    monkeypatch.setattr(sampling, "KVCache", Dirty)
+    monkeypatch.setattr(sampling, "kv_cache", dirty)
     assert as_lists(sample(trained, prompts)) == expected
 
 
@@ -206,16 +213,14 @@ def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, m
     """Half of the prompts at a time, then half of the rows: the uniforms stay each row's own."""
     expected, tried = as_lists(sample(trained, prompts)), []
 
-    class Small(sampling.KVCache):
+    def small(shape, lengths, rows, slots, **like):
         """A cache that only `most` rows fit into."""
+        tried.append(rows)
+        if rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return kv_cache(shape, lengths, rows, slots, **like)
 
-        def __init__(self, shape, lengths, rows, slots, **like):
-            tried.append(rows)
-            if rows > most:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            super().__init__(shape, lengths, rows, slots, **like)
-
-    monkeypatch.setattr(sampling, "KVCache", Small)
+    monkeypatch.setattr(sampling, "kv_cache", small)
     assert as_lists(sample(trained, prompts)) == expected
     assert max(tried) > most >= min(tried)
     rows = trained.rollout(prompts, 6, keys(len(prompts)), 1.0, LENGTH, keep_logprobs=True)
@@ -226,7 +231,7 @@ def test_memory_that_does_not_hold_one_row_is_an_error(trained, prompts, monkeyp
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sampling, "KVCache", full)
+    monkeypatch.setattr(sampling, "kv_cache", full)
     with pytest.raises(UsageError, match="example one: out of memory with one completion"):
         sample(trained, prompts)
 

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from models import attention
 from models.attention import TreeAttention
 from models.tree import Group, Prompt, pack, place_images, rope_positions
 from tests.models import plain
@@ -76,8 +77,10 @@ def dense(segments, query, key, value):
     return torch.einsum("hij,jhd->ihd", weights, value).flatten(1)
 
 
+@pytest.mark.parametrize("most", [0, 10, 100])
 @pytest.mark.parametrize("lengths", [[[4, 3, 0, 2]], [[1, 1], [5, 2, 6, 6]], [[3], [7, 1]]])
-def test_attention_by_parts_equals_one_dense_mask(lengths):
+def test_attention_by_groups_and_blocks_equals_one_dense_mask(lengths, most, monkeypatch):
+    monkeypatch.setattr(attention, "DENSE", most)
     segments = [
         (g, part)
         for g, group in enumerate(lengths)
