@@ -134,7 +134,7 @@ MODELS = [
      "self.prompts[:, :, to], self.unseen[to] = self.prompts[:, :, of], self.unseen[of]",
      "self.prompts[:, :, to] = self.prompts[:, :, of]"),
     ("prompts that moved keep their numbers", "transformers_31267", DECODE, "now[of] = to",
-     "now[of] = (to + 1) % count"),
+     "now = now % count"),
     ("rows of a prompt in the order of places", "transformers_31267", DECODE,
      "rows[prompt[order], among] = order",
      "rows[prompt[order], among] = torch.arange(len(prompt))"),
