@@ -1,4 +1,4 @@
-"""The fast paths are what the conformance tests are about, and a tiny model is too small for them."""
+"""The fast paths are what these tests are about, and a tiny model is too small to take them."""
 
 import pytest
 

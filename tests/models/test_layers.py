@@ -209,11 +209,8 @@ def test_bfloat16_products_are_float32_ones_rounded_once(slow_bfloat16, monkeypa
 
 def test_few_tokens_and_other_types_are_multiplied_as_they_are(monkeypatch):
     monkeypatch.setattr(products, "has_bfloat16", lambda: False)
-    weight = normal(3, 8, dtype=torch.bfloat16)
-    for tokens, dtype in (
-        (products.FEW_BFLOAT16, torch.bfloat16),
-        (products.FEW_BFLOAT16 + 1, torch.float32),
-    ):
+    weight, few = normal(3, 8, dtype=torch.bfloat16), products.FEW_BFLOAT16
+    for tokens, dtype in ((few, torch.bfloat16), (few + 1, torch.float32)):
         x, dy = (normal(tokens, n, dtype=torch.bfloat16) for n in (8, 3))
         with Products() as mode:
             products.linear(x, weight), products.linear_backward(dy, weight)
