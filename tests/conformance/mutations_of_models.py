@@ -182,12 +182,12 @@ MODELS = [
      ".float()"),
     ("each token over the one before", "transformers_40490", SAMPLING, "cache.slot += 1", "pass"),
     ("bfloat16 products rounded before their bias", "transformers_31267", PRODUCTS,
-     "None if bias is None else bias.float())\n    return wide.to(x.dtype)",
-     "None)\n    return wide.to(x.dtype) + (0 if bias is None else bias)"),
+     "return (y if bias is None else y.add_(bias)).to(x.dtype)",
+     "return y.to(x.dtype) + (0 if bias is None else bias)"),
     ("gradients of bfloat16 products from rounded parts", "transformers_31267", PRODUCTS,
-     "return (dy.float() @ weight.float()).to(dy.dtype)",
-     "half = len(weight) // 2\n"
-     "    return dy[..., :half] @ weight[:half] + dy[..., half:] @ weight[half:]"),
+     "    dx = dy.new_zeros(len(dy), weight.shape[1], dtype=torch.float32)\n",
+     "    half = len(weight) // 2\n"
+     "    return dy[..., :half] @ weight[:half] + dy[..., half:] @ weight[half:]\n"),
     ("the scale missing in A's gradient", "areal_217", LAYERS, "(dy @ b).mul_(ctx.scale)",
      "(dy @ b)"),
     ("the scale missing in B's gradient", "areal_217", LAYERS, "(dy.T @ inner).mul_(ctx.scale)",

@@ -167,7 +167,6 @@ def test_a_written_derivative_is_autograds(name):
 def slow_bfloat16(monkeypatch):
     """As on a CPU without instructions for bfloat16."""
     monkeypatch.setattr(products, "has_bfloat16", lambda: False)
-    monkeypatch.setattr(products, "FEW_BFLOAT16", 0)
 
 
 class Products(TorchDispatchMode):
@@ -181,6 +180,10 @@ class Products(TorchDispatchMode):
         if "mm" in func.__name__ or "linear" in func.__name__:
             self.seen.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
+
+
+def shapes(tokens):
+    return (13, 8), (tokens, 8), (tokens, 13)
 
 
 def rounded(exact):
@@ -207,17 +210,22 @@ def test_bfloat16_products_are_float32_ones_rounded_once(slow_bfloat16, monkeypa
         assert ((of.float() - expected).abs() <= rounded(expected)[1] + near_zero).all()
 
 
-def test_few_tokens_and_other_types_are_multiplied_as_they_are(monkeypatch):
-    monkeypatch.setattr(products, "has_bfloat16", lambda: False)
-    weight, few = normal(3, 8, dtype=torch.bfloat16), products.FEW_BFLOAT16
-    for tokens, dtype in ((few, torch.bfloat16), (few + 1, torch.float32)):
-        x, dy = (normal(tokens, n, dtype=torch.bfloat16) for n in (8, 3))
-        with Products() as mode:
-            products.linear(x, weight), products.linear_backward(dy, weight)
-        assert mode.seen == {dtype}
-    with Products() as mode:
-        products.linear(normal(99, 8), weight.double())
-    assert mode.seen == {torch.float64}
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 7, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_blocks_and_few_tokens_are_the_same_product(
+    slow_bfloat16, monkeypatch, dtype, tokens, bias
+):
+    """Few tokens are 7 or less here, and a block has 5 of the 13 rows of a weight."""
+    for name, value in {"FEW": 7, "LARGE": 1, "BLOCK_OF_FEW": 40, "BLOCK": 40}.items():
+        monkeypatch.setattr(products, name, value)
+    weight, x, dy = (normal(*of, seed=i).to(dtype) for i, of in enumerate(shapes(tokens)))
+    added = normal(13, seed=4).to(dtype) if bias else None
+    exact = x.double() @ weight.double().T + (added.double() if bias else 0)
+    close = {"atol": 2.0**-7, "rtol": 2.0**-7} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(products.linear(x, weight, added), exact.to(dtype), **close)
+    slope = (dy.double() @ weight.double()).to(dtype)
+    torch.testing.assert_close(products.linear_backward(dy, weight), slope, **close)
 
 
 def test_a_pass_in_bfloat16_is_the_same_either_way(fresh, monkeypatch, slow_bfloat16, trained):
