@@ -22,6 +22,7 @@ from grpo.record import Record
 from grpo.report import page
 from grpo.trace import write_trace
 from models import law
+from models.captured import Captured
 from rewards.metrics import students_t
 from tests.conformance import oracle
 from tests.conformance.oracle import MANY, decoded, group_of, near, users_of
@@ -29,6 +30,7 @@ from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
 from tests.grpo.runs import make_run
 from tests.models.plain import QUESTIONS, after_head, completions
+from tests.models.recorded import Recorded
 
 
 def saved_bytes(policy, groups) -> tuple[int, int]:
@@ -255,7 +257,7 @@ def test_trl_6411_a_group_is_never_cut(fresh, trained):
 
 def test_unsloth_kernel_no_compiled_attention(trained):
     """There, a compiled attention kernel was reused for shapes that it was not made for.
-    Here, none is: torch's own attention, by blocks of any length, and sdpa in the tower."""
+    Here, none is: torch's own attention, of any lengths, and sdpa in the tower."""
     assert users_of("flex_attention", "create_block_mask", "dynamo", "_dynamo", "triton") == set()
     compiled = [
         node
@@ -264,20 +266,30 @@ def test_unsloth_kernel_no_compiled_attention(trained):
         if isinstance(node, oracle.ast.Attribute) and node.attr == "compile"
     ]
     assert {node.value.id for node in compiled} == {"re"}
-    assert users_of("scaled_dot_product_attention") == {"models/attention.py"}
+    ours = {f"models/{name}.py" for name in ("attention", "decode", "static")}
+    assert users_of("scaled_dot_product_attention") == ours
     assert trained.vision.model.visual.config._attn_implementation == "sdpa"
 
 
 @torch.no_grad()
-def test_sglang_27140_no_graph_is_replayed(fresh):
+def test_sglang_27140_no_stale_graph_is_replayed(fresh):
     """There, captured graphs read freed buffers or an adapter that was gone, without any error.
-    Here, none is captured; weights are read for each rollout, and off is the base's own tokens."""
-    assert users_of("CUDAGraph", "make_graphed_callables", "graph_pool_handle") == set()
-    policy, base = randomise(fresh(), scale=0.2), fresh()
+    Here, what graphs read is compared at each rollout: what moves or is off is not replayed."""
+    assert users_of("CUDAGraph", "make_graphed_callables", "graph_pool_handle") == {
+        "models/captured.py"
+    }
+    policy, base, record = randomise(fresh(), scale=0.2), fresh(), Recorded.new()
+    policy.draw = Captured(record)
     on, _ = decoded(policy, QUESTIONS, 3)
     with policy.base():
         off, at_decode = decoded(policy, QUESTIONS, 3)
     again, _ = decoded(policy, QUESTIONS, 3)
     theirs, expected = decoded(base, QUESTIONS, 3)
+    assert record.made
     assert completions(off) == completions(theirs) != completions(on) == completions(again)
-    assert torch.equal(at_decode, expected)
+    torch.testing.assert_close(at_decode, expected, atol=1e-4, rtol=0)
+    for parameter in policy.parameters():
+        parameter.data = -parameter.data.clone()
+    moved, _ = decoded(policy, QUESTIONS, 3)
+    policy.draw = None
+    assert completions(moved) == completions(decoded(policy, QUESTIONS, 3)[0])
