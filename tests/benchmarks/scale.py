@@ -46,8 +46,8 @@ from tests.benchmarks.memory import make_model
 ROOT = Path(__file__).parents[2]
 SIDES = (896, 448)
 CAP, MEMORY = 40_000_000_000, 12 << 10  # of a GPU in bytes, of the process in MB
-FIXED = "--recipe medvlm-r1 --modality MRI --prompts-per-step 1 --train-size 1 --val-size 0"
-FIXED += " --eval-size 0 --cache none --trace-steps 0 --save-every 0 --dtype bfloat16"
+FIXED = "--recipe medvlm-r1 --modality MRI --data-seed 0 --prompts-per-step 1 --train-size 1"
+FIXED += " --val-size 0 --eval-size 0 --cache none --trace-steps 0 --save-every 0 --dtype bfloat16"
 PHASES = ("rollout", "reference", "update", "step")
 PIXELS = 28**2  # of a visual token
 DOUBLINGS = 8
