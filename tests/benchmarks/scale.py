@@ -1,6 +1,6 @@
 """Full GRPO steps at the size of Qwen2-VL-2B, by train.py itself, on a real image and question.
 
-    MEDVQA_DATA=... nice -n 19 python tests/benchmarks/scale.py       half an hour on 2 cores, 12 GB
+    MEDVQA_DATA=... nice -n 19 python tests/benchmarks/scale.py       15 minutes on 2 cores, 12 GB
     MEDVQA_DATA=... python tests/benchmarks/scale.py --device cuda    a GPU, of which 40 GB are used
 
 The model has its true shapes, its true 151,936 rows and random weights; MEDVQA_DATA holds its
