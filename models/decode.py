@@ -52,17 +52,7 @@ class RowCache:
 
     def filling(self, first: int, lengths: list[int]) -> Attend:
         """Attention of prompts on their way in, flat, the first of which is prompt `first`."""
-        attend = TreeAttention([[length] for length in lengths])
-        size = self.group_size
-
-        def fill(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            for i, of in enumerate((key, value)):
-                for prompt, part in enumerate(of.split(lengths), start=first):
-                    rows = self.own[layer, i, prompt * size : (prompt + 1) * size]
-                    rows[:, :, : len(part)] = part.transpose(0, 1)
-            return attend(layer, query, key, value)
-
-        return fill
+        return kept_in(self.own, self.group_size, first, lengths)
 
     def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
         """Let finished rows (live,) go. Live rows from the end take their places, so that few are
@@ -110,15 +100,7 @@ class SharedCache:
 
     def filling(self, first: int, lengths: list[int]) -> Attend:
         """As above."""
-        attend = TreeAttention([[length] for length in lengths])
-
-        def fill(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            for i, of in enumerate((key, value)):
-                for prompt, part in enumerate(of.split(lengths), start=first):
-                    self.prompts[layer, i, prompt, :, : len(part)] = part.transpose(0, 1)
-            return attend(layer, query, key, value)
-
-        return fill
+        return kept_in(self.prompts, 1, first, lengths)
 
     def share(self, prompt: Tensor) -> None:
         """Say which prompt (live,) each live row continues."""
@@ -178,6 +160,21 @@ class SharedCache:
         """The way back."""
         rows = x.unflatten(2, (-1, many)).transpose(1, 2).flatten(0, 1)
         return rows.index_select(0, self.place)
+
+
+def kept_in(buffer: Tensor, size: int, first: int, lengths: list[int]) -> Attend:
+    """Attention of prompts among themselves, which keeps keys and values in a buffer (layers, 2,
+    rows, kv_heads, slots, head_dim): those of prompt `first` and the next, `size` rows a prompt."""
+    attend = TreeAttention([[length] for length in lengths])
+
+    def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        for i, of in enumerate((key, value)):
+            for prompt, part in enumerate(of.split(lengths), start=first):
+                rows = buffer[layer, i, prompt * size : (prompt + 1) * size]
+                rows[:, :, : len(part)] = part.transpose(0, 1)
+        return attend(layer, query, key, value)
+
+    return keep
 
 
 def closed(gone: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import TreeAttention
+from models.decode import closed, kept_in
 from models.law import invert_cdf, law
 from models.layers import Attend, Layers, Linear
 
@@ -137,27 +137,16 @@ class Storages:
         """
 
         def filling(first: int, lengths: list[int]) -> Attend:
-            attend = TreeAttention([[length] for length in lengths])
-            starts = range(first * group_size, (first + len(lengths)) * group_size, group_size)
-            groups = [slice(start, start + group_size) for start in starts]
-            for rows, length in zip(groups, lengths, strict=True):
-                self.mask[rows, ..., :length] = 0.0
-
-            def fill(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-                for i, of in enumerate((key, value)):
-                    for rows, part in zip(groups, of.split(lengths), strict=True):
-                        self.cache[layer, i, rows, :, : len(part)] = part.transpose(0, 1)
-                return attend(layer, query, key, value)
-
-            return fill
+            for prompt, length in enumerate(lengths, start=first):
+                self.mask[prompt * group_size : (prompt + 1) * group_size, ..., :length] = 0.0
+            return kept_in(self.cache, group_size, first, lengths)
 
         return filling
 
     def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
         """Let finished rows (live,) go. Live rows from the end take their places, so that few are
         copied: (places, rows that take them, how many live on)."""
-        live = int((~done).sum())
-        holes, sources = done[:live].nonzero()[:, 0], (~done[live:]).nonzero()[:, 0] + live
+        holes, sources, live = closed(done)
         if len(holes):
             for of in (self.cache.transpose(0, 2), self.mask, self.hidden, self.position):
                 of[holes] = of[sources]
