@@ -51,12 +51,9 @@ class Policy:
         self.names = list(self._adapter)  # on disk, of `parameters()`
         # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
-        self.token_budget = self.pass_tokens(checkpointing)
-
         # On a GPU Python would be what decoding waits for; None is sampling's own loop.
         self.draw = Captured() if self.device.type == "cuda" else None
-        self.token_budget = PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
-        self.checkpointing = checkpointing
+        self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
     def pass_tokens(self, checkpointing: bool) -> int:
         """Most tokens of a pass, unless one group has more."""

@@ -1,12 +1,13 @@
 """How far each phase of a step is from the least time that this machine could take.
 
-    nice -n 19 python tests/benchmarks/floor.py                             2 minutes on 2 cores
+    nice -n 19 python tests/benchmarks/floor.py                             3 minutes on 2 cores
     python tests/benchmarks/floor.py --model 2B --prompts 1 --dtype bfloat16 --checkpointing
 
 The floor of a phase is the larger of its operations at the rate of the best large matrix product
-and its bytes at the rate of the best copy or sum, both measured in the same run on the same
-threads; what it needs at least is counted in counts.py. Floors by bytes are none where weights
-stay in a cache, as those of a small model may.
+and its bytes at the rate of the best copy or sum, on the same threads; what it needs at least is
+counted in counts.py. Floors by bytes are none where weights stay in a cache, as those of a small
+model may. A shared machine is a third faster or slower from one second to the next: rates are taken
+anew after every repeat of the step, and rates and phases are medians over the repeats.
 What a phase's seconds are of, phases.py says.
 Writes tests/benchmarks/results/floor.json.
 """
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -30,7 +32,7 @@ from transformers import Qwen2VLConfig
 from models.policy import Policy
 from tests.benchmarks import counts
 from tests.benchmarks.counts import Cost, Sizes, Work
-from tests.benchmarks.phases import Case, add_flags, measured, now, open_random, rank_of
+from tests.benchmarks.phases import Case, add_flags, middle, now, open_random, rank_of, repeated
 
 RESULTS = Path(__file__).parent / "results"
 SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
@@ -147,11 +149,15 @@ def name_of(policy: Policy, side: int, work: Work, flags: argparse.Namespace) ->
 def look(policy: Policy, config: Qwen2VLConfig, side: int, flags: argparse.Namespace) -> None:
     """Measure a case, print its table and keep it."""
     work = Work(flags.prompts, 0, flags.group_size, flags.length)
-    case = measured(policy, side, work, flags.beta, flags.repeats)
     rank, item = rank_of(policy), policy.dtype.itemsize
+    cases, speeds = [], []
+    for case in repeated(policy, side, work, flags.beta, flags.repeats):
+        cases.append(case)
+        rows = work.prompts * counts.tree(case.work).tokens
+        sizes = counts.sizes_of(config, rank, item)
+        speeds.append(rates(sizes, rows, policy.dtype, policy.device))
+    case, speed = middle(cases), Rates(*map(median, zip(*speeds, strict=True)))
     costs = needed(config, case, rank, item, policy.checkpointing)
-    rows = work.prompts * counts.tree(case.work).tokens
-    speed = rates(counts.sizes_of(config, rank, item), rows, policy.dtype, policy.device)
     table = compared(case, costs, speed)
     found = {
         "case": name_of(policy, side, work, flags),

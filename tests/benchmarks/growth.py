@@ -44,9 +44,10 @@ from tests.benchmarks.phases import (
     Case,
     add_flags,
     ban_the_end,
-    measured,
+    middle,
     open_random,
     rank_of,
+    repeated,
 )
 
 MB = 2**20
@@ -106,7 +107,7 @@ def growth(flags: argparse.Namespace, kept: Path) -> dict[str, list[dict[str, An
                 side = value
             else:
                 work = work._replace(**{name: value})
-            case = measured(policy, side, work, flags.beta, flags.repeats)
+            case = middle(list(repeated(policy, side, work, flags.beta, flags.repeats)))
             costs = needed(config, case, rank, item, policy.checkpointing)
             cases.append((value, case, {phase: cost.flops for phase, cost in costs.items()}))
             print(f"{name} {value}: {sum(case.seconds.values()):.1f} s", flush=True)

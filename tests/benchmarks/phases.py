@@ -3,15 +3,15 @@
 Random models of memory.py, images of noise, completions of full length (no end of sequence can be
 drawn). The tower's time is that of Policy.encode: preparing images, positions and tokens is in it.
 Prefill is sampling one token a row, and decoding what L tokens take more. Reference is
-Policy.logprobs without gradients and without adapters, forward the same with both; each phase is
-the median of its repeats. Optimizer, rewards and records are not timed.
+Policy.logprobs without gradients and without adapters, forward the same with both. Optimizer,
+rewards and records are not timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -101,19 +101,21 @@ def phases(
     return prompts, taken
 
 
-def measured(policy: Policy, side: int, work: Work, beta: float, repeats: int) -> Case:
-    """The medians of `repeats` steps after one that warms up; the prompt's length is filled in."""
-    taken: list[dict[str, float]] = []
+def repeated(policy: Policy, side: int, work: Work, beta: float, repeats: int) -> Iterator[Case]:
+    """`repeats` times the same step, after one that warms up; the prompt's length is filled in."""
     for repeat in range(repeats + 1):
         questions = make_questions(work.prompts, side, repeat * work.prompts)
         prompts, seconds = phases(policy, questions, work.group_size, work.completion, beta)
-        taken.append(seconds)
-    prompt = prompts[0]
-    return Case(
-        work._replace(prompt=len(prompt.input_ids)),
-        len(prompt.features[0]) * policy.merge**2,
-        {name: median(of[name] for of in taken[1:]) for name in taken[0]},
-    )
+        prompt = prompts[0]
+        patches = len(prompt.features[0]) * policy.merge**2
+        if repeat:
+            yield Case(work._replace(prompt=len(prompt.input_ids)), patches, seconds)
+
+
+def middle(cases: Sequence[Case]) -> Case:
+    """The medians of a repeated step."""
+    seconds = [case.seconds for case in cases]
+    return cases[0]._replace(seconds={of: median(s[of] for s in seconds) for of in seconds[0]})
 
 
 def open_random(name: str, kept: Path, flags: argparse.Namespace) -> tuple[Policy, Qwen2VLConfig]:

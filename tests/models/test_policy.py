@@ -7,6 +7,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from models import law
 from models.layers import Layers
+from models.policy import CPU_ACTIVATION
 from models.vision import hash_tensors
 from tests.conftest import randomise
 from tests.models import plain
@@ -156,6 +157,11 @@ def test_the_chunked_head_equals_the_naive_one(trained, monkeypatch):
     torch.testing.assert_close(entropy[: len(naive)], naive, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy, expected_entropy, atol=5e-6, rtol=0)
     assert not entropy.requires_grad
+
+
+def test_a_pass_on_a_cpu_has_no_activation_wider_than_its_cache(trained):
+    width = trained.language_model.config.intermediate_size * trained.dtype.itemsize
+    assert CPU_ACTIVATION - width < trained.token_budget * width <= CPU_ACTIVATION
 
 
 def test_passes_hold_every_group_once_within_the_token_budget(trained, monkeypatch):
