@@ -41,6 +41,7 @@ TOKEN = 28 * 28  # pixels of an image token
 CASES = {
     "224px": Case(),
     "448px": Case(width=448, height=448),
+    "448px-4-passes": Case(width=448, height=448, passes=4),  # of TRL's update; ours plans its own
     "448x896px": Case(width=448, height=896),
     "G4": Case(completions=4),
     "G16": Case(completions=16),

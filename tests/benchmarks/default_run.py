@@ -29,11 +29,11 @@ def git(*words: str) -> str:
     ).stdout.strip()
 
 
-def once(checkout: Path, out: Path, extra: list[str]) -> dict[str, float]:
-    """Seconds of the whole program and of a step, the peak, and what it came to."""
+def once(checkout: Path, out: Path, extra: list[str]) -> dict[str, float | str]:
+    """Seconds of the whole program and of a step, the peak, and what it came to, in its words."""
     start = time.monotonic()
     words = [sys.executable, *RUN.split(), "--out", str(out), *extra]
-    subprocess.run(words, cwd=checkout, check=True, capture_output=True)
+    ended = subprocess.run(words, cwd=checkout, check=True, capture_output=True, text=True)
     seconds = time.monotonic() - start
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -43,6 +43,7 @@ def once(checkout: Path, out: Path, extra: list[str]) -> dict[str, float]:
         "update_s": round(median(step["time/update"] for step in steps), 3),
         "peak_mb": round(max(step["memory/peak_mb"] for step in steps), 1),
         "reward_at_the_end": round(steps[-1]["reward"], 3),
+        "last_line": ended.stdout.strip().splitlines()[-1].partition(": ")[2],
     }
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     commits = {
         name: git("rev-parse", "--short", getattr(options, name)) for name in ("before", "after")
     }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commits}
+    runs: dict[str, list[dict[str, float | str]]] = {name: [] for name in commits}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for name, commit in commits.items():

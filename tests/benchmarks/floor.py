@@ -6,8 +6,9 @@
 The floor of a phase is the larger of its operations at the rate of the best large matrix product
 and its bytes at the rate of the best copy or sum, on the same threads; what it needs at least is
 counted in counts.py. Floors by bytes are none where weights stay in a cache, as those of a small
-model may. A shared machine is a third faster or slower from one second to the next: rates are taken
-anew after every repeat of the step, and rates and phases are medians over the repeats.
+model may. A shared machine is a third faster or slower from one second to the next: rates are
+medians of calls, taken anew after every repeat of the step, and then medians of these, as phases
+are. At its luckiest second the machine could do a fifth more.
 What a phase's seconds are of, phases.py says.
 Writes tests/benchmarks/results/floor.json.
 """
@@ -47,15 +48,15 @@ class Rates(NamedTuple):
     bytes: float  # a second
 
 
-def best_seconds(function: Callable[[], object], device: torch.device, times: int = 5) -> float:
-    """The fastest of several calls, after one that warms up."""
+def median_seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Of five calls, after one that warms up."""
     function()
     taken = []
-    for _ in range(times):
+    for _ in range(5):
         start = now(device)
         function()
         taken.append(now(device) - start)
-    return min(taken)
+    return median(taken)
 
 
 def rates(sizes: Sizes, tokens: int, dtype: torch.dtype, device: torch.device) -> Rates:
@@ -74,15 +75,15 @@ def product_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.
     """Operations a second of (n, k) times (k, m), as a linear has it: both along k."""
     n, k, m = shape
     a, b = (torch.ones(rows, k, dtype=dtype, device=device) for rows in (n, m))
-    return 2 * n * k * m / best_seconds(lambda: a @ b.T, device, times=3)
+    return 2 * n * k * m / median_seconds(lambda: a @ b.T, device)
 
 
 def bandwidth(device: torch.device) -> float:
     """Bytes a second of the better of a copy, which reads and writes, and a sum, which reads."""
     source = torch.ones(LARGE // 4, device=device)
     target = torch.empty_like(source)
-    copy = 2 * LARGE / best_seconds(lambda: target.copy_(source), device)
-    return max(copy, LARGE / best_seconds(source.sum, device))
+    copy = 2 * LARGE / median_seconds(lambda: target.copy_(source), device)
+    return max(copy, LARGE / median_seconds(source.sum, device))
 
 
 def needed(

@@ -165,9 +165,10 @@ def test_transformers_31267_old_logprobs_are_the_scorers(fresh, monkeypatch):
         (step,), _ = oracle.watched(policy, config(kl_coef=0.04))
     assert torch.equal(before.logprobs(step.rollout.groups, 1.0)[0], step.old_logprobs)
     before.chat.eos |= frozenset(range(0, 300, 6))  # rows end at all times, others move up
-    groups, at_decode = decoded(before, QUESTIONS, 8, length=20)
-    assert len({len(ids) for group in groups for ids in group.completions}) > 4
-    alike(at_decode, truth(before, QUESTIONS, groups), 1e-4)
+    for questions in (QUESTIONS, QUESTIONS[::-1]):  # so that each prompt is one of the first to go
+        groups, at_decode = decoded(before, questions, 8, length=20)
+        assert len({len(ids) for group in groups for ids in group.completions}) > 4
+        alike(at_decode, truth(before, questions, groups), 1e-4)
     monkeypatch.setattr(products, "has_bfloat16", lambda: False)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias, dy = (
