@@ -99,7 +99,7 @@ def timed(policy: Policy, prompts: list[Prompt], size: int, length: int, name: s
 
 
 def compared(policy: Policy, side: int, flags: argparse.Namespace) -> dict:
-    prompts = policy.encode(make_questions(flags.prompts, side, 0))
+    prompts = policy.encode(make_questions(flags.prompts, side))
     taken: dict[str, list[list[float]]] = {name: [] for name in variants(policy)}
     for _ in range(flags.repeats + 1):
         for name, variant in variants(policy).items():

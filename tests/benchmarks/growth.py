@@ -1,6 +1,6 @@
 """Whether steps stay as fast and as small as the first ones, and grow as their operations do.
 
-    nice -n 19 python tests/benchmarks/growth.py                       half an hour on 2 cores
+    nice -n 19 python tests/benchmarks/growth.py                       20 minutes on 2 cores
     nice -n 19 python tests/benchmarks/growth.py --only flat --steps 60
 
 flat: the default phantom run in one process, its first 20 steps after 5 of warm-up against its last
@@ -100,20 +100,23 @@ def growth(flags: argparse.Namespace, kept: Path) -> dict[str, list[dict[str, An
     rank, item = rank_of(policy), policy.dtype.itemsize
     found = {}
     for name, values in TURNED.items():
+        works = [turned(name, value) for value in values]
+        # In turns, so that all have the same share of the machine's slow minutes.
+        turns = zip(
+            *(repeated(policy, *of, flags.beta, flags.repeats) for of in works), strict=True
+        )
         cases = []
-        for value in values:
-            side, work = SIDE, STEP
-            if name == "side":
-                side = value
-            else:
-                work = work._replace(**{name: value})
-            case = middle(list(repeated(policy, side, work, flags.beta, flags.repeats)))
+        for value, case in zip(values, map(middle, zip(*turns, strict=True)), strict=True):
             costs = needed(config, case, rank, item, policy.checkpointing)
             cases.append((value, case, {phase: cost.flops for phase, cost in costs.items()}))
-            print(f"{name} {value}: {sum(case.seconds.values()):.1f} s", flush=True)
         found[name] = multiples(cases)
         print(*lines(name, found[name]), sep="\n", flush=True)
     return found
+
+
+def turned(name: str, value: int) -> tuple[int, Work]:
+    """An image's side and a step, which differ in one thing from SIDE and STEP."""
+    return (value, STEP) if name == "side" else (SIDE, STEP._replace(**{name: value}))
 
 
 def multiples(cases: list[tuple[int, Case, dict[str, int]]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ rewards and records are not timed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.benchmarks.memory import make_model
 from tests.tiny import NoiseImage, Question
 
 TEXT = "Which side is the lesion on?\nA) left\nB) right\nThink first, then answer with a letter."
+SEEDS = itertools.count()  # of images
 
 
 class Case(NamedTuple):
@@ -44,9 +46,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def make_questions(count: int, side: int, first: int) -> list[Question]:
+def make_questions(count: int, side: int) -> list[Question]:
     """Questions about images that no other call has had, and so no cache."""
-    return [Question(TEXT, (NoiseImage(seed, side, side),)) for seed in range(first, first + count)]
+    return [Question(TEXT, (NoiseImage(next(SEEDS), side, side),)) for _ in range(count)]
 
 
 def ban_the_end(policy: Policy) -> None:
@@ -104,7 +106,7 @@ def phases(
 def repeated(policy: Policy, side: int, work: Work, beta: float, repeats: int) -> Iterator[Case]:
     """`repeats` times the same step, after one that warms up; the prompt's length is filled in."""
     for repeat in range(repeats + 1):
-        questions = make_questions(work.prompts, side, repeat * work.prompts)
+        questions = make_questions(work.prompts, side)
         prompts, seconds = phases(policy, questions, work.group_size, work.completion, beta)
         prompt = prompts[0]
         patches = len(prompt.features[0]) * policy.merge**2
