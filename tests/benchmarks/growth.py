@@ -100,13 +100,12 @@ def growth(flags: argparse.Namespace, kept: Path) -> dict[str, list[dict[str, An
     rank, item = rank_of(policy), policy.dtype.itemsize
     found = {}
     for name, values in TURNED.items():
-        works = [turned(name, value) for value in values]
+        runs = [repeated(policy, *turned(name, v), flags.beta, flags.repeats) for v in values]
         # In turns, so that all have the same share of the machine's slow minutes.
-        turns = zip(
-            *(repeated(policy, *of, flags.beta, flags.repeats) for of in works), strict=True
-        )
+        turns = zip(*runs, strict=True)
         cases = []
-        for value, case in zip(values, map(middle, zip(*turns, strict=True)), strict=True):
+        for value, repeats in zip(values, zip(*turns, strict=True), strict=True):
+            case = middle(repeats)
             costs = needed(config, case, rank, item, policy.checkpointing)
             cases.append((value, case, {phase: cost.flops for phase, cost in costs.items()}))
         found[name] = multiples(cases)
