@@ -92,11 +92,13 @@ def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
     Queries that share a key head stand in the place of query positions, of the mask as well.
     """
-    t, heads, width = query.shape
+    t, _, width = query.shape
     shared = query.transpose(0, 1).reshape(1, key.shape[1], -1, width)
     keys, values = (of.transpose(0, 1)[None] for of in (key, value))
     found = F.scaled_dot_product_attention(shared, keys, values, attn_mask=mask)
-    return found.view(heads, t, width).transpose(0, 1).flatten(1)
+    # Kernels lay their result out differently in memory: cut and reorder axes, never merge them.
+    apart = found[0].unflatten(1, (-1, t))  # (kv_heads, heads / kv_heads, t, d)
+    return apart.permute(2, 0, 1, 3).flatten(1)
 
 
 def _additive(sees: Tensor, query: Tensor, key: Tensor) -> Tensor:
