@@ -21,26 +21,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data import asking
-from data.asking import Tests, fingerprint, load_tests, with_names
+from data import evaluation_questions as asking
+from data.evaluation_questions import Tests, fingerprint, load_tests, with_names
 from data.example import ImageFile, VQAExample
-from grpo.config import Config, UsageError, cache_folder, exit_on_usage_error
 from grpo.distributed import by_all, processes, rank, share, world
-from grpo.flags import names_in, parse_flags
-from grpo.options import Options
-from grpo.recipes import RECIPES
-from grpo.run import newest_run, same_but_seed, write_json
+from grpo.run.folder import newest_run, same_but_seed, write_json
+from grpo.settings.config import Config, UsageError, cache_folder, exit_on_usage_error
+from grpo.settings.flags import names_in, parse_flags
+from grpo.settings.options import Options
+from grpo.settings.recipes import RECIPES
 from models.answering import answer, reference_nll, samples
 from models.export import export_merged, refuse_taken
-from models.loading import SHIPPED
+from models.loading.load import SHIPPED
 from models.lora import read_config
-from models.opening import open_policy, stamp
+from models.open_policy import open_policy, stamp
 from models.policy import Policy
-from rewards import RewardError, render
-from rewards.graded import graded, open_graders
-from rewards.parse import reasoning
-from rewards.rows import Row, answered, drawn, kept_rows, scored_by
-from rewards.table import MEASURES, SAMPLES, TESTS, Answers, over_seeds, tabulate
+from rewards.answers import reasoning
+from rewards.evaluation import text as render
+from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by
+from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, over_seeds, tabulate
+from rewards.judges.judge_metrics import graded, open_graders
+from rewards.scoring import RewardError
 
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
 MODELS = ("base", "trained")

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rewards
-from data.asking import (
+import rewards.scoring
+from data.evaluation_questions import (
     Tests,
     fingerprint,
     load_split,
@@ -31,39 +31,39 @@ from data.asking import (
     with_names,
 )
 from data.example import VQAExample, columns
-from data.order import question_order
 from data.rows import Skipped
 from data.showing import described
 from data.targets import sft_target
+from data.training_questions import question_order
 from data.variety import in_all_ways, varied
 from evaluate import ask, in_batches, predict
-from grpo.checkpoint import Keeper, cut_back, origin, restore, save_adapter
-from grpo.config import Config, cache_folder, exit_on_usage_error
 from grpo.distributed import gathered, processes, rank, total
-from grpo.explain import explanation, one_step
-from grpo.follow import follow
+from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.options import Options
-from grpo.progress import closing_line
-from grpo.record import check_tensorboard, history
-from grpo.resume import Halted, Point, Stop, going_on, starting_point
-from grpo.run import peak_memory, run_folder, starting_adapter, write_json, write_whole
-from grpo.screen import hushed
+from grpo.run.checkpoint import Keeper, cut_back, origin, restore, save_adapter
+from grpo.run.folder import peak_memory, run_folder, starting_adapter, write_json, write_whole
+from grpo.run.metrics_log import check_tensorboard, history
+from grpo.run.progress import closing_line
+from grpo.run.recorder import follow
+from grpo.run.resume import Halted, Point, Stop, going_on, starting_point
+from grpo.run.skipped import SkippedSteps
+from grpo.run.terminal import hushed
+from grpo.run.trace import write_trace
+from grpo.settings.config import Config, cache_folder, exit_on_usage_error
+from grpo.settings.options import Options
 from grpo.sft import sft
-from grpo.skipped import SkippedSteps
 from grpo.step import Step
-from grpo.trace import write_trace
 from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
-from models.opening import open_policy, starting_model
+from models.open_policy import open_policy, starting_model
 from models.policy import Policy
-from rewards.figures import cell
-from rewards.judge import Judge, open_judges
-from rewards.judged import judged_rewards
-from rewards.local import Encoder
-from rewards.render import points
-from rewards.table import tabulate
+from rewards.evaluation.scores import cell
+from rewards.evaluation.table import tabulate
+from rewards.evaluation.text import points
+from rewards.judges.judge import Judge, open_judges
+from rewards.judges.judge_rewards import judged_rewards
+from rewards.judges.local import Encoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -130,7 +130,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     skips = SkippedSteps(config, history(run))
     look = partial(watch, policy, config, run, judges, validation, skips)
     with Stop(run, config.quiet) as stop:
-        follow(steps, config, keeper, stop, look, rewards.RewardError)
+        follow(steps, config, keeper, stop, look, rewards.scoring.RewardError)
         save_adapter(run, policy)
         stop.now()
         answers = ask(policy, config, tests, run, Options()) if tests else {}
@@ -184,20 +184,21 @@ def watch(
         write_trace(run / "trace", this, config, described, policy.chat.pieces)
 
 
-def reward_terms(config: Config, judges: Sequence[Judge | Encoder]) -> list[rewards.Reward]:
+def reward_terms(config: Config, judges: Sequence[Judge | Encoder]) -> list[rewards.scoring.Reward]:
     """The rewards of --reward, those of judges among them; says where a rule stands in for one."""
     judged = judged_rewards(judges)
-    terms = rewards.parse_rewards(config.reward, rewards.built_in(config.length_cap) | judged)
+    known = rewards.scoring.built_in(config.length_cap) | judged
+    terms = rewards.scoring.parse_rewards(config.reward, known)
     if "consistency" in {term.name for term in terms} - judged.keys():
         print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
     return terms
 
 
-def reward_function(terms: Sequence[rewards.Reward]) -> Callable[..., Any]:
+def reward_function(terms: Sequence[rewards.scoring.Reward]) -> Callable[..., Any]:
     """The rewards as the loop calls them: (examples, texts) -> (totals, parts by name)."""
 
     def reward(examples: list[VQAExample], texts: list[str]) -> Any:
-        return rewards.score(terms, [e.prompt for e in examples], texts, columns(examples))
+        return rewards.scoring.score(terms, [e.prompt for e in examples], texts, columns(examples))
 
     return reward
 
@@ -232,5 +233,5 @@ def gained(table: dict[str, Any], config: Config) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_usage_error("train.py", rewards.RewardError):
+    with exit_on_usage_error("train.py", rewards.scoring.RewardError):
         main()

@@ -1,6 +1,6 @@
 """Rows of real data sets: what makes one usable, and what becomes of one that is not.
 
-Every loader turns its rows into one form, a dict with the keys of a `jsonl` row (data/jsonl.py),
+Every loader turns its rows into one form, a dict with the keys of a `jsonl` row (readers/jsonl.py),
 and `read_files` does the rest. A bad row is not guessed at and stops nothing: it is left out and
 counted.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data.example import ImageSource, VQAExample
-from data.files import BadRow, find_image
-from data.parquet import ParquetImage
+from data.readers.common import BadRow, find_image
+from data.readers.parquet import ParquetImage
 
 # Tried in this order: "OCT (Optical Coherence Tomography" must not become CT.
 _MODALITY_PATTERNS = {

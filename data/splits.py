@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from data.example import ImageSource, UnusableImage, VQAExample
-from data.parquet import ParquetImage
+from data.readers.parquet import ParquetImage
 from data.rows import HELD_OUT, Skipped, Split, fold
 
 TEST_SHARE = 0.4  # of the image groups; a modality may be small, and a test of 100 says little

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from data.example import VQAExample
-from grpo.config import Config, UsageError
+from grpo.settings.config import Config, UsageError
 
 
 def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:

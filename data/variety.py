@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from data.asking import one_asked
+from data.evaluation_questions import one_asked
 from data.example import VQAExample
-from data.order import generator
-from grpo.config import key_word
+from data.training_questions import generator
+from grpo.settings.config import key_word
 
 Draw = Callable[[int, int, int], VQAExample]
 

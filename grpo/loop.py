@@ -24,15 +24,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .advantages import group_advantages, zero_variance
-from .config import Config
-from .distributed import sum_gradients, summed
-from .loss import clipped_surrogate, importance_ratio, k3_kl, token_weights
-from .metrics import Clock, rollout_metrics, update_metrics
-from .optim import norm_by_layer, optimizer_step
-from .passes import Passes
-from .rollout import Example, Group, Rewards, sample_groups
-from .step import Step, Update
+from grpo.advantages import group_advantages, zero_variance
+from grpo.distributed import sum_gradients, summed
+from grpo.loss import clipped_surrogate, importance_ratio, k3_kl, token_weights
+from grpo.metrics import Clock, rollout_metrics, update_metrics
+from grpo.optim import norm_by_layer, optimizer_step
+from grpo.passes import Passes
+from grpo.rollout import Example, Group, Rewards, sample_groups
+from grpo.settings.config import Config
+from grpo.step import Step, Update
 
 
 class Policy(Protocol):

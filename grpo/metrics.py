@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .advantages import zero_variance
-from .config import Config
-from .loss import LOG_RATIO_LIMIT, clipped, k3_kl
-from .rollout import Rollout
-from .step import Update
+from grpo.advantages import zero_variance
+from grpo.loss import LOG_RATIO_LIMIT, clipped, k3_kl
+from grpo.rollout import Rollout
+from grpo.settings.config import Config
+from grpo.step import Update
 
 GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # of an update, as metrics
 

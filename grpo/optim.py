@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from .config import Config
+from grpo.settings.config import Config
 
 
 def adamw(parameters: list[Tensor], config: Config) -> torch.optim.AdamW:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from .distributed import share
-from .flags import SettingsError
+from grpo.distributed import share
+from grpo.settings.flags import SettingsError
 
 if TYPE_CHECKING:
-    from .loop import Policy
-    from .rollout import Group
+    from grpo.loop import Policy
+    from grpo.rollout import Group
 
 Pass = tuple[list["Group"], Tensor]  # groups, and the places of their tokens in (N,)
 

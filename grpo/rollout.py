@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .advantages import zero_variance
-from .config import TRAIN_STREAM, Config
-from .distributed import gathered, in_order, share
+from grpo.advantages import zero_variance
+from grpo.distributed import gathered, in_order, share
+from grpo.settings.config import TRAIN_STREAM, Config
 
 if TYPE_CHECKING:
-    from .loop import Policy
+    from grpo.loop import Policy
 
 Example = Any  # a question with its images: only the policy and the rewards look inside
 Rewards = tuple[list[float], dict[str, list[float | None]]]  # totals, and their parts by name

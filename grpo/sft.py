@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .config import Config
-from .distributed import sum_gradients, summed
-from .loop import Policy
-from .metrics import Clock
-from .optim import optimizer_step
-from .passes import Passes
-from .rollout import Example
-from .step import Step
+from grpo.distributed import sum_gradients, summed
+from grpo.loop import Policy
+from grpo.metrics import Clock
+from grpo.optim import optimizer_step
+from grpo.passes import Passes
+from grpo.rollout import Example
+from grpo.settings.config import Config
+from grpo.step import Step
 
 
 def sft(

@@ -1,5 +1,5 @@
 """A step as the loop yields it: everything that it is made of, by reference, so that keeping a
-record of it (grpo/trace.py), explaining it (grpo/explain.py) or neither is up to the caller."""
+record of it (run/trace.py), explaining it (explain/) or neither is up to the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .rollout import Example, Rollout
+    from grpo.rollout import Example, Rollout
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .config import Config
-from .distributed import share
-from .rollout import Example
+from grpo.distributed import share
+from grpo.rollout import Example
+from grpo.settings.config import Config
 
 Draw = Callable[[int, int, int], Example]
 

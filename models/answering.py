@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo.config import EVALUATION_STREAM, key_word
+from grpo.settings.config import EVALUATION_STREAM, key_word
 from models.policy import Policy
 from models.tree import Group, Prompt
 

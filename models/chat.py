@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo.config import UsageError
-from models.vision import ImageSource
+from grpo.settings.config import UsageError
+from models.images.features import ImageSource
 
 PLACE = "\ue000"  # stands for the user's text while the template is rendered; a private character
 IMAGE_PAD, BANNED = "<|image_pad|>", (

@@ -26,10 +26,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from grpo.config import UsageError
-from models import loading, lora
+from grpo.settings.config import UsageError
+from models import lora
 from models.attention import TreeAttention
 from models.layers import Layers
+from models.loading import load as loading
 from models.policy import Policy
 from models.tree import Prompt
 

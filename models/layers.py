@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from models.products import linear, linear_backward
+from models.matmul import linear, linear_backward
 
 Rope = tuple[Tensor, Tensor]  # cosines and signed sines (T, head_dim)
 # (layer, queries (t, heads, d), keys and values (T, kv_heads, d)) -> (t, heads * d); t is T, but

@@ -18,7 +18,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from models import attention, decode, law, sampling, vision
+from models import attention
+from models import distribution as law
+from models.images import features as vision
+from models.sampling import kv_cache as decode
+from models.sampling import sampler as sampling
 
 MB = 2**20
 LORA_LINEARS = 7  # of a layer

@@ -17,15 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.config import UsageError
-from models import exhausted, loading, lora, sampling
+from grpo.settings.config import UsageError
+from models import device as exhausted
+from models import lora
 from models.attention import TreeAttention
-from models.captured import Captured
 from models.chat import Chat, Example
-from models.law import score, uniforms
+from models.distribution import score, uniforms
+from models.images.features import VisionCache
 from models.layers import Layers, read_linear
+from models.loading import load as loading
+from models.sampling import sampler as sampling
+from models.sampling.cuda_graph import Captured
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
-from models.vision import VisionCache
 
 # Most tokens of one forward pass with gradients; a larger group goes alone. Without checkpointing a
 # 2B model keeps about 3 MB of activations a token. A CPU gains nothing from more tokens than its

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models import sampling
 from models.chat import Example
 from models.memory import MB, Work, largest_pass, sizes_of
 from models.policy import Policy
+from models.sampling import sampler as sampling
 from models.tree import Group, Prompt
 
 NEVER = frozenset({-1})  # an end of sequence that no token is: every completion is of full length

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from rewards.parse import answer_letter, answer_text, answered_right, medvlm_r1_reward, reasoning
+from rewards.answers import answer_letter, answer_text, answered_right, medvlm_r1_reward, reasoning
 from rewards.words import normalised, token_f1, words
 
 Texts = Sequence[str]

@@ -16,11 +16,11 @@ import pytest
 from safetensors.torch import load_file
 from torch.distributed import run
 
-from grpo.config import Config
 from grpo.distributed import in_order
-from grpo.flags import parse_flags
-from grpo.options import Options
 from grpo.rollout import sample_groups
+from grpo.settings.config import Config
+from grpo.settings.flags import parse_flags
+from grpo.settings.options import Options
 from models.policy import load_policy
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward

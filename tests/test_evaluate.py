@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-import data
+import data.load
 import evaluate
 import train
-from grpo.config import UsageError
-from rewards.parse import is_formatted
+from grpo.settings.config import UsageError
+from rewards.answers import is_formatted
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--recipe", "phantom", "--steps", "2", "--train-size", "24", "--prompts-per-step", "2"]
@@ -162,7 +162,7 @@ def test_a_model_without_a_run(here, run):
 
 
 def test_one_question_about_one_picture(here, run, capsys):
-    (example,) = data.load("phantom", "MRI", split="test", size=1, seed=0)
+    (example,) = data.load.load("phantom", "MRI", split="test", size=1, seed=0)
     example.images[0].open().save("one scan.png")
     evaluate.main(
         [

@@ -11,9 +11,9 @@ import pytest
 
 import evaluate
 import train
-from grpo.config import exit_on_usage_error
-from rewards import RewardError
-from tests.rewards.server import Server, serving, verdict
+from grpo.settings.config import exit_on_usage_error
+from rewards.scoring import RewardError
+from tests.rewards.judges.server import Server, serving, verdict
 
 SHORT = ["--recipe", "phantom", "--train-size", "24", "--eval-size", "4", "--ood", "none"]
 SHORT += ["--prompts-per-step", "2", "--group-size", "2", "--device", "cpu", "--threads", "1"]

@@ -12,14 +12,14 @@ import pytest
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
-import data
+import data.load
 import evaluate
 import train
 from evaluate import predict
-from grpo.config import Config, exit_on_usage_error
-from models.opening import open_policy
+from grpo.settings.config import Config, exit_on_usage_error
+from models.open_policy import open_policy
 from models.policy import Policy
-from rewards import RewardError
+from rewards.scoring import RewardError
 from tests.programs import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +110,7 @@ def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored
     PeftModel.from_pretrained(base, folder / "adapter")
     config = Config.load(folder / "config.json")
     policy = scored_by(folder)
-    examples = data.load("phantom", "MRI", split="test", size=12, seed=config.data_seed)
+    examples = data.load.load("phantom", "MRI", split="test", size=12, seed=config.data_seed)
     again = predict(policy, config, examples)
     kept = lines(folder / "predictions" / "trained-MRI-reason.jsonl")
     assert [row["completion"] for row in again] == [row["completion"] for row in kept]
@@ -148,7 +148,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder
 
 def test_batch_size_changes_no_answer(folder):
     config, policy = Config.load(folder / "config.json"), scored_by(folder)
-    examples = data.load("phantom", "XRAY", split="test", size=14, seed=0)
+    examples = data.load.load("phantom", "XRAY", split="test", size=14, seed=0)
     together, sevens, alone = (
         [r for i in range(0, 14, n) for r in predict(policy, config, examples[i : i + n])]
         for n in (64, 7, 1)

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import OmniFolder
-from tests.rewards.encoder import make_encoder
-from tests.rewards.server import serving
-from tests.rewards.test_local import make_language_model
+from tests.rewards.judges.encoder import make_encoder
+from tests.rewards.judges.server import serving
+from tests.rewards.judges.test_local import make_language_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -157,7 +157,7 @@ def test_what_is_too_long_to_run_knows_its_flags(
         assert "steps" in capsys.readouterr().out
         return
     program, *words = shlex.split(command.removeprefix("-m "))
-    file = ROOT / (program if "/" in program else f"{program.replace('.', '/')}.py")
+    file = ROOT / program if "/" in program else ROOT / program.replace(".", "/") / "__main__.py"
     if "ArgumentParser" not in file.read_text(encoding="utf-8"):
         assert not words, "it takes no flags"
         return

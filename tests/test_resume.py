@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import train
-from grpo.checkpoint import checkpoints, newest
-from grpo.config import Config, UsageError, exit_on_usage_error
-from grpo.record import history
-from grpo.resume import AT_ONCE, going_on, starting_point
+from grpo.run.checkpoint import checkpoints, newest
+from grpo.run.metrics_log import history
+from grpo.run.resume import AT_ONCE, going_on, starting_point
+from grpo.settings.config import Config, UsageError, exit_on_usage_error
 from tests.resuming import SHORT, differences, lines, once, started
 
 

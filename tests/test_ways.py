@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 import train
-from grpo.config import Config
+from grpo.settings.config import Config
 from tests.test_judged_run import SHORT
 
 WAYS = ("", ", direct", ", open")

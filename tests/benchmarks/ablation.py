@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 import torch.nn.functional as F
 
-from models import attention, decode, layers, products
+from models import attention, layers
+from models import matmul as products
 from models.policy import Policy
+from models.sampling import kv_cache as decode
 from models.tree import Prompt
 from tests.benchmarks.phases import (
     add_flags,

@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from data.asking import load_split
-from data.order import question_order
-from grpo.config import Config
+from data.evaluation_questions import load_split
+from data.training_questions import question_order
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.recipes import RECIPES
-from models.opening import open_policy
+from grpo.settings.config import Config
+from grpo.settings.recipes import RECIPES
+from models.open_policy import open_policy
 from models.probe import resident
 from tests.benchmarks.counts import Work
 from tests.benchmarks.floor import RESULTS, needed

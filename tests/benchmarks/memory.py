@@ -29,12 +29,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data.asking import load_split
+from data.evaluation_questions import load_split
 from data.variety import in_all_ways
-from grpo.config import Config
+from grpo.settings.config import Config
 from models.dry_run import largest_step
 from models.memory import MB, plan, sizes_of
-from models.opening import open_policy
+from models.open_policy import open_policy
 from models.probe import loading_bytes, longest_prompt, probe, process_bytes
 from tests.models.hub import make_hub_folder, random_weights, write, write_weights
 from tests.tiny import NoiseImage

@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from grpo.config import Config
 from grpo.loop import grpo
 from grpo.optim import adamw
+from grpo.settings.config import Config
 from models.policy import Policy, load_policy
 from tests.benchmarks.same_work import CLIP_EPS, MAX_GRAD_NORM, RATE, Stopwatch, Task, Worker
 from tests.benchmarks.same_work import reward as scores

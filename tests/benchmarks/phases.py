@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from transformers import Qwen2VLConfig
 
-from models.loading import folder_of
+from models.loading.load import folder_of
 from models.policy import Policy, load_policy
 from models.tree import Group, Prompt
 from tests.benchmarks.counts import Work

@@ -18,9 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from grpo import report
-from tests.grpo.browser import PROGRAM, Browser
-from tests.grpo.runs import make_run
+from grpo.report import page as report
+from tests.grpo.report.browser import PROGRAM, Browser
+from tests.grpo.report.runs import make_run
 
 
 def measured(run: Path, name: str, picture: Path | None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLConfig
 
-import data
+import data.load
 from models.chat import Chat
 from models.lora import R
 from tests.benchmarks import counts
@@ -97,7 +97,7 @@ class Settings(NamedTuple):
 
 def make_question(folder: Path, place: Path) -> str:
     """A data set of one real question, its image stretched."""
-    (example,) = data.load(f"omnimedvqa:{place}", "MRI", split="train", size=1, seed=0)
+    (example,) = data.load.load(f"omnimedvqa:{place}", "MRI", split="train", size=1, seed=0)
     example.images[0].open().resize(SIDES, Image.Resampling.BICUBIC).save(folder / "image.png")
     row = {"image": "image.png", "modality": "MRI", "split": "train"}
     row |= {"question": example.question, "answer": example.answer}
@@ -167,7 +167,7 @@ def floor_ms(settings: Settings, prompt: int, speed: float) -> float:
 
 def prompt_tokens(settings: Settings) -> int:
     """Of the question, those of its image among them."""
-    (example,) = data.load(settings.data, "MRI", split="train", size=1, seed=0)
+    (example,) = data.load.load(settings.data, "MRI", split="train", size=1, seed=0)
     chat = Chat(AutoTokenizer.from_pretrained(settings.model))
     ids, _ = chat.encode(example.prompt, [SIDES[0] * SIDES[1] // PIXELS])
     return len(ids)

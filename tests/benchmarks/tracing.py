@@ -18,16 +18,16 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import rewards
-from data.asking import load_split
-from data.order import question_order
+import rewards.scoring
+from data.evaluation_questions import load_split
 from data.showing import described
-from grpo.config import Config
+from data.training_questions import question_order
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.recipes import RECIPES
-from grpo.trace import write_trace
-from models.opening import open_policy
+from grpo.run.trace import write_trace
+from grpo.settings.config import Config
+from grpo.settings.recipes import RECIPES
+from models.open_policy import open_policy
 from train import reward_function
 
 
@@ -36,7 +36,7 @@ def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
     policy = open_policy(config)
     examples = load_split(config, "train", config.train_size, set())
     draw = question_order(examples, config.seed, config.prompts_per_step)
-    reward = reward_function(rewards.parse_rewards(config.reward))
+    reward = reward_function(rewards.scoring.parse_rewards(config.reward))
     start = time.process_time()
     optimizer = adamw(policy.parameters(), config)
     for step in grpo(policy, optimizer, draw, reward, config):

@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rewards.metrics import holm  # noqa: E402 (the path comes first)
-from rewards.table import ALPHA, BLIND, above_chance  # noqa: E402
+from rewards.evaluation.statistics import holm  # noqa: E402 (the path comes first)
+from rewards.evaluation.table import ALPHA, BLIND, above_chance  # noqa: E402
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from statistics import fmean
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rewards.judge import open_judge  # noqa: E402 (the path comes first)
+from rewards.judges.judge import open_judge  # noqa: E402 (the path comes first)
 
 SAID = (  # a finding, its opposite, the same in other words
     (

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 (the path comes first)
 
 import train  # noqa: E402
-from grpo.checkpoint import checkpoints  # noqa: E402
+from grpo.run.checkpoint import checkpoints  # noqa: E402
 from tests.resuming import SHORT, differences, lines  # noqa: E402
 
 STEPS, EVERY = 12, 3

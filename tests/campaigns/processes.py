@@ -23,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from safetensors.torch import load_file
 
-import rewards
-from data.asking import load_split
-from data.order import question_order
-from grpo.config import TRAIN_STREAM, Config
+import rewards.scoring
+from data.evaluation_questions import load_split
+from data.training_questions import question_order
 from grpo.distributed import processes, rank
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.recipes import RECIPES
 from grpo.rollout import sample_groups
-from models.law import law, uniforms
-from models.opening import open_policy
+from grpo.settings.config import TRAIN_STREAM, Config
+from grpo.settings.recipes import RECIPES
+from models.distribution import law, uniforms
+from models.open_policy import open_policy
 from models.policy import Policy, load_policy
 from models.tree import Group
 from tests.conftest import randomise
@@ -64,7 +64,7 @@ def worker(out: Path) -> None:
     """Under torchrun: every step's completions, and the adapter that drew them."""
     torch.set_num_threads(1)
     config, policy, draw = started()
-    reward = reward_function(rewards.parse_rewards(config.reward))
+    reward = reward_function(rewards.scoring.parse_rewards(config.reward))
     with processes():
         policy.save(out / "adapter-0")
         steps = grpo(policy, adamw(policy.parameters(), config), draw, reward, config)

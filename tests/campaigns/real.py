@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rewards import render  # noqa: E402 (the path comes first)
+from rewards.evaluation import text as render  # noqa: E402 (the path comes first)
 from tests.models.hub import make_hub_folder  # noqa: E402
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from models import attention, decode
+from models import attention
+from models.sampling import kv_cache as decode
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ The old text must occur exactly once in its file; it is kept short, so that it s
 from tests.conformance.mutations_of_models import LAW, LOOP, MODELS, ROLLOUT, TREE
 
 LOSS, OPTIM = "grpo/loss.py", "grpo/optim.py"
-ADVANTAGES, PARSE = "grpo/advantages.py", "rewards/parse.py"
-METRICS, REWARDS = "grpo/metrics.py", "rewards/__init__.py"
+ADVANTAGES, PARSE = "grpo/advantages.py", "rewards/answers.py"
+METRICS, REWARDS = "grpo/metrics.py", "rewards/scoring.py"
 
 MUTATIONS = [
     *MODELS,
@@ -93,9 +93,10 @@ MUTATIONS = [
     # Operations
     ("all logits at once", "trl_2927", LAW, "rows = max(1, HEAD_LOGITS // len(banned))",
      "rows = len(targets)"),
-    ("the order of questions remembers", "nemo_rl_108", "data/order.py",
+    ("the order of questions remembers", "nemo_rl_108", "data/training_questions.py",
      "return examples[shuffled(epoch)[i]]",
      "return examples[shuffled(epoch)[(i + shuffled.cache_info().hits) % len(examples)]]"),
     ("a pass may exceed the budget", "trl_6411", TREE, "if lengths[i] <= left", "if left > 0"),
-    ("metrics kept until the end", "trl_2045", "grpo/record.py", "self.lines.flush()", "pass"),
+    ("metrics kept until the end", "trl_2045", "grpo/run/metrics_log.py",
+     "self.lines.flush()", "pass"),
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Small bugs in models/, as (name, thread, file, old text, new text); see mutations.py."""
 
-LAW, TREE, SAMPLING = "models/law.py", "models/tree.py", "models/sampling.py"
-DECODE, POLICY, VISION = "models/decode.py", "models/policy.py", "models/vision.py"
-ATTENTION, LAYERS, PRODUCTS = "models/attention.py", "models/layers.py", "models/products.py"
+LAW, TREE, SAMPLING = "models/distribution.py", "models/tree.py", "models/sampling/sampler.py"
+DECODE, POLICY = "models/sampling/kv_cache.py", "models/policy.py"
+VISION = "models/images/features.py"
+ATTENTION, LAYERS, PRODUCTS = "models/attention.py", "models/layers.py", "models/matmul.py"
 CHAT, LORA = "models/chat.py", "models/lora.py"
 LOOP, ROLLOUT = "grpo/loop.py", "grpo/rollout.py"
 

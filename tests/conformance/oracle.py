@@ -1,5 +1,5 @@
 """The slow way: each completion alone through transformers' own forward, the objective by the
-textbook in float64. Nothing here is packed, kept, chunked, or taken from grpo/ or models/law.py.
+textbook in float64. Nothing here is packed, kept, chunked, or taken from grpo/ or distribution.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.config import Config
+from grpo.settings.config import Config
 from grpo.step import Step
 from models.policy import Policy
 from models.tree import Group

@@ -10,10 +10,10 @@ import shutil
 import pytest
 import torch
 
-from grpo.config import Config
 from grpo.loss import clipped, clipped_surrogate
-from models import products
-from models.law import draw_tokens
+from grpo.settings.config import Config
+from models import matmul as products
+from models.distribution import draw_tokens
 from models.policy import load_policy
 from tests.conformance import oracle
 from tests.conformance.oracle import alike, decoded, group_of, law, near, truth, users_of

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from grpo.advantages import group_advantages, zero_variance
-from grpo.config import Config, UsageError
-from grpo.diagnoses import no_signal
 from grpo.loss import token_weights
+from grpo.run.diagnoses import no_signal
+from grpo.settings.config import Config, UsageError
 from tests.conformance import oracle
 from tests.conformance.oracle import near
 from tests.conftest import randomise

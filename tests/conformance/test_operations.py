@@ -13,24 +13,24 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.example import VQAExample
-from data.order import question_order
+from data.training_questions import question_order
 from evaluate import predict
-from grpo.config import TRAIN_STREAM
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.record import Record
-from grpo.report import page
-from grpo.trace import write_trace
-from models import law
-from models.captured import Captured
-from rewards.metrics import students_t
+from grpo.report.page import page
+from grpo.run.metrics_log import Record
+from grpo.run.trace import write_trace
+from grpo.settings.config import TRAIN_STREAM
+from models import distribution as law
+from models.sampling.cuda_graph import Captured
+from rewards.evaluation.statistics import students_t
 from tests.conformance import oracle
 from tests.conformance.oracle import MANY, decoded, group_of, near, users_of
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
-from tests.grpo.runs import make_run
+from tests.grpo.report.runs import make_run
 from tests.models.plain import QUESTIONS, after_head, completions
-from tests.models.recorded import Recorded
+from tests.models.sampling.recorded import Recorded
 
 
 def saved_bytes(policy, groups) -> tuple[int, int]:
@@ -266,7 +266,8 @@ def test_unsloth_kernel_no_compiled_attention(trained):
         if isinstance(node, oracle.ast.Attribute) and node.attr == "compile"
     ]
     assert {node.value.id for node in compiled} == {"re"}
-    ours = {f"models/{name}.py" for name in ("attention", "decode", "static")}
+    ours = ("attention", "sampling/kv_cache", "sampling/decode_step")
+    ours = {f"models/{name}.py" for name in ours}
     assert users_of("scaled_dot_product_attention") == ours
     assert trained.vision.model.visual.config._attn_implementation == "sdpa"
 
@@ -276,7 +277,7 @@ def test_sglang_27140_no_stale_graph_is_replayed(fresh):
     """There, captured graphs read freed buffers or an adapter that was gone, without any error.
     Here, what graphs read is compared at each rollout: what moves or is off is not replayed."""
     assert users_of("CUDAGraph", "make_graphed_callables", "graph_pool_handle") == {
-        "models/captured.py"
+        "models/sampling/cuda_graph.py"
     }
     policy, base, record = randomise(fresh(), scale=0.2), fresh(), Recorded.new()
     policy.draw = Captured(record)

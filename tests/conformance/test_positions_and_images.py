@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import Qwen2VLModel
 
-from grpo.config import UsageError
-from models import sampling
-from models.law import draw_tokens
+from grpo.settings.config import UsageError
+from models.distribution import draw_tokens
+from models.sampling import sampler as sampling
 from models.tree import pack, rope_positions
 from tests.conformance.oracle import (
     MANY,

@@ -8,11 +8,11 @@ import math
 import pytest
 
 from data.example import VQAExample, columns
-from grpo.config import Config
-from grpo.diagnoses import format_without_accuracy, truncated
+from grpo.run.diagnoses import format_without_accuracy, truncated
+from grpo.settings.config import Config
 from models.answering import Answer
-from rewards import Reward, RewardError, parse_rewards, score
-from rewards.rows import answered
+from rewards.evaluation.predictions import answered
+from rewards.scoring import Reward, RewardError, parse_rewards, score
 from tests.conformance import oracle
 from tests.grpo.cases import config
 

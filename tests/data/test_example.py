@@ -8,8 +8,8 @@ from PIL import Image
 
 from data.example import ImageFile, VQAExample
 from data.prompts import completion_text, user_text
-from grpo.config import UsageError
-from rewards.parse import answer_letter, is_formatted
+from grpo.settings.config import UsageError
+from rewards.answers import answer_letter, is_formatted
 
 
 def example(options: tuple[str, ...], gold: int) -> VQAExample:

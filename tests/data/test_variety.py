@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from data import phantom
-from data.asking import asked, one_asked
+from data.evaluation_questions import asked, one_asked
 from data.example import VQAExample
-from data.order import question_order
+from data.phantom import questions as phantom
+from data.training_questions import question_order
 from data.variety import reordered, varied
-from rewards.parse import is_formatted
+from rewards.answers import is_formatted
 
 WAYS = ("explain", "direct", "open")
 POOL = phantom.load("MRI", split="train", size=48)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grpo.config import Config
 from grpo.loop import grpo
 from grpo.optim import adamw
+from grpo.settings.config import Config
 from grpo.step import Step
 from models.policy import Policy
 from tests.tiny import NoiseImage, Question

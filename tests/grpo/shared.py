@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from grpo.config import Config
 from grpo.distributed import processes, rank
 from grpo.optim import adamw
+from grpo.settings.config import Config
 from grpo.sft import sft
 from models.policy import Policy, load_policy
 from tests.conftest import randomise

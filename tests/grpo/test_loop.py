@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from grpo.advantages import group_advantages
-from grpo.config import Config
 from grpo.optim import adamw
 from grpo.rollout import sample_groups
+from grpo.settings.config import Config
 from grpo.sft import sft
 from models.policy import Policy
 from models.tree import Group

@@ -6,13 +6,7 @@ import random
 import pytest
 import torch
 
-from grpo.loss import (
-    clipped,
-    clipped_surrogate,
-    importance_ratio,
-    k3_kl,
-    token_weights,
-)
+from grpo.loss import clipped, clipped_surrogate, importance_ratio, k3_kl, token_weights
 
 LOSSES = ("grpo", "dapo", "dr_grpo")
 MAX_LENGTH = 9

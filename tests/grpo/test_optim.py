@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grpo.config import Config
 from grpo.optim import adamw, learning_rate, optimizer_step
+from grpo.settings.config import Config
 
 SOUND = torch.zeros(2)  # log-probs and losses that are finite
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from grpo.config import Config
+from grpo.settings.config import Config
 from models.tree import Group
 from tests.conftest import randomise
 from tests.grpo import cases

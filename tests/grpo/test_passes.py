@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.config import UsageError
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.passes import Passes, halves
 from grpo.rollout import sample_groups
-from grpo.skipped import SkippedSteps
+from grpo.run.skipped import SkippedSteps
+from grpo.settings.config import UsageError
 from grpo.step import Step
 from models.policy import Policy
 from tests.conftest import randomise

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import data
+import data.load
 from data.splits import in_two_splits, same_content
-from grpo.config import UsageError
-from grpo.flags import one_line
+from grpo.settings.config import UsageError
+from grpo.settings.flags import one_line
 from tests.data.conftest import write_image
 from tests.hostile.families import FAMILIES, JSON, PARQUET, TEXT
 
@@ -47,9 +47,9 @@ CASES = [(family, spoil) for family in (*JSON, *TEXT) for spoil in SPOILT]
 
 def refused(spec: str, says: str = "") -> str:
     """The one line that refuses a data set."""
-    data.read.cache_clear()
+    data.load.read.cache_clear()
     with pytest.raises(UsageError) as error:
-        data.read(spec)
+        data.load.read(spec)
     text = str(error.value)
     assert says in text
     assert text == one_line(text)
@@ -57,8 +57,8 @@ def refused(spec: str, says: str = "") -> str:
 
 
 def questions(spec: str) -> int:
-    data.read.cache_clear()
-    return len(data.read(spec).examples)
+    data.load.read.cache_clear()
+    return len(data.load.read(spec).examples)
 
 
 @pytest.mark.parametrize(("family", "spoil"), CASES, ids=["-".join(case) for case in CASES])
@@ -166,8 +166,8 @@ def test_no_path_leads_out_of_the_data_folder(name: str, tmp_path: Path) -> None
     rows = [row, row | {"image": PATHS[name].format(tmp_path), "id": "bad"}]
     (root / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     spec = f"jsonl:{root}/own.jsonl"
-    data.read.cache_clear()
-    listing = data.read(spec)
+    data.load.read.cache_clear()
+    listing = data.load.read(spec)
     if name == "a folder":  # it is there, and is found to be no image when it is drawn
         assert [example.id for example in listing.examples] == ["q0", "bad"]
     else:
@@ -175,7 +175,7 @@ def test_no_path_leads_out_of_the_data_folder(name: str, tmp_path: Path) -> None
     skipped: set[Any] = set(listing.skipped)
     for split in ("train", "val", "test"):
         try:
-            asked = data.load(spec, "MRI", split=split, size=9, seed=0, skipped=skipped)
+            asked = data.load.load(spec, "MRI", split=split, size=9, seed=0, skipped=skipped)
         except UsageError as error:
             assert "no usable MRI image" in str(error)  # noqa: PT017
             continue
@@ -209,12 +209,12 @@ def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
     spec = FAMILIES["jsonl"].write(root, rows)
     os.rename(root / "own.jsonl", root / "\udcff.jsonl")
     spec = f"jsonl:{root}/\udcff.jsonl"
-    data.read.cache_clear()
-    splits = data.splits_of(spec, seed=1)
+    data.load.read.cache_clear()
+    splits = data.load.splits_of(spec, seed=1)
     assert len(splits) == 3
-    assert in_two_splits(data.read(spec).examples, splits) == []
+    assert in_two_splits(data.load.read(spec).examples, splits) == []
     assert json.dumps(sorted(splits)).isascii()
-    asked = data.load(spec, "MRI", split="train", size=3, seed=1)
+    asked = data.load.load(spec, "MRI", split="train", size=3, seed=1)
     assert all(example.id.encode() for example in asked)
 
 
@@ -226,6 +226,6 @@ def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
     ids=ascii,
 )  # fmt: skip
 def test_a_name_of_no_data_set_is_one_line(spec: str) -> None:
-    data.read.cache_clear()
+    data.load.read.cache_clear()
     with pytest.raises((UsageError, OSError)):  # both are one line of the programs
-        data.read(spec)
+        data.load.read(spec)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from grpo.flags import one_line
-from rewards.endpoint import Endpoint, read_verdict
-from rewards.judge import Inquiry, Judge, JudgeError, Verdict
-from tests.rewards.server import Server, serving, verdict, wire
+from grpo.settings.flags import one_line
+from rewards.judges.endpoint import Endpoint, read_verdict
+from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict
+from tests.rewards.judges.server import Server, serving, verdict, wire
 
 INQUIRY = Inquiry("You grade.", "<text>a bright rim</text>", ("yes", "no"))
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from data.example import ImageFile, UnusableImage
-from data.files import split_named
+from data.readers.common import split_named
 from data.rows import fold, modality_name
-from grpo.config import Config, UsageError
-from grpo.flags import one_line
-from rewards import parse, words
-from rewards.endpoint import read_verdict
+from grpo.settings.config import Config, UsageError
+from grpo.settings.flags import one_line
+from rewards import answers as parse
+from rewards import words
+from rewards.judges.endpoint import read_verdict
 from tests.hostile.families import FAMILIES, JSON
 from tests.hostile.pictures import FORMS
 from tests.hostile.test_rows import check, read

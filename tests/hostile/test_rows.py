@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-import data
+import data.load
 from data.rows import Listing
-from grpo.config import UsageError, key_word
-from grpo.flags import one_line
+from grpo.settings.config import UsageError, key_word
+from grpo.settings.flags import one_line
 from tests.hostile.families import FAMILIES, JSON, PARQUET, TEXT
 
 VALUES: dict[str, Any] = {
@@ -51,8 +51,8 @@ def nested(depth: int) -> Any:
 
 
 def read(spec: str) -> Listing:
-    data.read.cache_clear()
-    return data.read(spec)
+    data.load.read.cache_clear()
+    return data.load.read(spec)
 
 
 def check(listing: Listing, rows: int) -> None:
@@ -93,7 +93,7 @@ def test_a_row_with_a_bad_field_is_counted_or_used(
     if family not in TEXT:  # in those, a cell may be what parts rows
         check(listing, 3)
         assert len(ids & {"0?", "2?"} or listing.examples) >= 2
-    groups = data.splits_of(spec, seed=0)
+    groups = data.load.splits_of(spec, seed=0)
     assert set(groups) == {example.id for example in listing.examples}
 
 
@@ -183,7 +183,7 @@ def test_a_hundred_rows_of_one_id_are_a_hundred_questions(tmp_path: Path) -> Non
 def test_a_thousand_modalities_are_not_all_listed(tmp_path: Path) -> None:
     rows = [FAMILIES["jsonl"].row(0) | {"modality": f"m{i}"} for i in range(1000)]
     spec = FAMILIES["jsonl"].write(tmp_path, rows)
-    data.read.cache_clear()
+    data.load.read.cache_clear()
     with pytest.raises(UsageError, match="has no MRI questions") as error:
-        data.load(spec, "MRI", split="train", size=1, seed=0)
+        data.load.load(spec, "MRI", split="train", size=1, seed=0)
     assert len(one_line(str(error.value))) < 1000

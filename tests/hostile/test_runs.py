@@ -14,13 +14,13 @@ import pytest
 
 import evaluate
 import train
-from grpo import report
-from grpo.config import Config, UsageError, exit_on_usage_error
-from grpo.flags import one_line
-from grpo.run import check_out, run_folder
+from grpo.report import page as report
+from grpo.run.folder import check_out, run_folder
+from grpo.settings.config import Config, UsageError, exit_on_usage_error
+from grpo.settings.flags import one_line
 from models.policy import Policy
-from rewards import RewardError
-from tests.grpo.runs import make_run
+from rewards.scoring import RewardError
+from tests.grpo.report.runs import make_run
 
 
 def said(program: Callable[[list[str]], Any], argv: list[str], capsys: Any) -> str:

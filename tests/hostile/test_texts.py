@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from rewards import parse, words
-from rewards.endpoint import read_verdict
+from rewards import answers as parse
+from rewards import words
+from rewards.judges.endpoint import read_verdict
 
 LETTERS, OPTIONS = ("A", "B"), ("left", "right")
 EXTRACTORS: dict[str, Callable[[str], Any]] = {

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, Qwen2VLForConditionalGeneration
 
-from grpo.config import UsageError
-from models import export, loading
+from grpo.settings.config import UsageError
+from models import export
 from models.export import export_merged, largest_difference
+from models.loading import load as loading
 from models.policy import load_policy
 from tests.conftest import randomise
 from tests.models import plain

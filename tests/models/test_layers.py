@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import products
+from models import matmul as products
 from models.attention import TreeAttention
 from models.layers import Layers, _Frozen, _RMSNorm, _SwiGLU, _WithLoRA
 from tests.conftest import randomise

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from grpo.config import Config, UsageError
 from grpo.optim import adamw
+from grpo.settings.config import Config, UsageError
 from models import memory
 from models.dry_run import MOST, fitting, largest, memory_flags, read_limit
 from models.memory import MB, Work, plan, sizes_of

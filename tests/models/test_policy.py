@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from models import law
+from models import distribution as law
+from models.images.features import hash_tensors
 from models.layers import Layers
 from models.policy import CPU_ACTIVATION
-from models.vision import hash_tensors
 from tests.conftest import randomise
 from tests.models import plain
 from tests.models.plain import KEYS, QUESTIONS, after_head, completions, rollout

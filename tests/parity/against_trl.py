@@ -34,9 +34,9 @@ import transformers
 from sides import Case, Tensors, World, ours, theirs
 from tables import as_json, markdown
 
-from data import phantom
+from data.phantom import questions as phantom
 from grpo.loss import clipped
-from models.loading import folder_of
+from models.loading.load import folder_of
 from tests.grpo import cases
 from tests.tiny import CHAT_TEMPLATE, make_model
 

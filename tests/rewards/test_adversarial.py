@@ -8,9 +8,9 @@ import itertools
 
 import pytest
 
-from data.anatomy import KINDS, QUADRANTS
-from data.phantom import SIZES
-from rewards import built_in, parse_rewards, score
+from data.phantom.anatomy import KINDS, QUADRANTS
+from data.phantom.questions import SIZES
+from rewards.scoring import built_in, parse_rewards, score
 
 HUGE = 1_000_000  # characters: finishes in seconds unless something is quadratic
 CYST, ABSCESS = "small cyst, upper left", "large abscess, lower right"

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from data.example import VQAExample
-from rewards import render
-from rewards.figures import cell, gain, headline, letter_bias, measured, sampled
-from rewards.rows import answered, drawn, kept_rows
-from rewards.table import MEASURES, TESTS, tabulate
+from rewards.evaluation import text as render
+from rewards.evaluation.predictions import answered, drawn, kept_rows
+from rewards.evaluation.scores import cell, gain, headline, letter_bias, measured, sampled
+from rewards.evaluation.table import MEASURES, TESTS, tabulate
 
 CLOSED = VQAExample("c", (), "Is there a mass?", ("yes", "no"), 0, "CT", "ABN")
 OPEN = VQAExample("o", (), "Where is it?", (), 0, "CT", "POS", references=("left lung", "left"))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data import phantom
-from rewards import built_in
+from data.phantom import questions as phantom
 from rewards.rules import findings_reward
+from rewards.scoring import built_in
 
 SIDES = ("left", "right")
 QUADRANTS = ("upper left", "upper right", "lower left", "left")

@@ -1,0 +1,1 @@
+"""`python -m data.audit`: what a data set on disk holds."""

@@ -1,0 +1,68 @@
+"""The figures of data/audit/audit.py as text."""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+Row = tuple[str, list[Any]]  # label, a cell a modality
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The figures as one screen of text: a column a modality, accuracies in percent."""
+    names = list(figures["counts"])
+    width = 2 + max(9, *map(len, names))
+    rows = [("", names), *count_rows(figures), ("", []), *score_rows(figures), ("", [])]
+    table = [f"{label:34}" + "".join(f"{cell:>{width}}" for cell in cells) for label, cells in rows]
+    leaks, copies, unusable = figures["leaks"], figures["copies"], figures["unusable"]
+    notes = [
+        f"Images in more than one split: {leaks['path']} by path, {leaks['hash']} by content "
+        f"({copies['images']} lie under several paths, {copies['paths']} in all).",
+        f"Left out: {', '.join(f'{n} {why}' for why, n in unusable.items()) or 'nothing'}.",
+    ]
+    lines = [f"{figures['data']}, seed {figures['seed']}", *table, *notes]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def count_rows(figures: dict[str, Any]) -> list[Row]:
+    """What there is."""
+    counted = list(figures["counts"].values())
+    rows: list[Row] = [(what, [one[what] for one in counted]) for what in ("questions", "images")]
+    for part, words in (("splits", "{} split"), ("types", "{}"), ("options", "{} options")):
+        for kind in dict.fromkeys(chain(*(one[part] for one in counted))):
+            label = "no options" if (part, kind) == ("options", "0") else words.format(kind)
+            rows.append(("  " + label, [one[part].get(kind, 0) for one in counted]))
+    for number in dict.fromkeys(chain(*figures["letters"].values())):
+        found = [one.get(number) for one in figures["letters"].values()]
+        cells = [_commonest(count) if count else "-" for count in found]
+        rows.append((f"  commonest letter of {number}, %", cells))
+    return rows
+
+
+def score_rows(figures: dict[str, Any]) -> list[Row]:
+    """How far one comes without looking."""
+
+    def percent(scores: Iterable[dict[str, Any]], what: str = "accuracy") -> list[str]:
+        return ["-" if one[what] is None else f"{100 * one[what]:.1f}" for one in scores]
+
+    asked, constants, stops = (
+        list(figures[key].values()) for key in ("options_prior", "constant", "full_stops")
+    )
+    others = [one["rest"] for one in constants]
+    return [
+        ("test questions answered", [one["n"] for one in asked]),
+        ("  by chance, %", percent(asked, "chance")),
+        ("  by the majority letter", percent(figures["majority_letter"].values())),
+        *(
+            (f"  by option texts of {figures['trained_on'][name]} {name}", percent(scores.values()))
+            for name, scores in figures["options_prior_from"].items()
+        ),
+        ("of them with a constant answer", [one["n"] for one in constants]),
+        ("the others, by chance, %", percent(others, "chance")),
+        ("  by option texts of their own", percent(others)),
+        ("a lone full stop marks the answer", [f"{s['right']}/{s['questions']}" for s in stops]),
+    ]
+
+
+def _commonest(count: dict[str, int]) -> str:
+    letter = max(count, key=count.__getitem__)
+    return f"{letter} {100 * count[letter] / sum(count.values()):.1f}"

@@ -1,0 +1,1 @@
+"""Questions altered so that an answer by guessing shows."""

@@ -1,0 +1,162 @@
+"""Data sets, one `VQAExample` for all of them.
+
+`phantom`, `phantom:leaky`, `phantom:new-kind`   drawn scenes (data/phantom/): not medical data
+`omnimedvqa:FOLDER`              as it lies on disk; no single licence, each source has its own
+`huatuo:FILE_OR_FOLDER`          Medical_Multimodal_Evaluation_Data; licence not found
+`vqa-rad:FILE_OR_FOLDER`         VQA-RAD, the hub's parquet or the OSF JSON; CC0-1.0
+`slake:FOLDER`                   SLAKE, its English questions; CC-BY-4.0, says its page on the hub
+`vqa-med-2019:FOLDER`            ImageCLEF's VQA-Med 2019; see its page for terms
+`path-vqa:FILE_OR_FOLDER`        PathVQA, the hub's parquet; MIT, the images are their publishers'
+`pmc-vqa:FILE_OR_FOLDER`         PMC-VQA, version 2 or 1; CC-BY-SA, which we could not verify
+`silvar-med:FOLDER`              SilVar-Med's annotated SLAKE images; licence not found
+`jsonl:FILE`                     your own questions (data/readers/jsonl.py)
+
+A name with a `-` is read by the file with a `_`, whose docstring tells the format. Those in
+data/readers/hub.py are fetched from the hub when they are named alone, as in `--data vqa-rad`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from data.example import VQAExample
+from data.readers import (
+    huatuo,
+    jsonl,
+    omnimedvqa,
+    path_vqa,
+    pmc_vqa,
+    silvar_med,
+    slake,
+    vqa_med_2019,
+    vqa_rad,
+)
+from data.readers.download import HUB, fetch
+from data.rows import Listing, Skipped, modality_name, summary
+from data.splits import (
+    Split,
+    assign,
+    balanced_order,
+    constant_answers,
+    image_groups,
+    in_two_splits,
+    take_readable,
+)
+from grpo.settings.config import UsageError
+
+ALL = "ALL"  # every modality of a data set together
+_READERS = {
+    "omnimedvqa": omnimedvqa.read,
+    "huatuo": huatuo.read,
+    "vqa-rad": vqa_rad.read,
+    "slake": slake.read,
+    "vqa-med-2019": vqa_med_2019.read,
+    "path-vqa": path_vqa.read,
+    "pmc-vqa": pmc_vqa.read,
+    "silvar-med": silvar_med.read,
+    "jsonl": jsonl.read,
+}
+
+
+def load(
+    spec: str,
+    modality: str,
+    *,
+    split: Split,
+    size: int,
+    seed: int,
+    skipped: set[Skipped] | None = None,
+) -> list[VQAExample]:
+    """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
+
+    Questions are balanced over question types; their images are opened once, to see that they can
+    be. What was left out on the way, of every split and modality, is added to `skipped`.
+    """
+    modality = modality_name(modality) or modality
+    if _name(spec) == "phantom":
+        from data.phantom import questions as phantom  # needs numpy, which real data does not
+
+        return phantom.load(modality, split=split, size=size, seed=seed, variant=_place(spec))
+    listing = read(spec)
+    there = of_modality(listing.examples, modality)
+    if not there:
+        counts = Counter(example.modality for example in listing.examples).most_common(20)
+        has = ", ".join(f"{name} ({count})" for name, count in counts)
+        raise UsageError(f"{spec} has no {modality} questions; choose from what it has: {has}")
+    splits = splits_of(spec, seed)
+    pool = [example for example in there if splits[example.id] == split]
+    taken, unreadable = take_readable(balanced_order(pool, seed), size)
+    if skipped is not None:
+        skipped.update(listing.skipped, unreadable, in_two_splits(listing.examples, splits))
+    if size > 0 and not taken:
+        remedy = "put its files there" if listing.splits else "try another --data-seed"
+        raise UsageError(
+            f"{spec} has no usable {modality} image in its {split} split ({len(there)} "
+            f"questions in all): add images, or {remedy}"
+        )
+    return taken
+
+
+def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
+    """Id -> split of every question of a data set on disk; None: left out, see data/splits.py."""
+    return assign(_groups(spec), read(spec).splits, seed)
+
+
+def of_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
+    """The examples of one modality, or all of them for `ALL`."""
+    return [example for example in examples if modality in (example.modality, ALL)]
+
+
+def modalities(spec: str) -> tuple[str, ...]:
+    """The modalities a data set has, the largest first."""
+    if _name(spec) == "phantom":
+        from data.phantom import questions as phantom
+
+        return phantom.MODALITIES
+    return tuple(name for name, _ in Counter(e.modality for e in read(spec).examples).most_common())
+
+
+def learned_from(spec: str) -> str:
+    """The data set that a policy asked `spec` was trained on: a withheld one has no training."""
+    return "phantom" if spec == "phantom:new-kind" else spec
+
+
+@lru_cache(maxsize=64)
+def constant(spec: str, modality: str) -> dict[tuple[str, str], str]:
+    """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
+    if _name(spec) == "phantom":
+        deck = 280  # the largest, of phantom:leaky; every deck holds the same answers
+        return constant_answers(load(spec, modality, split="val", size=deck, seed=0))
+    return constant_answers(of_modality(read(spec).examples, modality))
+
+
+@lru_cache(maxsize=4)  # train, val and test of several modalities are loaded from one listing
+def read(spec: str) -> Listing:
+    """All usable questions of a data set on disk, and all rows left out. No image is opened."""
+    name, place = _name(spec), _place(spec)
+    if name not in _READERS:
+        folders = ", ".join(f"{name}:FOLDER" for name in _READERS if name != "jsonl")
+        raise UsageError(f"no data set {name!r}: use phantom, {folders} or jsonl:FILE")
+    if not place and name not in HUB:
+        raise UsageError(f"{name} needs a place: --data {name}:PATH")
+    listing = _READERS[name](Path(os.path.expanduser(place)) if place else fetch(name))
+    if not listing.examples:
+        raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
+    return listing
+
+
+@lru_cache(maxsize=4)
+def _groups(spec: str) -> dict[str, str]:
+    """Image groups over all modalities: an image may be listed under two of them."""
+    listing = read(spec)
+    return image_groups(listing.examples, listing.root)
+
+
+def _name(spec: str) -> str:
+    return spec.partition(":")[0]
+
+
+def _place(spec: str) -> str:
+    return spec.partition(":")[2]

@@ -1,0 +1,80 @@
+"""PMC-VQA (Zhang et al. 2023): figures of papers, four choices, CSV files and a folder of images.
+
+Columns: Figure_path, Question, Anwser (so spelt) or Answer, Choice A to Choice D (values such as
+" B:Focal uptake"), Answer_label; in version 2 also Caption, which is not shown. Version 2
+(train_2.csv, test_2.csv: parts of figures) is read where it is there, else version 1. The latter's
+test_clean.csv, a part of test.csv checked by hand, takes the place of test.csv where it is there.
+No modality is named.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from data.readers.common import BadRow, csv_rows, image_finder, visible, with_split
+from data.rows import Listing, fold, read_files
+from grpo.settings.config import UsageError
+
+VERSIONS = (
+    ("train_2.csv", "test_2.csv"),
+    ("train.csv", "test_clean.csv"),
+    ("train.csv", "test.csv"),
+)
+LETTERS = "ABCD"
+
+
+def read(path: Path) -> Listing:
+    """All questions of a CSV file, or of a folder in one version."""
+    root = path.parent if path.is_file() else path
+    files = [path] if path.is_file() else _files(path)
+    if not files:
+        raise UsageError(
+            f"pmc-vqa:{path}: no data there; expected the folder that holds train_2.csv, "
+            f"test_2.csv and the unpacked images_2.zip (or train.csv, test.csv and images.zip)"
+        )
+    second = files[0].stem.endswith("_2")
+    find = image_finder(root, ("images_2", "figures") if second else ("images",))
+
+    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+        options, answer = _choices(raw)
+        return {
+            "image": find(raw.get("Figure_path")),
+            "question": raw.get("Question"),
+            "options": options,
+            "answer": answer,
+            "dataset": "PMC-VQA",
+            "split": raw["split"],
+        }
+
+    return read_files(root, files, with_split(csv_rows), to_row)
+
+
+def _files(folder: Path) -> list[Path]:
+    whole = [[folder / name for name in names] for names in VERSIONS]
+    there = [[file for file in files if file.is_file()] for files in whole]
+    # the first version that is whole, else whatever there is
+    return next(
+        (found for found, files in zip(there, whole, strict=True) if found == files),
+        max(there, key=len) or visible(folder.glob("*.csv")),
+    )
+
+
+def _choices(raw: dict[str, Any]) -> tuple[list[str], str]:
+    """The choices without their letters, and the text of the right one, by its letter.
+
+    In some files the column of the answer holds the letter itself.
+    """
+    options = [re.sub(rf"^\s*{x}\s*:\s*", "", raw.get(f"Choice {x}", "")) for x in LETTERS]
+    answer = raw.get("Answer", raw.get("Anwser", ""))
+    letter = raw.get("Answer_label", raw.get("Anwser_label", "")).strip().upper()
+    names = [fold(option) for option in options]
+    if not letter and fold(answer) not in names:
+        letter = answer.strip().rstrip(".:").upper()
+    if not letter:
+        return options, answer
+    index = LETTERS.find(letter) if len(letter) == 1 else -1
+    if index < 0:
+        raise BadRow("answer is none of the options")
+    if fold(answer) in names and fold(answer) != names[index]:
+        raise BadRow("letter and answer disagree")
+    return options, options[index]

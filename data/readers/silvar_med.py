@@ -1,0 +1,70 @@
+"""SilVar-Med (Pham et al. 2025): reasons for what is abnormal in images of SLAKE.
+
+{train,test}/dataset_unique_abnormal.json is a list of {"img_name", "question", "answer"}; where
+question and answer are lists, their elements belong together in order, and each pair is an example
+(the authors' code draws one of them at random). An answer is a long text that reasons and
+concludes; nothing marks where the one ends and the other begins, so the whole of it is both the
+reference answer and the reference reasoning. Modality, licence and size are not known to us, nor
+what RARL changed. Its images are SLAKE's: SLAKE is no unseen source for what is trained here.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.readers.common import BadRow, image_finder, json_list, split_named, visible
+from data.rows import Listing, read_files
+from grpo.settings.config import UsageError
+
+NAME = "dataset_unique_abnormal.json"
+
+
+def read(folder: Path) -> Listing:
+    """All pairs of the files under a folder; images in SLAKE's imgs/, in it or beside it."""
+    files = visible(folder.rglob(NAME))
+    if not files:
+        raise UsageError(
+            f"silvar-med:{folder}: no data there; expected train/{NAME} and test/{NAME}, and "
+            f"SLAKE's imgs/ in the folder or beside it"
+        )
+    places = (folder, *folder.absolute().parents[:2], *_above_images(folder))
+    root = next((place for place in places if (place / "imgs").is_dir()), folder)
+    find = image_finder(root, ("imgs",))
+
+    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": raw["id"],
+            "image": find(raw.get("img_name")),
+            "question": raw["question"],
+            "answer": raw["answer"],
+            "reasoning": raw["answer"],
+            "modality": raw.get("modality"),
+            "dataset": "SilVar-Med",
+            "split": raw["split"],
+        }
+
+    return read_files(root, files, _pairs, to_row)
+
+
+def _above_images(folder: Path) -> list[Path]:
+    """The parents of the folders imgs/ below a folder."""
+    return sorted(path.parent for path in folder.rglob("imgs") if path.is_dir())
+
+
+def _pairs(file: Path) -> Iterator[tuple[int, Any]]:
+    """(index of the row, one of its pairs of question and answer)."""
+    split = split_named(file.parent.name)
+    for number, row in json_list(file):
+        if not isinstance(row, dict):
+            yield number, row
+            continue
+        sides = [row.get("question"), row.get("answer")]
+        questions, answers = ([s] if not isinstance(s, list) else s for s in sides)
+        if not questions and not answers:
+            yield number, BadRow("question is blank")
+        if len(questions) != len(answers):
+            yield number, BadRow("questions and answers differ in number")
+            continue
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            id = f"{split or file.stem}#{number}" + (f".{i}" if len(questions) > 1 else "")
+            yield number, {**row, "id": id, "question": question, "answer": answer, "split": split}

@@ -1,0 +1,47 @@
+"""SLAKE (Liu et al. 2021): {train,validation,test}.json with the images in imgs/; English only.
+
+A row: {"img_name": "xmlab1/source.jpg", "question", "answer", "q_lang": "en" or "zh", "modality":
+"CT", "X-Ray" or "MRI", "answer_type": "OPEN" or "CLOSED", "content_type", "qid", ...}. Some closed
+questions are not about yes and no ("Which is bigger, lung or liver?"): they are asked in words.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from data.readers.common import BadRow, image_finder, json_list, visible, with_split
+from data.rows import NOT_ENGLISH, Listing, read_files
+from grpo.settings.config import UsageError
+
+NAMES = ("train", "validation", "validate", "val", "test")
+
+
+def read(folder: Path) -> Listing:
+    """All English questions of a SLAKE folder, or of the Slake1.0 folder inside it."""
+    for root in (folder, *sorted(path for path in folder.glob("[Ss]*") if path.is_dir())):
+        files = visible(root.glob("*.json"))
+        files = [file for file in files if file.stem in NAMES]
+        if files:
+            break
+    else:
+        raise UsageError(
+            f"slake:{folder}: no SLAKE there; expected the folder that holds train.json, "
+            f"validation.json, test.json and imgs/"
+        )
+    find = image_finder(root, ("imgs",))
+
+    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+        if raw.get("q_lang", "en") != "en":
+            raise BadRow(NOT_ENGLISH)
+        return {
+            "id": raw.get("qid"),
+            "image": find(raw.get("img_name")),
+            "question": raw.get("question"),
+            "answer": raw.get("answer"),
+            "answer_type": raw.get("answer_type"),
+            "question_type": raw.get("content_type"),
+            "modality": raw.get("modality"),
+            "dataset": "SLAKE",
+            "split": raw["split"],
+        }
+
+    return read_files(root, files, with_split(json_list), to_row)

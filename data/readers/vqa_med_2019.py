@@ -1,0 +1,69 @@
+"""ImageCLEF's VQA-Med 2019 (Ben Abacha et al.): lines of text, and the images as synpic*.jpg.
+
+Training and validation: `image|question|answer` in QAPairsByCategory/C1_Modality_train.txt and so
+on, or in All_QA_Pairs_train.txt. Test: `image|category|question|answer` in
+VQAMed2019_Test_Questions_w_Ref_Answers.txt. Several right answers are separated by `#`. What is
+asked of modality is a question like the others; the rows themselves name no modality.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.readers.common import BadRow, image_finder, read_text, split_named, visible
+from data.rows import Listing, read_files
+from grpo.settings.config import UsageError
+
+
+def read(folder: Path) -> Listing:
+    """All questions of the files under a folder, however deep the archives have put them."""
+    files = [file for file in visible(folder.rglob("*.txt")) if _is_read(file)]
+    by_category = {split_named(file.stem) for file in files if _category(file)}
+    files = [f for f in files if _category(f) or split_named(f.stem) not in by_category]
+    if not files:
+        raise UsageError(
+            f"vqa-med-2019:{folder}: no questions there; expected *_train.txt and *_val.txt of "
+            f"QAPairsByCategory, VQAMed2019_Test_Questions_w_Ref_Answers.txt, and their images"
+        )
+    find = image_finder(folder)
+
+    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "image": find(raw["image"]),
+            "question": raw["question"],
+            "answer": raw["answer"].split("#"),
+            "question_type": raw["category"],
+            "dataset": "VQA-Med-2019",
+            "split": raw["split"],
+        }
+
+    return read_files(folder, files, _lines, to_row)
+
+
+def _is_read(file: Path) -> bool:
+    """Whether it is one of the files of questions with answers, by its name."""
+    split = split_named(file.stem)
+    if split == "test":  # there is one without answers, too
+        return "answer" in file.stem.lower()
+    return bool(split) and (bool(_category(file)) or "qa" in file.stem.lower())
+
+
+def _category(file: Path) -> str:
+    """ "modality" of C1_Modality_train.txt."""
+    found = re.match(r"C\d_([A-Za-z]+)_", file.stem)
+    return found[1].lower() if found else ""
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, its fields by name); blank lines are nothing."""
+    split, category = split_named(file.stem), _category(file)
+    names = ("image", "question", "answer") if split != "test" else ()
+    names = names or ("image", "category", "question", "answer")
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        fields = [field.strip() for field in line.split("|", len(names) - 1)]
+        if len(fields) == len(names):
+            found = dict(zip(names, fields, strict=True))
+            yield number, {"category": category, **found, "split": split}
+        elif line.strip():
+            yield number, BadRow(f"line is not of the form {'|'.join(names)}")

@@ -1,0 +1,1 @@
+"""`python train.py --explain`: one step as equations with its numbers."""

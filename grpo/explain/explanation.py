@@ -1,0 +1,205 @@
+"""`python train.py --explain`: one step of the real loop as the paper's equations, with the numbers
+of this very step in them, each beside the function that computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo.advantages import zero_variance
+from grpo.loop import Policy
+from grpo.loss import clipped_surrogate
+from grpo.run.trace import Describe
+from grpo.settings.config import Config, UsageError
+from grpo.step import Step
+
+WIDTH, LABEL, NUMBER = 100, 33, 11  # columns of a line, and of the table of tokens
+# One step on one prompt. A question whose rewards are all equal would teach nothing, so others are
+# drawn in its place. With a reference to look at, and no warm-up, so that the step is seen.
+UNLESS_TYPED = {"recipe": "phantom", "group-size": 4, "kl-coef": 0.04, "warmup-steps": 0}
+ALWAYS = {"method": "grpo", "prompts-per-step": 1, "steps": 1, "dynamic-sampling": 50}
+ALWAYS |= {"eval-size": 0, "eval-every": 0}
+WEIGHTS = {
+    "grpo": "w = 1 / (B G |o_i|)",
+    "dapo": "w = 1 / sum_i |o_i|",
+    "dr_grpo": "w = 1 / (B G max_length)",
+}
+
+
+def one_step(typed: Sequence[str]) -> list[str]:
+    """The flags of the run whose step is explained.
+
+    >>> one_step(["--explain", "--kl-coef", "0"])[6:12]
+    ['--warmup-steps', '0', '--kl-coef', '0', '--method', 'grpo']
+    """
+
+    def words(flags: dict[str, Any]) -> list[str]:
+        return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+    return [*words(UNLESS_TYPED), *(w for w in typed if w != "--explain"), *words(ALWAYS)]
+
+
+def explanation(policy: Policy, step: Step, config: Config, describe: Describe) -> str:
+    """The text, no line longer than 100. `policy` is as the step left it; the step has one group.
+
+    Raises UsageError where all rewards are equal.
+    """
+    rollout = step.rollout
+    if zero_variance(rollout.rewards).item():
+        problem = f"{rollout.redrawn + 1} questions were drawn, and none had rewards that differ"
+        raise UsageError(f"--explain: {problem}; use a larger --group-size or another --seed")
+    best, worst = int(step.advantages.argmax()), int(step.advantages.argmin())
+    between = [i for i in step.advantages[0].argsort().tolist() if i not in (best, worst)]
+    middle = between[(len(between) - 1) // 2 :][:1]  # of two completions there is none
+    with torch.no_grad():
+        after, _ = policy.logprobs(rollout.groups, config.temperature)
+    sections = (
+        question(step, config, describe),
+        advantages(step, config),
+        tokens(policy, step, config, [best, *middle, worst]),
+        loss(step, config),
+        update(step, config),
+        effect(step, after, best, worst),
+    )
+    return "\n\n".join("\n".join(map(printable, section)) for section in sections)
+
+
+def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
+    """What was asked, what was sampled, what it earned."""
+    rollout = step.rollout
+    facts, _ = describe(rollout.examples[0])
+    options = zip(ascii_uppercase, facts["options"], strict=False)
+    yield beside("One step of GRPO, on one question (B = 1)", "grpo/loop.py:grpo")
+    yield f"q: {facts['question']!r} {', '.join(f'{letter}) {text}' for letter, text in options)}"
+    yield f"   right is {facts['gold']}; {facts['modality']}, {facts['id']}"
+    yield "The first question drawn whose completions earn different rewards: equal ones have no"
+    yield f"advantages, so no signal. Drawn before it and skipped: {rollout.redrawn}."
+    yield ""
+    yield beside(
+        f"1. o_1 .. o_{config.group_size} ~ pi_old(. | q)", "models/policy.py:Policy.sample"
+    )
+    for i, text in enumerate(rollout.texts[0]):
+        yield f"   o_{i + 1} of {int(rollout.lengths[i])} tokens: {text!r}"
+    yield beside(f"2. r_i, the weighted sum of {config.reward}", "rewards/scoring.py:score")
+    for i, reward in enumerate(rollout.rewards[0].tolist()):
+        parts = ", ".join(f"{name} {brief(part[0, i])}" for name, part in rollout.parts.items())
+        yield f"   r_{i + 1} = {brief(reward)} ({parts})"
+
+
+def advantages(step: Step, config: Config) -> Iterator[str]:
+    """A_i with its numbers."""
+    rewards = step.rollout.rewards[0]
+    mean, std, scaled = rewards.mean(), rewards.std(), config.scale_rewards == "group"
+    equation = "3. A_i = (r_i - mean)" + (" / (std + 0.0001)" if scaled else "")
+    yield beside(equation, "grpo/advantages.py:group_advantages")
+    total = " + ".join(map(brief, rewards.tolist()))
+    yield f"   mean = ({total}) / {len(rewards)} = {brief(mean)}"
+    yield f"   std = sqrt(sum_i (r_i - mean)^2 / ({len(rewards)} - 1)) = {brief(std)}"
+    for i, (reward, advantage) in enumerate(zip(rewards, step.advantages[0], strict=True), 1):
+        divided = f" / ({brief(std)} + 0.0001)" if scaled else ""
+        yield f"   A_{i} = ({brief(reward)} - {brief(mean)}){divided} = {brief(advantage)}"
+
+
+def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) -> Iterator[str]:
+    """Everything about one token of each of the `chosen` completions: the least certain one."""
+    last, row, rollout = step.updates[-1], step.rollout.row, step.rollout
+    low, high = 1 - config.clip_eps, 1 + (config.clip_eps_high or config.clip_eps)
+    places = [(row == i).nonzero().flatten() for i in chosen]
+    at = torch.stack([place[last.entropy[place].argmax()] for place in places])  # (3,) into (N,)
+    within = [int(t - place[0]) for t, place in zip(at, places, strict=True)]
+    ratio, advantage = last.ratio[at], step.advantages.flatten()[row[at]]
+    gain = clipped_surrogate(ratio, advantage, 1 - low, high - 1)
+    ids = [rollout.groups[0].completions[i][t : t + 1] for i, t in zip(chosen, within, strict=True)]
+    which = f"update {len(step.updates)} of {len(step.updates)}"
+    yield f"4. The least certain token of the best, a middle and the worst completion, {which}"
+    names = [f"o_{i + 1}[{t + 1}]" for i, t in zip(chosen, within, strict=True)]
+    yield columns("   o_i[t]", names)
+    yield columns("   its text", [repr(policy.decode(i))[: NUMBER - 1] for i in ids])
+    none = [math.nan] * len(chosen)
+    reference = none if step.ref_logprobs is None else step.ref_logprobs[at]
+    table = (
+        ("log pi", last.logprobs[at], "models/policy.py:Policy.logprobs"),
+        ("log pi_old, at first update", step.old_logprobs[at], "grpo/loop.py:grpo"),
+        ("log pi_ref", reference, "models/policy.py:Policy.reference"),
+        ("rho = exp(log pi - log pi_old)", ratio, "grpo/loss.py:importance_ratio"),
+        (f"clip(rho, {low:g}, {high:g})", ratio.clamp(low, high), "grpo/loss.py:clipped_surrogate"),
+        ("L = min(rho A, clip(rho) A)", gain, "grpo/loss.py:clipped_surrogate"),
+        ("KL = x - log x - 1, x = ref/pi", last.kl[at], "grpo/loss.py:k3_kl"),
+        (WEIGHTS[config.loss], step.weights[at], "grpo/loss.py:token_weights"),
+        (f"loss = -w (L - {config.kl_coef:g} KL)", last.loss[at], "grpo/loop.py:grpo"),
+    )
+    for label, values, place in table:
+        yield columns(f"   {label}", [brief(value) for value in values], place)
+    if (last.ratio == 1).all():
+        yield "   The ratio is 1 at every token, and none is clipped: the weights have not moved"
+        yield "   since sampling, so pi is pi_old. With --updates-per-rollout 3 they do."
+    if config.kl_coef > 0 and (last.kl == 0).all():
+        yield "   KL is 0 at every token: training starts at the reference, so pi is pi_ref. It"
+        yield "   grows once the weights have moved, from the second update on."
+
+
+def loss(step: Step, config: Config) -> Iterator[str]:
+    """The loss, and each completion's share of it."""
+    last, row = step.updates[-1], step.rollout.row
+    yield beside("5. The sum of the tokens' losses, by completion and in all", "grpo/loop.py:grpo")
+    for i in range(config.group_size):
+        yield f"   o_{i + 1}: {brief(last.loss[row == i].sum())}"
+    total = last.loss.sum()
+    yield f"   loss = {brief(total)}"
+    if config.loss == "grpo" and (last.ratio == 1).all() and total.abs() < 1e-6:
+        yield "   0 but for rounding: the advantages sum to 0, and completions weigh the same."
+        yield "   Its derivative by a log pi is not 0 but -w A, and that moves the weights."
+
+
+def update(step: Step, config: Config) -> Iterator[str]:
+    """The gradient, and what the optimizer makes of it."""
+    last, most = step.updates[-1], config.max_grad_norm
+    held = "longer than" if last.grad_norm > most else "within"
+    yield beside("6. g = d loss / d weights of the LoRA", "grpo/optim.py:optimizer_step")
+    yield f"   |g| = {brief(last.grad_norm)}, {held} --max-grad-norm {most:g}"
+    rate = f"   AdamW moves the weights, at learning rate {brief(last.learning_rate)}"
+    yield beside(rate, "grpo/optim.py:learning_rate")
+
+
+def effect(step: Step, after: Tensor, best: int, worst: int) -> Iterator[str]:
+    """How likely the best and the worst completion were before the step and are now."""
+    row, old = step.rollout.row, step.old_logprobs
+    where = "models/policy.py:Policy.logprobs"
+    yield beside("7. What the step did: log pi(o_i | q), the sum over its tokens", where)
+    for name, i in (("best", best), ("worst", worst)):
+        before, now = old[row == i].sum(), after[row == i].sum()
+        times = f"{brief((now - before).exp())} times as likely"
+        yield f"   {name} o_{i + 1}: {brief(before)} before, {brief(now)} after: {times}"
+        if name == "worst" and now > before:
+            yield "   It rose too: all completions share the weights, and one step is coarse."
+
+
+def beside(text: str, place: str) -> str:
+    """A line with the place in the code at its right end."""
+    return text + place.rjust(WIDTH - len(text))
+
+
+def printable(line: str) -> str:
+    """What a model wrote must not steer the terminal; and a line has an end."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:WIDTH]
+
+
+def columns(label: str, values: Sequence[str], place: str = "") -> str:
+    """A row of the table of tokens."""
+    numbers = "".join(value.rjust(NUMBER) for value in values)
+    return beside(label.ljust(LABEL) + numbers, place).rstrip()
+
+
+def brief(value: float | Tensor) -> str:
+    """Six digits, in at most ten columns.
+
+    >>> brief(2.0), brief(-0.02083333), brief(-1.1920929e-07)
+    ('2', '-0.0208333', '-1.192e-07')
+    """
+    text = f"{float(value) + 0.0:.6g}"
+    return f"{float(value):.3e}" if "e" in text else text

@@ -1,0 +1,1 @@
+"""`python -m grpo.report`: a run as one HTML page."""

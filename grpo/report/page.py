@@ -1,0 +1,181 @@
+"""A run folder, and nothing else, as one HTML page that needs no network and no script.
+
+    python -m grpo.report runs/NAME
+    python -m grpo.report runs/NAME --out page.html --max-mb 20
+
+The page holds the curves of training, the traced steps token by token, the evaluation and the
+settings. What a model wrote and what data holds is text that nobody vouches for: every string goes
+through `legible` and jinja2's escaping, and the page's policy lets nothing run or load but its own
+script and style.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+from grpo.report import curves as charts
+from grpo.report import token_table as inspector
+from grpo.report.contents import contents
+from grpo.report.token_table import DAMAGED, Traced
+from grpo.run.folder import newest_run
+from grpo.settings.flags import (
+    UsageError,
+    check_file,
+    check_options,
+    option,
+    parse_flags,
+)
+
+TEMPLATES = Path(__file__).with_name("templates")
+REMARK_ROOM = 2_000  # bytes that counts and remarks may add once the groups are chosen
+_opt = functools.partial(option, "page")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags of `python -m grpo.report RUN`."""
+
+    out: str | None = _opt(None, "File of the page (none: RUN/report.html).")
+    max_mb: float = _opt(4.0, "Size of the page in MB; groups beyond it are left out.", gt=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_file("--out", self.out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program. Raises UsageError for all that a user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    named = bool(argv) and not argv[0].startswith("-")
+    about = "RUN (the newest finished one, where none is named) as one HTML page."
+    options = Options(**parse_flags(Options, argv[named:], "grpo.report RUN", about))
+    run = Path(argv[0]) if named else newest_run()
+    text = page(run, int(options.max_mb * 1e6))
+    out = Path(options.out or run / "report.html")
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}, {len(text.encode()) / 1e6:.1f} MB")
+
+
+def page(run: Path, most_bytes: int) -> str:
+    """The page of a run folder, of about `most_bytes` at most; groups that do not fit are counted.
+
+    Raises UsageError where `run` is no run folder, or so damaged that nothing can be shown.
+    """
+    try:
+        return _page(run, most_bytes)
+    except UsageError:
+        raise
+    except (*DAMAGED, TemplateError) as error:
+        problem = f"a file of it holds what no run writes ({type(error).__name__}: {error})"
+        raise UsageError(f"{run}: {problem}; mend that file, or take it away") from None
+
+
+def _page(run: Path, most_bytes: int) -> str:
+    told = contents(run)
+    steps, remarks = inspector.traced_steps(run)
+    told["remarks"] += remarks
+    told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
+    told["quantities"] = [q for q in inspector.QUANTITIES if _has(q[0], steps)]
+    environment = make_environment()
+    room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
+    shown = groups_that_fit(environment, steps, run / "trace", room, told["remarks"])
+    for heading, of in zip(told["traced"], shown, strict=True):
+        heading["shown"] = of
+    return render(environment, told, steps)
+
+
+def _has(quantity: str, steps: Sequence[Traced]) -> bool:
+    return quantity != "k" or any(traced.has_reference for traced in steps)
+
+
+def groups_that_fit(
+    environment: Environment, steps: Sequence[Traced], folder: Path, room: int, remarks: list[str]
+) -> list[list[str]]:
+    """The groups of every step as HTML: the first of each, then the second, while there is room."""
+    template = environment.get_template("group.html")
+    shown: list[list[str]] = [[] for _ in steps]
+    most = max((len(traced.record["groups"]) for traced in steps), default=0)
+    for b in range(most):
+        for traced, of in zip(steps, shown, strict=True):
+            if b >= len(traced.record["groups"]):
+                continue
+            try:
+                view = inspector.group(traced, b, folder)
+                text = template.render(group=view, first=b == 0)
+            except DAMAGED:
+                remarks.append(f"Group {b + 1} of traced step {traced.step} cannot be read.")
+                continue
+            room -= len(text.encode())
+            if room < 0:
+                return shown
+            of.append(text)
+    return shown
+
+
+def make_environment() -> Environment:
+    """jinja2 with escaping on, and every string made legible before it is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: legible(value) if type(value) is str else value,
+    )
+    environment.filters |= {"number": _number, "share_of": lambda x, of: 100 * x / of if of else 0}
+    return environment
+
+
+def _number(x: Any) -> str:
+    finite = isinstance(x, int | float) and abs(x) <= sys.float_info.max  # NaN is not, either
+    return charts.number(x) if finite else "-"
+
+
+def legible(text: str) -> str:
+    """Text with what cannot be seen made visible: control characters, and those that turn it round.
+
+    >>> legible("a\\0b"), legible("\\ud800"), legible("\\u202eb")
+    ('a␀b', '\ufffd', '[U+202E]b')
+    """
+    return text if text.isprintable() else "".join(map(_seen, text))
+
+
+def _seen(c: str) -> str:
+    kind = unicodedata.category(c)
+    if c in "\n\t" or kind not in ("Cc", "Cs", "Cf"):
+        return c
+    if kind == "Cs":  # half of a pair: no file can hold it
+        return "\ufffd"
+    return chr(0x2400 + ord(c)) if ord(c) < 0x20 else f"[U+{ord(c):04X}]"
+
+
+def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
+    """The page, with the hashes of its own script and style as all that its policy allows."""
+    rows = steps[0].rows if steps else []
+    updates = max((len(traced.updates) for traced in steps), default=1)
+    labels = "\\A ".join(rows)
+    style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
+    style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html").render(
+        told,
+        rows=rows,
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

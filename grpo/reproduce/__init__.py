@@ -1,0 +1,1 @@
+"""`python -m grpo.reproduce`: the tables of three papers."""

@@ -1,0 +1,246 @@
+"""What a run can go on from, bit for bit: the adapter and AdamW's moments after a step.
+
+    checkpoints/step-000010/adapter/                 a plain peft folder
+    checkpoints/step-000010/optimizer.safetensors    exp_avg.NAME, exp_avg_sq.NAME, step.NAME
+    checkpoints/step-000010/state.json               the step, and how far metrics.jsonl goes
+    checkpoints/step-000010/SHA256SUMS               of all these, as sha256sum -c reads it
+
+No state of a random generator is among them: every random number is a function of (seed, step,
+slot, attempt, row), and the learning rate one of the step. A checkpoint is there whole or not at
+all: it is written under another name, synced to the disk, and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
+
+from grpo.distributed import rank
+from grpo.loop import Policy
+from grpo.run.atomic import check_folder, remove_folder, sweep, sync, write_folder
+from grpo.settings.config import Config, UsageError
+
+FOLDER, FORMAT = "checkpoints", 1
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, all float32
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: its folder, and its state.json with at least `step`, `metrics_bytes`."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps that were done."""
+        return self.state["step"]
+
+
+class Keeper:
+    """Saves a run's checkpoints: told of every step by `note` once it is recorded."""
+
+    def __init__(
+        self,
+        run: Path,
+        policy: Policy,
+        optimizer: torch.optim.AdamW,
+        config: Config,
+        origin: str,
+        started: float,
+    ) -> None:
+        """`origin` is a hash of what the run began with, `started` the time.monotonic() of that."""
+        self.run, self.policy, self.optimizer, self.config = run, policy, optimizer, config
+        self.origin, self.started = origin, started
+        self.note(0, 0)
+
+    def note(self, step: int, metrics_bytes: int) -> None:
+        """`step` steps are done, and recorded in so many bytes of metrics.jsonl."""
+        self.step, self.metrics_bytes = step, metrics_bytes
+        self.updates = updates(self.optimizer)
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether there is a step, and policy and optimizer are as it left them."""
+        return self.step > 0 and updates(self.optimizer) == self.updates
+
+    @property
+    def due(self) -> bool:
+        """Whether `--save-every` wants a checkpoint of this step; the last one has one."""
+        every = self.config.save_every
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def save(self) -> None:
+        """Write the checkpoint of the step, then take away all but the last ones.
+
+        Raises UsageError where it cannot be written; what is there already stays as it is.
+        """
+        place = self.run / FOLDER / f"step-{self.step:06d}"
+        if place.exists() or rank() > 0:
+            return
+        try:
+            sync(self.run / "metrics.jsonl")  # not to be behind the checkpoint
+            write_folder(place, self._write)
+            sync(self.run)
+            for old in checkpoints(self.run)[: -self.config.keep_checkpoints]:
+                remove_folder(old)
+        except (OSError, SafetensorError) as error:
+            raise _unwritten(place, error) from None
+
+    def _write(self, folder: Path) -> None:
+        state = {
+            "format": FORMAT,
+            "step": self.step,
+            "metrics_bytes": self.metrics_bytes,
+            "origin": self.origin,
+            "seconds": time.monotonic() - self.started,
+        }
+        self.policy.save(folder / "adapter")
+        moments = serialized(_moments(self.policy, self.optimizer))
+        (folder / "optimizer.safetensors").write_bytes(moments)
+        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def save_adapter(run: Path, policy: Policy) -> None:
+    """Write the run's adapter folder, what it is evaluated by. Raises UsageError."""
+    if rank() > 0:
+        return
+    try:
+        policy.save(run / "adapter")
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(run / "adapter", error) from None
+
+
+def _unwritten(place: Path, error: Exception) -> UsageError:
+    problem = getattr(error, "strerror", None) or str(error)
+    return UsageError(f"{place}: cannot be written ({problem}); make room there")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints by their steps, whole or damaged."""
+    return sorted(filter(_step, (run / FOLDER).glob("step-*")), key=_step)
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """The last checkpoint of a run that is whole; names those on the way that are not.
+
+    None where the run has none at all. Raises UsageError where all are damaged.
+    """
+    found = checkpoints(run)
+    for folder in reversed(found):
+        try:
+            return opened(folder)
+        except UsageError as error:
+            print(f"train.py: {error}; trying the one before", file=sys.stderr)
+    if found:
+        problem = f"all {len(found)} checkpoints are damaged"
+        raise UsageError(f"{run}: {problem}; start again with another --out")
+    return None
+
+
+def opened(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, every byte of it checked. Raises UsageError."""
+    try:
+        check_folder(folder)
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError("another version of the program wrote it")
+        lines = (folder.parent.parent / "metrics.jsonl").read_bytes()[: state["metrics_bytes"]]
+        if lines.count(b"\n") != state["step"] or not lines.endswith(b"\n"):
+            raise ValueError("metrics.jsonl has lost lines that it counts on")
+    except OSError as error:
+        raise UsageError(f"checkpoint {folder}: {error.filename}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"checkpoint {folder}: damaged: {error}") from None
+    return Checkpoint(folder, state)
+
+
+def origin(questions: str, adapter: Path | None) -> str:
+    """A hash of what the settings name without saying what it holds: the training questions, by a
+    hash of theirs, and the adapter folder to start from."""
+    files = sorted(adapter.glob("*.safetensors")) if adapter else []
+    return hashlib.sha256(
+        b"".join([questions.encode(), *(f.read_bytes() for f in files)])
+    ).hexdigest()
+
+
+def restore(
+    checkpoint: Checkpoint, policy: Policy, optimizer: torch.optim.AdamW, origin: str
+) -> float:
+    """Put adapter and moments back, in place; and the seconds that the run took so far.
+
+    The policy's reference stays what it was. Raises UsageError where the run began with another
+    `origin`, or the moments do not fit the policy.
+    """
+    if checkpoint.state["origin"] != origin:
+        problem = "the training questions, or the adapter of --init, are others now"
+        raise UsageError(f"checkpoint {checkpoint.folder}: {problem}; put them back")
+    policy.load(checkpoint.folder / "adapter")
+    tensors = load_file(checkpoint.folder / "optimizer.safetensors")
+    wanted = {f"{moment}.{name}" for name in policy.names for moment in MOMENTS}
+    if tensors and tensors.keys() != wanted:  # none at all: no update has been made so far
+        raise UsageError(f"checkpoint {checkpoint.folder}: was made for another model")
+    state = {
+        i: {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
+        for i, name in enumerate(policy.names if tensors else ())
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return checkpoint.state["seconds"]
+
+
+def updates(optimizer: torch.optim.AdamW) -> int:
+    """Updates made so far, those left out for a gradient that is not finite not among them."""
+    return max((int(of["step"]) for of in optimizer.state.values()), default=0)
+
+
+def cut_back(run: Path, checkpoint: Checkpoint | None, steps: int) -> None:
+    """Take away what a run wrote after a checkpoint (None: after its start), `steps` being its all.
+
+    The later checkpoints go first, so that a kill in here leaves what the next cut mends.
+    """
+    step = checkpoint.step if checkpoint else 0
+    sweep(run / FOLDER)
+    for folder in reversed(checkpoints(run)):
+        if _step(folder) > step:
+            remove_folder(folder)
+    if step < steps:  # another policy is to come: none of these is about it
+        (run / "summary.json").unlink(missing_ok=True)
+        shutil.rmtree(run / "adapter", ignore_errors=True)
+        for stale in (*run.glob("**/evaluation.json"), *run.glob("**/predictions/*trained-*")):
+            stale.unlink()
+    for record in run.glob("trace/step-*"):
+        if _step(record) > step or record.suffix == ".part":
+            record.unlink()
+    metrics = run / "metrics.jsonl"
+    if metrics.exists():
+        os.truncate(metrics, checkpoint.state["metrics_bytes"] if checkpoint else 0)
+
+
+def _moments(policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """AdamW's state under the names of the parameters on disk."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{moment}.{name}": state[i][moment].detach().cpu().contiguous()
+        for i, name in enumerate(policy.names)
+        for moment in MOMENTS
+        if i in state
+    }
+
+
+def _step(path: Path) -> int:
+    """The step that a file or folder named step-000010 is of; 0 for another name."""
+    number = path.name.removeprefix("step-").partition(".")[0]
+    return int(number) if number.isdecimal() else 0

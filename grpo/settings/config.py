@@ -1,0 +1,257 @@
+"""Every setting of a run: one frozen dataclass, one line a field.
+
+The flags of train.py, their --help, the checks and a run's config.json are all made from these
+fields, so a setting has one name everywhere. Values come in three layers, and the later one wins:
+the defaults below, the recipe (grpo/settings/recipes.py), the flags that were typed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from grpo.settings import recipes
+from grpo.settings.cache import cache_folder, user_cache
+from grpo.settings.flags import (
+    SettingsError,
+    UsageError,
+    check_file,
+    check_options,
+    exit_on_usage_error,
+    flag,
+    names_in,
+    option,
+    parse_flags,
+    steps_in,
+)
+from grpo.settings.recipes import TRL_NAMES
+
+__all__ = [
+    "EVALUATION_STREAM",
+    "SHUFFLE_STREAM",
+    "TRAIN_STREAM",
+    "TRL_NAMES",
+    "Config",
+    "SettingsError",
+    "UsageError",
+    "cache_folder",
+    "check_file",
+    "exit_on_usage_error",
+    "key_word",
+    "user_cache",
+]
+
+# First word of every random key (stream, seed, step, prompt, attempt, row): streams never meet.
+TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
+
+
+def key_word(text: str) -> int:
+    """A word of a random key that stands for a text, such as a question's id."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+Method = Literal["grpo", "sft"]
+Target = Literal["answer", "reasoning"]
+Prompt = Literal["reason", "explain", "direct", "open"]
+Recipe = Literal["auto", "phantom", "medvlm-r1", "rarl", "clinical"]
+Loss = Literal["grpo", "dapo", "dr_grpo"]
+Scale = Literal["group", "none"]
+Schedule = Literal["constant", "linear"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Switch = Literal["auto", "on", "off"]
+
+
+_task = functools.partial(option, "what is trained")
+_data = functools.partial(option, "data")
+_draw = functools.partial(option, "rollout: B prompts a step, G completions of each")
+_loss = functools.partial(option, "loss")
+_adam = functools.partial(option, "optimizer: AdamW over the LoRA weights")
+_run = functools.partial(option, "run and machine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of one training run; help texts carry the papers' symbols in brackets.
+
+    Raises UsageError for a value of the wrong type, an unknown choice, or one out of bounds.
+
+    >>> Config(group_size=4).group_size
+    4
+    >>> Config(group_size=1)
+    Traceback (most recent call last):
+    grpo.settings.flags.UsageError: --group-size 1: a group needs at least 2 completions...
+    """
+
+    method: Method = _task("grpo", "Reinforcement (grpo) or the supervised baseline (sft).")
+    sft_target: Target = _task("answer", "For sft; reasoning is privileged: grpo never sees it.")
+    recipe: Recipe = _task("auto", "Named values to start from; auto looks at the machine.")
+    model: str = _task("phantom", "The tiny model shipped here (phantom), a folder or a hub id.")
+    init: str = _task("instruct", "Start as --model, as its base, or (sft:RUN) as a run's adapter.")
+    lora_r: int = _task(16, "Rank of the LoRA matrices A and B (r).", ge=1)
+    lora_alpha: int = _task(32, "Their scale: a weight moves by B A alpha / r (alpha).", ge=1)
+
+    data: str = _data("phantom", "Data set, as NAME or NAME:PATH; the README names them.")
+    prompt: Prompt = _data("reason", "Think, then answer; direct: answer only; open: in words.")
+    diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
+    shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
+    modality: str = _data("MRI", "Modality to train on; ALL: every one of data on disk.")
+    ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
+    train_size: int = _data(600, "Training questions.", ge=1)
+    val_size: int = _data(100, "Validation questions, drawn from the training images.", ge=0)
+    eval_size: int = _data(300, "Test questions of each modality, scored at the end.", ge=0)
+    eval_every: int = _data(0, "Steps between two validations; 0 for none.", ge=0)
+    strict: bool = _data(False, "Stop at rows that cannot be used, which are else left out.")
+
+    group_size: int = _draw(8, "Completions drawn for each prompt (G).", ge=1)
+    prompts_per_step: int = _draw(4, "Prompts of a step, each with its group (B).", ge=1)
+    max_completion_length: int = _draw(256, "Longest completion, in tokens (max |o_i|).", ge=1)
+    temperature: float = _draw(1.0, "Temperature of sampling and of scoring (T).", gt=0)
+    dynamic_sampling: int = _draw(0, "Redraws of a group of equal rewards; 0 for none.", ge=0)
+    reward: str = _draw("format=1,accuracy=1", "Weighted rewards (r_i); also FILE.py:FUNCTION=W.")
+    length_cap: int = _draw(100, "Words of reasoning that length rewards pay for at most.", ge=1)
+    judge: str | None = _draw(None, "Judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
+    judge_model: str | None = _draw(None, "The model that a --judge URL serves.")
+
+    loss: Loss = _loss("grpo", "Mean over completions (grpo), tokens (dapo), slots (dr_grpo).")
+    scale_rewards: Scale = _loss("group", "Divide the advantage (A_i) by the group's std or not.")
+    kl_coef: float = _loss(0.04, "Weight of the k3 KL to the reference (beta); 0: none.", ge=0)
+    clip_eps: float = _loss(0.2, "The ratio is clipped at 1 - this (epsilon).", gt=0, lt=1)
+    clip_eps_high: float | None = _loss(None, "And at 1 + this (none: --clip-eps).", gt=0)
+    updates_per_rollout: int = _loss(1, "Optimizer updates on each rollout (mu).", ge=1)
+
+    steps: int = _adam(300, "Steps: a rollout and its mu updates.", ge=1)
+    learning_rate: float = _adam(1e-5, "Highest learning rate.", gt=0)
+    warmup_steps: int = _adam(0, "Steps of linear warm-up to it.", ge=0)
+    lr_schedule: Schedule = _adam("linear", "After warm-up: constant, or linear down to 0.")
+    max_grad_norm: float = _adam(1.0, "Norm that the gradient is clipped to.", gt=0)
+    max_skipped_steps: int = _adam(5, "Steps in a row without a finite gradient, to stop at.", ge=1)
+    weight_decay: float = _adam(0.0, "AdamW's decoupled weight decay.", ge=0)
+
+    seed: int = _run(42, "Seed of every random choice but the next.", ge=0, lt=2**31)
+    data_seed: int = _run(42, "Seed of the split and of the questions drawn.", ge=0, lt=2**31)
+    out: str | None = _run(None, "Run folder (none: a new one under runs/).")
+    resume: str | None = _run(None, "Go on: auto, with what --out holds; or a run's FOLDER.")
+    save_every: int = _run(10, "Steps between two checkpoints; 0: only when stopped.", ge=0)
+    keep_checkpoints: int = _run(2, "Checkpoints kept, the last ones.", ge=1)
+    cache: str = _run("auto", "Folder for image features; auto: in the user's cache; none: no.")
+    device: str = _run("auto", "auto, cpu, cuda or cuda:N.")
+    dtype: Dtype = _run("auto", "Of the base model; auto: bfloat16 on a GPU, else float32.")
+    gradient_checkpointing: Switch = _run("auto", "Recompute activations to save memory.")
+    max_pixels: int = _run(401_408, "Larger images are shrunk to it; 784 pixels a token.", ge=784)
+    threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
+    trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
+    sample_every: int | None = _run(None, "Steps between completions shown; none: 5 a run.", ge=0)
+    tensorboard: bool = _run(False, "Also write the metrics for TensorBoard, in the run folder.")
+    quiet: bool = _run(False, "Say nothing but errors and the last line.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.method == "grpo" and self.group_size < 2:
+            raise UsageError(
+                f"--group-size {self.group_size}: a group needs at least 2 completions to compare; "
+                "use --group-size 8"
+            )
+        if self.eval_every and not self.val_size:
+            raise UsageError(
+                f"--eval-every {self.eval_every}: nothing to validate on with --val-size 0; "
+                "use --val-size 100"
+            )
+        if not re.fullmatch("instruct|base|sft:.+", self.init):
+            raise UsageError(f"--init {self.init}: use instruct, base or sft:runs/NAME")
+        for name in ("ood", "diversity"):
+            try:
+                names_in(getattr(self, name))
+            except UsageError as error:
+                raise UsageError(f"{flag(name)} {error}") from None
+        steps_in(self.trace_steps, self.steps)
+        ways = typing.get_args(Prompt)
+        if unknown := [way for way in self.ways if way not in ways]:
+            problem = f"--diversity {unknown[0]}: unknown way of asking"
+            raise UsageError(f"{problem}; use some of {', '.join(ways)}, or none")
+
+    @property
+    def ood_modalities(self) -> tuple[str, ...]:
+        """The unseen modalities: `ood` as a tuple, without the one trained on; none after ALL."""
+        if self.modality == "ALL":
+            return ()
+        return tuple(name for name in names_in(self.ood) if name != self.modality)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of asking that training draws from (diversity prompting)."""
+        return names_in(self.diversity) or (self.prompt,)
+
+    @property
+    def traced_steps(self) -> frozenset[int]:
+        """The steps, from 1, that grpo/run/trace.py keeps a record of."""
+        return steps_in(self.trace_steps, self.steps)
+
+    @classmethod
+    def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:
+        """Defaults, then the recipe, then the flags in `argv` (None: the command line).
+
+        Prints one line and exits with code 2 on a bad flag, and with 0 after --help.
+
+        >>> Config.from_flags(["--recipe", "medvlm-r1", "--beta", "0"]).kl_coef
+        0.0
+        """
+        with exit_on_usage_error(prog):
+            about = (
+                "Train on one modality, then score it and unseen ones; or --explain one step, or"
+            )
+            about += " (--dry-run, --memory-limit 40GB) say what memory a run takes."
+            given = parse_flags(cls, argv, prog, about, TRL_NAMES, recipes.RECIPES)
+            cls(**given)  # complains of a bad flag before anything else happens
+            name = given.get("recipe", "auto")
+            if name == "auto":
+                name, why = recipes.choose(given.get("device", "auto"))
+                if not given.get("quiet"):
+                    print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
+            return cls(**{**recipes.RECIPES[name], **given, "recipe": name})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> Config:
+        """The inverse of to_dict; settings that `values` lacks take their defaults."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise UsageError(
+                f"{where}: unknown setting {unknown[0]}: another version of the program wrote it; "
+                "use that version, or take the setting out"
+            )
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def overrides(self) -> dict[str, Any]:
+        """What differs from the recipe (from the defaults, where none was applied)."""
+        plain = Config(**recipes.RECIPES.get(self.recipe, {}), recipe=self.recipe).to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != plain[name]}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """Read what `save` wrote. Raises UsageError for a missing, foreign or newer file."""
+        try:
+            values = {**json.loads(Path(path).read_text(encoding="utf-8"))["config"]}
+        except OSError:
+            raise UsageError(f"{path}: cannot be read; name the folder of a run") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UsageError(f"{path}: not the config.json of a run; name another run") from None
+        return cls.from_dict(values, where=str(path))
+
+    def save(self, path: str | Path, **extra: Any) -> None:
+        """Write {"config": all settings, "overrides": those not the recipe's, **extra} as JSON."""
+        record = {"config": self.to_dict(), "overrides": self.overrides(), **extra}
+        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

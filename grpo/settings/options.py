@@ -1,0 +1,109 @@
+"""The flags of evaluate.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from typing import Any, Literal
+
+from grpo.settings.config import Prompt
+from grpo.settings.flags import UsageError, check_file, check_options, names_in, option
+
+_what = functools.partial(option, "what is scored")
+_how = functools.partial(option, "how it is asked")
+_one = functools.partial(option, "one question about one picture")
+_out = functools.partial(option, "output")
+_run = functools.partial(option, "machine")
+WAYS = typing.get_args(Prompt)
+METRICS = ("perplexity", "reasoning", "correctness", "similarity")
+AS_RUN = "run"  # as the run had it, where none is a value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What evaluate.py is asked to do; what is None is as the run had it."""
+
+    run: str | None = _what(None, "Run folder (none: the newest under runs/).")
+    model: str | None = _what(None, "A model in place of a run: hub id, folder or phantom.")
+    adapter: str | None = _what(None, "Of --model: the adapter folder to score beside it.")
+    compare: str | None = _what(None, "More runs, RUN,RUN: rows beside this one's.")
+    data: str | None = _what(None, "Another data set, such as phantom:new-kind.")
+    modality: str | None = _what(None, "Of --model: what counts as in distribution.")
+    ood: str = _what(AS_RUN, "Unseen modalities to score, or none.")
+    eval_size: int | None = _what(None, "Test questions of each modality.", ge=1)
+
+    prompt: str | None = _how(None, "Ways of asking: reason, explain, direct, open; a comma list.")
+    controls: Literal["none", "fast", "full"] = _how("fast", "Asked on 240 questions, or on all.")
+    samples: int = _how(0, "Also draw this many answers to each question, for pass@k (K).", ge=0)
+    temperature: float = _how(1.0, "Temperature of these samples (T).", gt=0)
+    metrics: str = _how("none", "More figures: " + ", ".join(METRICS) + "; a comma list, or all.")
+    judge: str | None = _how(None, "Their judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
+    judge_model: str | None = _how(None, "The model that a --judge URL serves.")
+    scorer: Literal["ours", "medvlm-r1"] = _how("ours", "Or the parser of its published figures.")
+
+    image: str | None = _one(None, "Ask about this image: PNG, JPEG, DICOM, NIfTI.")
+    question: str | None = _one(None, "The question.")
+    options: str | None = _one(None, 'Its options, as "left;right".')
+
+    json: str | None = _out(None, "File of the table (none: evaluation.json in the run).")
+    markdown: str | None = _out(None, "Also write it to this file, as Markdown.")
+    export_merged: str | None = _out(None, "Only write base and adapter, as one model, there.")
+
+    batch_size: int = _run(64, "Questions answered together.", ge=1)
+    device: str | None = _run(None, "auto, cpu, cuda or cuda:N.")
+    threads: int | None = _run(None, "CPU threads; 0 for torch's own choice.", ge=0)
+    cache: str = _run(AS_RUN, "Folder for image features; auto or none.")
+    dtype: Literal["run", "auto", "float32", "bfloat16"] = _run(
+        AS_RUN, "Of the base model; an export has this dtype."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_file("--json", self.json)
+        check_file("--markdown", self.markdown)
+        for way in self.ways:
+            if way not in WAYS:
+                raise UsageError(f"--prompt {way}: unknown choice; use one of {', '.join(WAYS)}")
+        if "open" in self.ways[:-1]:  # it hides the options that the others show
+            raise UsageError(f"--prompt {self.prompt}: put open last")
+        if unknown := [name for name in self.measured if name not in METRICS]:
+            raise UsageError(f"--metrics {unknown[0]}: unknown; use some of {', '.join(METRICS)}")
+        one = (self.image, self.question, self.options)
+        if any(one) and not all(one):
+            raise UsageError("--image, --question and --options go together; give all three")
+        if self.adapter and not self.model:
+            raise UsageError(f"--adapter {self.adapter}: of which base? add --model")
+        if self.image and self.export_merged:
+            raise UsageError("--image and --export-merged: one at a time")
+        if self.modality and not self.model:
+            raise UsageError(f"--modality {self.modality}: a run has its own; it goes with --model")
+        if self.model and self.run:
+            raise UsageError("--run and --model: a run has its model; give one of them")
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of asking, the first one first; none: the run's."""
+        return names_in(self.prompt or "")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The figures of --metrics."""
+        return METRICS if self.metrics == "all" else names_in(self.metrics)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The options of --options. Raises UsageError where they are not 2 to 26."""
+        texts = tuple(text.strip() for text in (self.options or "").split(";") if text.strip())
+        if not 2 <= len(texts) <= 26:
+            raise UsageError(f'--options {self.options}: give 2 to 26, as in "left;right"')
+        return texts
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of a run that were given here, and go before the run's own."""
+        names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")
+        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model")}
+        if self.ways:
+            values["prompt"] = self.ways[0]
+        return {name: value for name, value in values.items() if value not in (None, AS_RUN)}

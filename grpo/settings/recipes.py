@@ -1,0 +1,162 @@
+"""Named configurations, every value with its source.
+
+What a recipe leaves out is Config's default. "ours" marks a value that no paper gives, or that our
+set-up needs different. MedVLM-R1 is arXiv 2502.19634 and the code released with it, RARL is
+2506.06600, Zhu et al. 2505.13973. The full text of the last two was not at hand: "paper" marks what
+their abstracts and pages say, "summary" what third parties say of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The tiny model on generated phantom images, for a laptop CPU. All numbers are ours.
+    "phantom": {
+        "model": "phantom",
+        "data": "phantom",
+        "train_size": 2400,
+        "val_size": 240,
+        "eval_size": 1200,  # a modality; phantoms cost nothing, and intervals shrink
+        "group_size": 8,
+        "prompts_per_step": 16,
+        "steps": 200,
+        "max_completion_length": 48,
+        "learning_rate": 1.2e-3,  # far above a real model's: the LoRA of a tiny one is tiny
+        "warmup_steps": 20,
+        "loss": "grpo",
+        "length_cap": 24,  # words; three lesions take 16
+        "kl_coef": 0.0,  # the run is short, and the base's habits are what it should leave
+        "lora_r": 16,
+        "lora_alpha": 32,
+    },
+    # MedVLM-R1: 600 MRI questions, tested on MRI, CT and X-ray.
+    "medvlm-r1": {
+        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
+        "data": "huatuo",  # the collection its released code reads; fetched from the hub
+        "modality": "MRI",  # paper
+        "ood": "CT,XRAY",  # paper
+        "train_size": 600,  # paper; the released code takes 500
+        "eval_size": 300,  # paper: 300 of each modality
+        "val_size": 0,  # no validation is reported
+        "group_size": 4,  # released script: --num_generations 4
+        "prompts_per_step": 4,  # released script: 2 GPUs x 1 prompt x 2 accumulated
+        "steps": 300,  # 600 questions x 2 epochs / 4 prompts
+        "max_completion_length": 512,  # released script
+        "temperature": 1.0,  # released trainer, fixed there
+        "reward": "format=1,accuracy=1",  # paper: the plain sum, 0 to 2
+        "loss": "grpo",  # released trainer: mean of each completion, then of the batch
+        "scale_rewards": "group",  # released trainer
+        "kl_coef": 0.04,  # TRL's default at the time (0 today); k3 in the loss
+        "updates_per_rollout": 1,  # released trainer; the clip then never acts
+        "learning_rate": 1e-5,  # ours, for LoRA: the paper tuned all weights at 1e-6
+        "lora_r": 16,  # ours
+        "lora_alpha": 32,  # ours
+        "lr_schedule": "linear",  # Trainer's default, as are the next three
+        "warmup_steps": 0,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "max_pixels": 401_408,  # released script: 512 visual tokens
+        "seed": 42,  # released script's shuffle
+    },
+    # RARL: LoRA, a reward for the answer and one for the reasoning, diversity prompting. Its
+    # formulae, weights, prompts, learning rate, group size and beta were not found.
+    "rarl": {
+        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
+        "data": "silvar-med",  # summary: a subset of it; wants --data silvar-med:FOLDER
+        "modality": "ALL",  # it names none
+        "ood": "none",  # unseen are other data sets: evaluate.py --data vqa-rad and others
+        "train_size": 1000,  # summary: 500 to 1,000
+        "eval_size": 300,  # ours
+        "val_size": 0,
+        "lora_r": 8,  # summary
+        "lora_alpha": 16,  # ours
+        "diversity": "explain,direct,open",  # summary: explanation-required, short-form, open-ended
+        "prompt": "reason",  # paper: reasoning prompting at inference
+        "reward": "format=1,correctness=1,reasoning=1",  # paper: both; judged: ours
+        "group_size": 8,  # ours
+        "prompts_per_step": 4,  # ours
+        "steps": 500,  # ours: 1,000 questions x 2 epochs / 4 prompts
+        "max_completion_length": 512,  # ours, as MedVLM-R1
+        "loss": "grpo",  # paper: GRPO
+        "kl_coef": 0.04,  # ours, as MedVLM-R1
+        "learning_rate": 1e-5,  # ours
+        "max_pixels": 401_408,  # ours, as MedVLM-R1
+    },
+    # Zhu et al.: what each of four dimensions does to medical GRPO. This is their plain GRPO; the
+    # dimensions are flags: --init base or sft:RUN; --reward ...,semantic=1 --judge ...;
+    # --reward ...,length-ecr=1 or length-cwr=1; --loss dr_grpo --scale-rewards none and
+    # --shuffle-options. Beta, learning rate and steps were not found.
+    "clinical": {
+        "model": "Qwen/Qwen2-VL-2B-Instruct",  # summary
+        "data": "pmc-vqa",  # summary
+        "modality": "ALL",  # it names none
+        "ood": "none",
+        "train_size": 10_000,  # summary
+        "eval_size": 7_000,  # summary
+        "val_size": 0,
+        "reward": "format=1,accuracy=1",  # summary: what the others are added to
+        "group_size": 8,  # summary
+        "prompts_per_step": 4,  # ours
+        "steps": 2_500,  # ours: one epoch
+        "max_completion_length": 512,  # ours, as MedVLM-R1
+        "length_cap": 200,  # ours, words
+        "loss": "grpo",  # summary
+        "kl_coef": 0.04,  # summary: with KL; the value is ours, as MedVLM-R1
+        "learning_rate": 1e-5,  # ours, for LoRA
+        "lora_r": 16,  # ours
+        "lora_alpha": 32,  # ours
+        "max_pixels": 401_408,  # ours, as MedVLM-R1
+    },
+}
+
+# Cards sold as "16 GB" report a little less than 16e9 bytes.
+BIG_ENOUGH = 15.5e9
+
+
+def choose(device: str) -> tuple[str, str]:
+    """The recipe for this machine and the reason in a few words; `device` as in Config."""
+    return recipe_for(None if device == "cpu" else _cuda_bytes(device))
+
+
+def recipe_for(memory: float | None) -> tuple[str, str]:
+    """As `choose`, from the bytes of memory of the CUDA device (None: there is no such device).
+
+    >>> recipe_for(None)
+    ('phantom', 'no CUDA device')
+    >>> recipe_for(40e9)
+    ('medvlm-r1', 'a CUDA device of 40 GB')
+    """
+    if memory is None:
+        return "phantom", "no CUDA device"
+    size = f"a CUDA device of {memory / 1e9:.0f} GB"
+    if memory < BIG_ENOUGH:
+        return "phantom", f"{size}, too small for a 2B model"
+    return "medvlm-r1", size
+
+
+def _cuda_bytes(device: str) -> float | None:
+    import torch  # here, because it takes seconds and --help needs none of it
+
+    if not torch.cuda.is_available():
+        return None
+    where = device if device.startswith("cuda") else "cuda"
+    try:
+        return float(torch.cuda.get_device_properties(where).total_memory)
+    except (RuntimeError, AssertionError):  # no such device: models/loading/load.py complains of it
+        return None
+
+
+# Second spellings of flags, for users of TRL: its name -> ours, where the two differ.
+TRL_NAMES = {
+    "num_generations": "group_size",
+    "beta": "kl_coef",
+    "epsilon": "clip_eps",
+    "epsilon_high": "clip_eps_high",
+    "num_iterations": "updates_per_rollout",
+    "loss_type": "loss",
+    "output_dir": "out",
+    "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints",
+    "resume_from_checkpoint": "resume",
+}

@@ -1,0 +1,183 @@
+"""Image -> features of the frozen vision tower, computed once per image and kept.
+
+The tower is frozen, so an image's features are a constant: each image goes through it ALONE (the
+result cannot depend on the batch) under no_grad, and is kept in memory and then in the cache
+folder. Sampling, the policy pass and the reference pass all use the same tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from grpo.settings.config import SettingsError, UsageError
+from models.device import out_of_memory
+from models.images.disk_cache import FeatureFiles, Features
+from models.images.prefetch import Ahead
+from models.matmul import Widening
+
+MEMORY_LIMIT = 4 << 30  # bytes of features held in memory; the least recently used leave first
+
+Patches = tuple[Tensor, Tensor]  # (t*h*w, values of a patch) and the grid (1, 3), on the CPU
+
+
+class ImageSource(Protocol):
+    """What an image must offer; the key is stable: equal keys mean equal pixels."""
+
+    @property
+    def key(self) -> str: ...
+
+    def open(self) -> Image.Image: ...
+
+
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, types, shapes and bytes: equal exactly when the weights are."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Prepared(NamedTuple):
+    """An image before the tower: its features where they are on disk, else its patches."""
+
+    name: str  # of its features
+    kept: Features | None
+    patches: Patches | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(of[0].nbytes for of in (self.kept, self.patches) if of)
+
+
+class VisionCache:
+    """The features of images under one frozen tower.
+
+    `cache` is the folder on disk, or None for memory only. Raises UsageError where a parameter of
+    the tower trains: kept features would be stale after the first step.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, cache: Path | None) -> None:
+        self.model = model  # the Qwen2VLModel that holds the tower (`visual`)
+        self.processor = processor
+        self.files = FeatureFiles(None if cache is None else Path(cache) / "vision")
+        self._memory: OrderedDict[str, Features] = OrderedDict()
+        self._memory_bytes = 0
+        self._names: dict[str, str] = {}  # image key -> name of its features: opened once a run
+        self._ahead = Ahead(self._prepare)
+        self._refuse_training()
+
+    def ahead(self, images: Iterable[ImageSource]) -> None:
+        """Say which images are asked for next, in this order: threads prepare them meanwhile.
+
+        One said twice is prepared once; those said before and not again are forgotten. What is
+        wrong with an image is raised by `features`, if it is asked for.
+        """
+        new = [image for image in images if self._names.get(image.key) not in self._memory]
+        if new:
+            _ = self._tower  # here: two threads would each hash the weights
+        self._ahead.want(new)
+
+    def features(self, image: ImageSource) -> Features:
+        """The image's features (t*h*w/4, hidden) on the CPU, in the tower's dtype, and its grid."""
+        self._refuse_training()
+        name = self._names.get(image.key)
+        if name not in self._memory:
+            name = self._load(image)
+        self._memory.move_to_end(name)
+        return self._memory[name]
+
+    def _load(self, image: ImageSource) -> str:
+        """Bring the image's features into memory, and say their name there."""
+        name, kept, patches = self._ahead.take(image)
+        if name in self._memory:  # by another image of equal pixels
+            return name
+        kept = kept or self._read(name)  # meanwhile, perhaps, by another process
+        if kept is None:
+            kept = self._compute(patches or self._patches(image.open(), image.key), image.key)
+            self.files.write(name, *kept)
+        self._memory[name] = kept
+        self._memory_bytes += kept[0].nbytes
+        while self._memory_bytes > MEMORY_LIMIT and len(self._memory) > 1:
+            _, (features, _) = self._memory.popitem(last=False)
+            self._memory_bytes -= features.nbytes
+        return name
+
+    def _prepare(self, image: ImageSource) -> Prepared:
+        """All that comes before the tower, in any thread."""
+        name, pixels = self._names.get(image.key), None
+        if name is None:
+            pixels = image.open()
+            name = self._names[image.key] = self._name(pixels)
+        kept = self._read(name)
+        if kept or name in self._memory:
+            return Prepared(name, kept, None)
+        return Prepared(name, None, self._patches(pixels or image.open(), image.key))
+
+    def _refuse_training(self) -> None:
+        if any(parameter.requires_grad for parameter in self.model.visual.parameters()):
+            raise UsageError(
+                "the vision tower has trainable weights, so image features cannot be kept; "
+                "freeze it (requires_grad_(False)) and train the language model only"
+            )
+
+    @cached_property
+    def _tower(self) -> str:
+        """What features on disk depend on but the pixels; in memory there is one tower only."""
+        if self.files.folder is None:
+            return ""
+        weights = hash_tensors(sorted(self.model.visual.state_dict().items()))
+        # CPU and GPU round differently, so their features are kept apart.
+        device = next(self.model.visual.parameters()).device.type
+        return f"{weights} {device} {self.processor.to_json_string()}"
+
+    def _name(self, pixels: Image.Image) -> str:
+        """Everything the features depend on: the pixels, how they are prepared, and the tower."""
+        digest = hashlib.sha256(f"{self._tower} {pixels.size}".encode())
+        digest.update(pixels.convert("RGB").tobytes())
+        return digest.hexdigest()
+
+    def _read(self, name: str) -> Features | None:
+        kept = self.files.read(name)
+        if kept is None:
+            return None
+        features, (t, h, w) = kept
+        whole = features.ndim == 2 and len(features) * self.processor.merge_size**2 == t * h * w
+        return kept if whole else None
+
+    def _patches(self, pixels: Image.Image, key: str) -> Patches:
+        try:
+            inputs = self.processor(images=[pixels.convert("RGB")], return_tensors="pt")
+        except ValueError as error:  # the processor refuses sides of more than 200 to 1
+            raise UsageError(f"image {key}: {error}; leave it out or crop it") from None
+        return inputs["pixel_values"], inputs["image_grid_thw"]
+
+    @torch.no_grad()
+    def _compute(self, patches: Patches, key: str) -> Features:
+        weight = next(self.model.visual.parameters())
+        # Outside any autocast: what is kept must not depend on who asked first.
+        try:
+            wide = Widening() if weight.dtype == torch.bfloat16 else nullcontext()
+            with torch.autocast(weight.device.type, enabled=False), wide:
+                pixels, grid = patches[0].to(weight), patches[1].to(weight.device)
+                output = self.model.get_image_features(pixels, grid)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "use another --out with a smaller --max-pixels"
+            raise SettingsError(
+                f"image {key}: out of memory in the vision tower; {remedy}"
+            ) from None
+        (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
+        t, h, w = patches[1][0].tolist()
+        return features.cpu().clone(), (t, h, w)

@@ -1,0 +1,1 @@
+"""A hub id or a folder to a checked model."""

@@ -1,0 +1,160 @@
+"""Hub id, folder or "phantom" -> model, tokenizer, image processor.
+
+Only `qwen2_vl`, only safetensors, never code from a checkpoint, and no AutoProcessor: for Qwen2-VL
+it wants torchvision, for a video processor that nobody here needs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.utils import cached_file
+
+from grpo.settings.config import UsageError
+from models.loading.checks import (
+    check_files,
+    check_fit,
+    check_processor,
+    check_type,
+    check_weights,
+    read_json,
+    refuse_detours,
+    refuse_pipes,
+)
+
+# The tiny Qwen2-VL that ships with the project, and an earlier state of its pretraining.
+SHIPPED = {name: Path(__file__).parents[1] / name for name in ("phantom", "phantom-base")}
+
+# The class that resizes with Pillow; its name has changed between versions.
+ImageProcessor = getattr(transformers, "Qwen2VLImageProcessorPil", None) or (
+    transformers.Qwen2VLImageProcessor
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(device: str) -> torch.device:
+    """The device; "auto" takes a GPU where there is one. Raises UsageError for one that is not."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):  # not mps, meta, ...: untested here
+        raise UsageError(f"device {device}: unknown; use --device auto, cpu, cuda or cuda:N")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"device {device}: is not on this machine; use --device cpu") from None
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype; "auto" is bfloat16 on a GPU, else float32. Raises UsageError for others."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype}: unknown; use auto, {' or '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def folder_of(name: str) -> Path:
+    """The folder that a model's name stands for, if it stands for one and not for a hub id."""
+    return SHIPPED.get(name) or Path(os.path.expanduser(name))
+
+
+def load(
+    name: str, dtype: torch.dtype, max_pixels: int | None = None
+) -> tuple[Qwen2VLForConditionalGeneration, PreTrainedTokenizerBase, Any]:
+    """The frozen model (on the CPU, in eval mode), its tokenizer and its image processor.
+
+    `max_pixels` replaces the checkpoint's own limit on an image's size. Raises UsageError for what
+    is missing, broken, out of reach, or not a Qwen2-VL.
+    """
+    source = str(folder_of(name))
+    is_folder = Path(source).is_dir()
+    if not is_folder and (source.startswith(("/", ".")) or source.count("/") != 1):
+        raise UsageError(
+            f"model {name}: no such folder; give a folder, a hub id like "
+            "Qwen/Qwen2-VL-2B-Instruct, or phantom"
+        )
+    try:
+        if is_folder:
+            refuse_pipes(name, Path(source))
+        check_type(name, source)
+        if is_folder:
+            check_files(name, Path(source))
+        refuse_detours(name, source)
+        with _quiet(progress=not is_folder):  # a download should show its progress
+            tokenizer, processor, model, report = _read(source, dtype)
+    except UsageError:
+        raise
+    except Exception as error:  # of the hub, json, tokenizers, safetensors: any kind
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "folder" if is_folder else "hub id (is the network there?)"
+        raise UsageError(
+            f"model {name}: cannot be loaded from this {where}: {reason.rstrip('.')}; "
+            "download it again, or use --model phantom"
+        ) from error
+    check_weights(name, report, model)
+    check_fit(name, model.config, tokenizer, processor)
+    check_processor(name, processor)
+    if max_pixels is not None:
+        _limit_pixels(processor, max_pixels)
+    return model.requires_grad_(False).eval(), tokenizer, processor
+
+
+def _read(source: str, dtype: torch.dtype) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Tokenizer, image processor, model, and transformers' report on the weights."""
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if tokenizer.chat_template is None:  # kept with the processor in some folders
+        file = cached_file(
+            source, "chat_template.json", _raise_exceptions_for_missing_entries=False
+        )
+        if file is not None:
+            tokenizer.chat_template = read_json(Path(file))["chat_template"]
+    processor = ImageProcessor.from_pretrained(source)
+    model, report = Qwen2VLForConditionalGeneration.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # then they are in the report, where _check_weights looks
+    )
+    return tokenizer, processor, model, report
+
+
+@contextmanager
+def _quiet(progress: bool) -> Iterator[None]:
+    """Without transformers' tables of what is wrong: it is said in one line, or does not matter."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    if not progress:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def _limit_pixels(processor: Any, max_pixels: int) -> None:
+    """An image is resized so that its area lies between shortest_edge and longest_edge (pixels)."""
+    token = (processor.patch_size * processor.merge_size) ** 2
+    if max_pixels < token:
+        raise UsageError(f"--max-pixels {max_pixels}: below one image token; use {token} or more")
+    smallest = min(dict(processor.size)["shortest_edge"], max_pixels)
+    processor.size = type(processor.size)(shortest_edge=smallest, longest_edge=max_pixels)

@@ -1,0 +1,1 @@
+"""`python -m models.pretrain_phantom`: how the shipped model was made."""

@@ -1,0 +1,1 @@
+"""Draw completions: prefill once a prompt, then decode."""

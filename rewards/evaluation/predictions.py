@@ -1,0 +1,145 @@
+"""One question and how it was answered: a row, kept in a file as soon as it is there."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewards.answers import (
+    answer_letter,
+    answer_text,
+    answered_right,
+    is_formatted,
+    medvlm_r1_format,
+    medvlm_r1_letter,
+)
+from rewards.rules import findings_reward
+from rewards.words import exact_match, token_f1
+
+Row = dict[str, Any]
+
+
+def answered(example: Any, answer: Any) -> Row:
+    """The row of a question of data/example.py and the `Answer` of models/answering.py to it.
+
+    Strictly right is the letter in the one answer block, or of an open question a right wording;
+    `forced_` fields are the forced choice, None of an open question.
+    """
+    text, letters = answer.text, example.letters
+    right = answered_right(
+        text, example.letter, letters, example.options, references=example.right_answers
+    )
+    fidelity = findings_reward([""], [text], findings=[example.findings], asked=[example.asked])
+    row = {
+        **_question(example),
+        "modality": example.modality,
+        "question_type": example.question_type,
+        "closed": example.closed,
+        "completion": text,
+        "answer": _answer(example, text),
+        "correct": right,
+        "f1": None if letters else token_f1(answer_text(text) or "", example.references),
+        "formatted": is_formatted(text, letters, example.asked != "direct"),
+        "answer_logprob": None,
+        "findings": fidelity[0],
+        "forced_reasoning": answer.thought,
+        "forced_answer": None,
+        "forced_correct": None,
+        "letter_logprobs": answer.letter_logprobs,
+        "length": answer.length,
+        "truncated": answer.truncated,
+    }
+    if letters:
+        forced = letters[max(range(len(letters)), key=answer.letter_logprobs.__getitem__)]
+        row |= {"forced_answer": forced, "forced_correct": forced == example.letter}
+        if row["answer"]:
+            row["answer_logprob"] = answer.letter_logprobs[letters.index(row["answer"])]
+    return row
+
+
+def drawn(example: Any, texts: Sequence[str]) -> Row:
+    """The row of a question that was answered several times.
+
+    A right wording of an open question stands as its first reference, so that it can be compared.
+    """
+    answers = []
+    for text in texts:
+        said = _answer(example, text)
+        right = not example.options and said and exact_match(said, example.references)
+        answers.append(example.answer if right else said)
+    return {**_question(example), "completions": list(texts), "answers": answers}
+
+
+def _answer(example: Any, text: str) -> str | None:
+    """The letter, or of an open question the words, of the one answer block."""
+    if example.options:
+        return answer_letter(text, example.letters, example.options)
+    return answer_text(text)
+
+
+def _question(example: Any) -> Row:
+    """All that an answer depends on but the policy: an answer to anything else is no answer."""
+    return {
+        "id": example.id,
+        "image": [image.key for image in example.images],
+        "question": example.question,
+        "options": list(example.options),
+        "gold": example.letter or example.answer,
+        "asked": example.asked,
+    } | ({} if example.options else {"references": list(example.references)})
+
+
+def scored_by(row: Row, scorer: str) -> Row:
+    """The row as another scorer reads it: "ours" (as it is) or "medvlm-r1", the parser that the
+    published figures of MedVLM-R1 were made with."""
+    if scorer == "ours" or not row["options"]:  # theirs knows no open question
+        return row
+    if "completions" in row:
+        return row | {"answers": [medvlm_r1_letter(text) for text in row["completions"]]}
+    answer = medvlm_r1_letter(row["completion"])
+    formatted = bool(medvlm_r1_format(row["completion"]))
+    return row | {"answer": answer, "correct": answer == row["gold"], "formatted": formatted}
+
+
+def kept_rows(
+    file: Path,
+    examples: Sequence[Any],
+    predict: Callable[[list[Any]], Iterable[Row]],
+    write: bool = True,
+) -> list[Row]:
+    """The row of each example, in order: from `file`, or predicted now and added to it at once.
+
+    What was cut off goes on where it stopped. A row about another image, question or options of
+    the same id is answered again. `write` False leaves the file to another process. Raises OSError
+    where it cannot be written.
+    """
+    rows = _read_rows(file, write)
+    missing = [e for e in examples if not _answers(rows.get(e.id, {}), e)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file if write else Path(os.devnull)).open("a", encoding="utf-8") as out:
+        for row in predict(missing):
+            rows[row["id"]] = row
+            print(json.dumps(row), file=out, flush=True)
+    marks = ({"constant": e.constant, "closed": e.closed} for e in examples)
+    return [rows[e.id] | mark for e, mark in zip(examples, marks, strict=True)]
+
+
+def _answers(row: Row, example: Any) -> bool:
+    return all(row.get(name) == value for name, value in _question(example).items())
+
+
+def _read_rows(file: Path, mend: bool) -> dict[str, Row]:
+    """The rows of a file by question. A line cut off while it was written is taken out of it."""
+    rows, whole = {}, True
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        except ValueError:
+            whole = False
+    if not whole and mend:
+        mended = file.with_suffix(".tmp")
+        mended.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()))
+        mended.replace(file)
+    return rows

@@ -1,0 +1,1 @@
+"""Models that grade an answer or its reasoning."""

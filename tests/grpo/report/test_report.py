@@ -1,0 +1,300 @@
+"""The report of a run folder: what is in the page, that it is true, bounded, and only text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from grpo.report import page as report
+from grpo.report import token_table as inspector
+from grpo.settings.flags import UsageError
+from tests.grpo.report.pages import HOSTILE, Page, hostile_run
+from tests.grpo.report.runs import make_run, summary
+
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, traced run. Read only."""
+    return make_run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path) -> str:
+    """The page of that run, nothing left out."""
+    return report.page(run, 4 * MB)
+
+
+@pytest.fixture
+def mine(run: Path, tmp_path: Path) -> Path:
+    """A copy of it to be spoilt."""
+    return Path(shutil.copytree(run, tmp_path / "mine"))
+
+
+def edit(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_every_number_of_every_token_is_that_of_the_trace(run: Path, whole: str) -> None:
+    shown = [of["data-v"].split("\n") for of in Page(whole).of("i", "data-v")]
+    at = 0
+    for traced in inspector.traced_steps(run)[0]:
+        tensors = load_file(run / "trace" / f"step-{traced.step:06d}.safetensors")
+        loss = tensors["loss"]
+        share = -100 * loss / loss.abs().nansum(1, keepdim=True)
+        rows = [None, tensors["logprobs"], tensors["old_logprobs"][None],
+                tensors["ref_logprobs"][None], tensors["ratio"], tensors["kl"],
+                tensors["entropy"], loss, share]  # fmt: skip
+        for i in ranked(traced):
+            for place in (tensors["row"] == i).nonzero().flatten().tolist():
+                for row, cells in zip(rows[1:], shown[at][1:], strict=True):
+                    values = re.sub("%|low|high", " ", cells).split()
+                    if row[0, place].isnan():
+                        assert set(values) == {"-"}
+                    else:
+                        expected = row[:, place].tolist()
+                        assert list(map(float, values)) == pytest.approx(expected, rel=5e-6)
+                at += 1
+    assert at == len(shown) > 500
+
+
+def ranked(traced: inspector.Traced) -> list[int]:
+    """The step's completions as they should be shown: by group, best advantage first."""
+    advantages = traced.tensors["advantages"]
+    size = advantages.shape[1]
+    return [
+        b * size + i
+        for b, of in enumerate(advantages.tolist())
+        for i in sorted(range(size), key=lambda i, of=of: -of[i])
+    ]
+
+
+def test_a_clipped_token_is_marked_with_its_side_where_the_gradient_is_gone(
+    run: Path, whole: str
+) -> None:
+    shown = Page(whole).of("i", "data-v")
+    clipped = 0
+    for traced in inspector.traced_steps(run)[0]:
+        ratio, row = traced.tensors["ratio"], traced.tensors["row"]
+        advantages = traced.tensors["advantages"].flatten()[row]
+        clipped += int((((ratio > 1.2) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0)))
+                       .any(0).sum())  # fmt: skip
+    marked = [of for of in shown if "c" in of.get("class", "").split()]
+
+    assert len(marked) == clipped > 10
+    assert all(re.search("low|high", of["data-v"].split("\n")[4]) for of in marked)
+
+
+def test_groups_carry_the_marks_that_the_filters_look_for(whole: str) -> None:
+    groups = Page(whole).of("details", "data-marks")
+    marks = [set(of["data-marks"].split("|")) for of in groups]
+
+    assert ["truncated" in of for of in marks] == [True, False, False] * 3
+    assert ["wrong but rewarded" in of for of in marks] == [False, True, False] * 3
+    assert ["no signal" in of for of in marks] == [False, False, True] * 3
+    assert [of["data-modality"] for of in groups] == ["MRI", "CT", "MRI"] * 3
+
+
+def test_the_shade_of_a_value_is_its_level_and_sign() -> None:
+    values = (0.0, 0.0009, 0.001, 0.05, 0.5, 7.0, float("nan"))
+    assert [inspector.shade("k", x) for x in values] == ["", "", "k1", "k2", "k3", "k4", ""]
+    assert [inspector.shade("s", x) for x in (-9.0, 1.5)] == ["S4", "s2"]
+
+
+def test_a_step_says_what_it_took(whole: str) -> None:
+    text = re.sub("<[^>]+>", "", whole)
+
+    assert "rollout 0.3, update 0.3; most memory so far 851.5 MB" in text
+
+
+def test_a_curve_says_in_words_and_numbers_what_it_draws(whole: str) -> None:
+    page = Page(whole)
+    words = [of["aria-label"] for of in page.of("svg", "role")]
+
+    (kl,) = (text for text in words if text.startswith("KL"))
+    assert "at step 1, 0.2 at step 60" in kl
+    (length,) = (text for text in words if text.startswith("Completion length"))
+    assert "min 3 at step 1" in length
+    assert "between 2 and 6" in length
+    (test,) = (text for text in words if text.startswith("Test accuracy by modality"))
+    assert "CT 0.05 at step 0, 0.7 at step 60" in test
+
+
+def test_each_modality_that_is_validated_has_a_line_that_needs_no_colour(whole: str) -> None:
+    words = [of["aria-label"] for of in Page(whole).of("svg", "role")]
+    (accuracy,) = (text for text in words if text.startswith("Accuracy by modality"))
+    figure = whole[whole.index("<b>Accuracy by modality</b>") :].partition("</figure>")[0]
+    dashes = re.findall(r'<polyline class="l\d" stroke-dasharray="([^"]+)"', figure)
+
+    assert "MRI, trained on 0.3 at step 20, 0.7 at step 60" in accuracy
+    assert "; CT 0.2 at step 20, 0.6 at step 60" in accuracy
+    assert len(set(dashes)) == len(dashes) == 3
+    legend = re.findall(r"</svg>([^<]+) <b>", figure)
+    assert legend == ["MRI, trained on", "CT", "XRAY"]
+
+
+def test_what_does_not_fit_is_left_out_and_counted(run: Path, whole: str) -> None:
+    small = report.page(run, 150_000)
+    groups = len(Page(small).of("details", "data-marks"))
+
+    assert len(small.encode()) <= 150_000 < len(whole.encode())
+    assert 0 < groups < 9 == len(Page(whole).of("details", "data-marks"))
+    left_out = re.findall(r"(\d) of the 3 groups are left out", small)
+    assert sum(map(int, left_out)) == 9 - groups
+    assert "are left out" not in whole
+
+
+def test_hostile_text_stays_text(mine: Path) -> None:
+    made = report.page(hostile_run(mine), 4 * MB)
+    page = Page(made)
+
+    made.encode("utf-8")
+    assert "\0" not in made
+    assert "\u202e" not in made
+    assert not [n for _, of in page.tags for n in of if n.startswith("on") or n == "autofocus"]
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert {of["src"][:22] for of in page.of("img")} == {"data:image/png;base64,"}
+    tokens = [text for text, (tag, of) in zip(page.texts, page.tags, strict=True)
+              if tag == "i" and "data-v" in of]  # fmt: skip
+    assert set(tokens) == {*HOSTILE[:5], "a␀b", "half a pair \ufffd", "[U+202E]turned round",
+                           HOSTILE[-1]}  # fmt: skip
+
+
+def test_the_policy_allows_the_page_its_own_script_and_style_and_no_more(whole: str) -> None:
+    (policy,) = (of["content"] for of in Page(whole).of("meta") if "http-equiv" in of)
+    allowed = dict(part.split(" ", 1) for part in policy.split("; "))
+
+    def hash_of(tag: str) -> str:
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", whole, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert allowed == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": hash_of("style"),
+        "script-src": hash_of("script"),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert not Page(whole).of("a", "target")
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', whole)
+
+
+def test_an_image_must_be_a_small_png_of_the_trace(mine: Path) -> None:
+    secret = mine / "config.json"
+    folder = mine / "trace"
+    (folder / "large.png").write_bytes(inspector.PNG + bytes(inspector.IMAGE_BYTES))
+    (folder / "text.png").write_text("no picture")
+    (folder / "link.png").symlink_to(next((folder / "images").iterdir()))
+    outside = mine / "outside.png"
+    outside.write_bytes(inspector.PNG)
+    names = ["../config.json", str(secret), "large.png", "text.png", "../outside.png", "none.png"]
+
+    assert [inspector.image_uri(folder, name) for name in names] == [None] * 6
+    assert inspector.image_uri(folder, "link.png").startswith("data:image/png;base64,iVBOR")
+
+
+def test_a_run_that_was_cut_off_gives_a_page_that_says_so(mine: Path) -> None:
+    (mine / "summary.json").unlink()
+    shutil.rmtree(mine / "trace")
+    lines = (mine / "metrics.jsonl").read_text().splitlines()
+    (mine / "metrics.jsonl").write_text("\n".join([*lines[:20], lines[20][:90]]))
+    made = report.page(mine, 4 * MB)
+
+    assert "Cut off, or not finished: 20 of 60 steps, and no summary.json." in made
+    assert "The last line of metrics.jsonl was cut off" in made
+    assert "This run has no trace" in made
+    assert "This run has not been scored yet." in made
+    assert "KL to the reference" in made
+
+
+def test_a_run_folder_with_its_settings_alone_is_a_page(mine: Path) -> None:
+    for file in (*mine.glob("*.json*"), *mine.glob("trace/*.*")):
+        if file.name != "config.json":
+            file.unlink()
+
+    assert "metrics.jsonl holds no step" in report.page(mine, 4 * MB)
+
+
+@pytest.mark.parametrize("spoil", ["{", "[]", '{"step": 30}', '{"step": "x", "groups": []}'])
+def test_a_damaged_traced_step_is_left_out_by_name(mine: Path, spoil: str) -> None:
+    (mine / "trace/step-000030.json").write_text(spoil)
+    made = report.page(mine, 4 * MB)
+
+    assert "trace/step-000030.json cannot be read and is left out." in made
+    assert len(Page(made).of("details", "data-step")) == 2
+
+
+def test_tensors_that_are_not_the_texts_are_not_shown_as_theirs(mine: Path) -> None:
+    file = mine / "trace/step-000001.json"
+    groups = json.loads(file.read_text())["groups"]
+    groups[1]["completions"][0]["tokens"].append("one more")
+    edit(file, groups=groups)
+    made = report.page(mine, 4 * MB)
+
+    assert "Group 2 of traced step 1 cannot be read." in made
+    assert len(Page(made).of("details", "data-marks")) == 8
+
+
+def test_the_evaluation_stands_beside_its_controls(mine: Path) -> None:
+    (mine / "evaluation-3.json").write_text(json.dumps(summary()))
+    (mine / "foreign.json").write_text('{"results": 1, "chance": []}')
+    made = report.page(mine, 4 * MB)
+
+    assert made.count('<details class="sheet"') == 2
+    assert "foreign.json cannot be read" in made
+    assert "72.0 [66.0, 78.0]" in made
+    assert "30.0 [24.0, 36.0], n 240" in made
+    assert "with a blank image it scores 49.0; trained&#39;s 50.0 there says little." in made
+    assert "CT: 12 of 240 shuffled images" in made
+
+
+def test_settings_that_differ_from_the_recipe_are_marked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", traced=(), recipe="phantom", learning_rate=5e-4, kl_coef=0.0)
+    made = report.page(run, 4 * MB)
+    changed = re.findall(r'<tr class="changed"><th scope="row">(\w+)</th><td>([^<]*?) <', made)
+
+    expected = json.loads((run / "config.json").read_text())["overrides"]
+    assert dict(changed) == {name: str(value) for name, value in expected.items()}
+    assert "learning_rate" in expected
+    assert "<td>0.0" in made
+
+
+def test_phantoms_are_never_taken_for_medical_data(whole: str, tmp_path: Path) -> None:
+    real = report.page(make_run(tmp_path / "real", traced=(), data="vqa-rad"), 4 * MB)
+
+    assert "Drawn phantoms, not medical data." in whole
+    assert "Drawn phantoms" not in real
+    assert "Not for clinical use." in real
+
+
+def test_the_program_writes_the_page_and_says_where(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.main([str(run), "--out", str(tmp_path / "page.html")])
+
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'page.html'}, 0.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["nowhere"], "nowhere: has no config.json; name the folder of a run"),
+        ([".", "--max-mb", "0"], "--max-mb 0.0: must be greater than 0"),
+        ([".", "--out", "no/such/page.html"], "no such folder; make it first"),
+        ([".", "--ou", "x"], "--ou: unknown flag; did you mean --out?"),
+    ],
+)
+def test_a_mistake_gets_one_line(argv: list[str], line: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(line)):
+        report.main(argv)

@@ -1,0 +1,157 @@
+"""Diagnoses: said when they are true and not when they nearly are, once, with number and flag."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from grpo.run import diagnoses
+from grpo.run.diagnoses import AGAIN, DIAGNOSES, TREND, WINDOW, Diagnoses
+from grpo.settings.config import Config
+
+CONFIG = Config(
+    group_size=6, temperature=0.9, max_completion_length=64, kl_coef=0.04, learning_rate=3e-5
+)
+HEALTHY = {
+    "reward": 1.0,
+    "reward_std": 0.5,
+    "rewards/format/mean": 0.5,
+    "rewards/accuracy/mean": 0.5,
+    "frac_reward_zero_std": 0.1,
+    "completions/clipped_ratio": 0.0,
+    "kl": 0.01,
+    "same_text": 0.0,
+}
+
+
+def steps(n: int, start: dict[str, float] | None = None, **then: float) -> list[dict[str, float]]:
+    """n steps that go from HEALTHY with `start` to the same with `then`, in a line, with noise."""
+    noise, first = random.Random(0), HEALTHY | (start or {})
+    return [
+        {k: v + (then.get(k, v) - v) * i / (n - 1) + noise.gauss(0, 1e-3) for k, v in first.items()}
+        for i in range(n)
+    ]
+
+
+def flat(n: int = WINDOW, **metrics: float) -> list[dict[str, float]]:
+    return [HEALTHY | metrics for _ in range(n)]
+
+
+def falling(to: float, form: float = 1.0) -> list[dict[str, float]]:
+    start = {"rewards/format/mean": form, "rewards/accuracy/mean": 0.7}
+    return steps(2 * TREND, start, **{"rewards/accuracy/mean": to})
+
+
+def noisy(rise: float, noise: float) -> list[dict[str, float]]:
+    """Reward whose mean over the last TREND steps is `rise` above that over the first."""
+    rewards = [1 + (-1) ** i * noise + up for up in (0, rise) for i in range(TREND)]
+    return [HEALTHY | {"reward": reward} for reward in rewards]
+
+
+CASES = {  # diagnosis: what it is said of, and with which words; what it is not said of
+    "no_signal": (
+        flat(frac_reward_zero_std=0.72),
+        ["72 % of groups have no signal", "--group-size (now 6)", "--temperature (now 0.9)"],
+        [flat(frac_reward_zero_std=0.49), flat(WINDOW - 1, frac_reward_zero_std=0.72)],
+    ),
+    "equal_completions": (
+        flat(same_text=0.3),
+        ["in 30 % of groups all completions are equal", "--temperature (now 0.9)"],
+        [flat(same_text=0.24), flat(same_text=0.0, frac_reward_zero_std=1.0)],
+    ),
+    "truncated": (
+        flat(**{"completions/clipped_ratio": 0.06}),
+        ["6 % of completions are truncated at 64 tokens", "--max-completion-length (now 64)"],
+        [flat(**{"completions/clipped_ratio": 0.04})],
+    ),
+    "kl_above_1": (
+        flat(kl=1.25),
+        ["KL is 1.25", "--kl-coef (now 0.04)", "--learning-rate (now 3e-05)"],
+        [flat(kl=0.98), flat(WINDOW - 1, kl=0.1) + flat(1, kl=9.0)],
+    ),
+    "format_without_accuracy": (
+        falling(to=0.4),
+        ["format reward is at 1.00 and accuracy falls (0.63 to 0.47", "--reward (now format=1"],
+        [
+            falling(to=0.4, form=0.97),  # the format is still being learned
+            falling(to=0.63),  # by less than is worth a word
+            falling(to=0.9),
+            falling(to=0.4)[1:],  # a step short of two windows
+        ],
+    ),
+    "reward_not_moving": (
+        noisy(rise=0.01, noise=0.1),
+        ["reward is not moving (1.01, and was 1.00", "--learning-rate (now 3e-05)", "--reward"],
+        [
+            noisy(rise=0.1, noise=0.1),
+            noisy(rise=-0.1, noise=0.1),
+            noisy(rise=0.01, noise=0.4),  # for all that can be told, it may well move
+            noisy(rise=0.01, noise=0.1)[1:],
+        ],
+    ),
+}
+
+
+def test_every_diagnosis_has_a_case():
+    assert list(CASES) == [diagnosis.__name__ for diagnosis in DIAGNOSES]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_said_where_it_is_true_with_its_number_and_its_flag(name):
+    history, words, _ = CASES[name]
+    sentence = getattr(diagnoses, name)(history, CONFIG)
+    assert [word for word in words if word not in sentence] == []
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(("name", "i"), [(name, i) for name in CASES for i in range(4)])
+def test_it_is_not_said_where_it_is_nearly_true(name, i):
+    near = CASES[name][2]
+    assert getattr(diagnoses, name)(near[i % len(near)], CONFIG) is None
+
+
+def test_a_healthy_run_and_a_supervised_one_hear_nothing():
+    rising = steps(100, reward=1.6)
+    for history in (rising, [{"step": 1, "loss": 0.5}] * 100, [{"reward": math.nan}] * 100):
+        heard = Diagnoses(CONFIG)
+        assert not any(heard.new(history[: n + 1]) for n in range(len(history)))
+
+
+def test_noise_alone_is_no_fall():
+    """40 runs of 200 steps whose accuracy goes nowhere; at three errors, several would be told."""
+    noise = random.Random(1)
+    for _ in range(40):
+        history = flat(200, **{"rewards/format/mean": 1.0})
+        values = [0.5 + noise.gauss(0, 0.09) for _ in history]
+        history = [
+            step | {"rewards/accuracy/mean": v} for step, v in zip(history, values, strict=True)
+        ]
+        told = (diagnoses.format_without_accuracy(history[:n], CONFIG) for n in range(1, 201))
+        assert not any(told)
+
+
+def said(*stretches: tuple[int, float]) -> list[int]:
+    """The steps at which truncation is said, of stretches of (steps, share truncated)."""
+    heard, history, at = Diagnoses(CONFIG), [], []
+    for n, share in stretches:
+        for _ in range(n):
+            history.append({"completions/clipped_ratio": share})
+            at += [len(history)] * len(heard.new(history))
+    return at
+
+
+def test_it_is_said_once_until_it_has_been_false_for_a_while():
+    assert said((100, 0.5)) == [WINDOW]
+    # The mean over the window stays above 5 % for one step more, and needs nine to be so again.
+    gap = AGAIN - 8
+    assert said((30, 0.06), (gap, 0.0), (30, 0.06)) == [WINDOW]
+    assert said((30, 0.06), (gap + 1, 0.0), (30, 0.06)) == [WINDOW, 30 + gap + 1 + 9]
+
+
+def test_equal_completions_are_equal_texts():
+    class Rollout:
+        texts = (["a", "a"], ["a", "b"], ["c", "c"], ["a", "a "])
+
+    assert diagnoses.same_text(Rollout()) == 0.5

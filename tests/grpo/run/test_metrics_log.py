@@ -1,0 +1,53 @@
+"""What is kept of the steps: metrics.jsonl, and TensorBoard's files when they are asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+
+from grpo.run.metrics_log import Record, check_tensorboard
+from grpo.settings.config import Config, UsageError
+
+STEPS = [
+    {"step": 1, "reward": 0.5, "rewards/format/mean": 0.25, "rewards/f1/mean": math.nan},
+    {"step": 2, "reward": 0.75, "rewards/format/mean": 0.5, "val/accuracy": 0.5},
+]
+
+
+def test_a_line_a_step_is_on_disk_before_the_next(tmp_path):
+    with Record(tmp_path, Config()) as log:
+        log.add(STEPS[0])
+        (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == STEPS[0] | {"rewards/f1/mean": None}
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Record(tmp_path, Config(tensorboard=True)) as log:
+        for metrics in STEPS:
+            log.add(metrics)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    read = {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+    assert read == {
+        "reward": [(1, 0.5), (2, 0.75)],
+        "rewards/format/mean": [(1, 0.25), (2, 0.5)],
+        "val/accuracy": [(2, 0.5)],
+    }
+
+
+def test_without_the_package_it_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
+    check_tensorboard(Config())
+    with pytest.raises(UsageError, match="pip install tensorboard") as error:
+        check_tensorboard(Config(tensorboard=True))
+    assert str(error.value).startswith("--tensorboard: ")
+    assert "\n" not in str(error.value)

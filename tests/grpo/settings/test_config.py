@@ -1,0 +1,261 @@
+"""Settings: three layers of values, two spellings of each flag, one line for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo.settings import recipes
+from grpo.settings.config import TRL_NAMES, Config, UsageError
+from grpo.settings.flags import flag
+
+ROOT = Path(__file__).parents[3]
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+# A value of every field that is neither its default nor any recipe's.
+OTHER = {
+    "method": "sft", "sft_target": "reasoning", "recipe": "medvlm-r1", "model": "some/where",
+    "init": "sft:runs/a", "lora_r": "7", "lora_alpha": "9", "data": "omnimedvqa:here",
+    "modality": "CT", "ood": "MRI", "train_size": "11", "val_size": "12", "eval_size": "13",
+    "eval_every": "14", "group_size": "15", "prompts_per_step": "16",
+    "max_completion_length": "17", "temperature": "0.5", "dynamic_sampling": "3",
+    "reward": "accuracy=2", "loss": "dr_grpo", "scale_rewards": "none", "kl_coef": "0.25",
+    "clip_eps": "0.125", "clip_eps_high": "0.75", "updates_per_rollout": "5", "steps": "18",
+    "learning_rate": "3e-5", "warmup_steps": "19", "lr_schedule": "constant",
+    "max_grad_norm": "0.3", "weight_decay": "0.01", "seed": "20", "out": "here", "cache": "none",
+    "max_skipped_steps": "7",
+    "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
+    "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
+    "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
+    "trace_steps": "1,2", "sample_every": "23", "resume": "runs/a", "save_every": "24",
+    "keep_checkpoints": "3",
+}  # fmt: skip
+BARE = ["strict", "shuffle_options", "tensorboard", "quiet"]  # flags without a value
+
+
+def flags(*argv: str) -> Config:
+    """The settings of a command line that does not depend on the machine it runs on."""
+    return Config.from_flags([*argv] if "--recipe" in argv else ["--recipe", "phantom", *argv])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that `argv` is refused with."""
+    with pytest.raises(SystemExit) as exit_:
+        flags(*argv)
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err.strip()
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in BARE])
+def test_every_setting_is_a_flag_in_both_spellings(name: str) -> None:
+    dashes = flags("--recipe", "phantom", flag(name), OTHER[name])
+    underscores = flags("--recipe", "phantom", f"--{name}={OTHER[name]}")
+    changed = getattr(dashes, name)
+
+    assert dashes == underscores
+    assert str(changed) == OTHER[name] or float(changed) == float(OTHER[name])
+    assert changed != FIELDS[name].default
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_setting_that_is_on_or_off_is_a_flag_without_a_value(name: str) -> None:
+    assert getattr(flags(), name) is False
+    assert getattr(flags(flag(name), "--steps", "5"), name) is True
+    assert flags(flag(name)).overrides() == {name: True}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), TRL_NAMES.items())
+def test_the_names_of_trl_are_second_spellings(theirs: str, ours: str) -> None:
+    expected = flags(flag(ours), OTHER[ours])
+
+    assert flags(f"--{theirs}", OTHER[ours]) == expected
+    assert flags(f"{flag(theirs)}={OTHER[ours]}") == expected
+
+
+def test_underscores_in_values_survive() -> None:
+    assert flags("--loss=dr_grpo", "--out", "my_run").out == "my_run"
+    assert flags("--out=my_run").out == "my_run"
+    assert flags("--reward=a_b.py:c_d=1").reward == "a_b.py:c_d=1"
+    assert flags("--steps", "1_000").steps == 1000
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_help_explains_every_setting_in_a_sentence_under_a_heading(name: str) -> None:
+    about = FIELDS[name].metadata
+
+    assert about["group"]
+    assert about["help"].endswith(".")
+    assert len(about["help"].split()) >= 2
+
+
+def test_help_names_flags_headings_symbols_and_recipe_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        Config.from_flags(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+
+    assert exit_.value.code == 0
+    assert all(flag(name) in text for name in [*FIELDS, *TRL_NAMES])
+    assert all(field.metadata["group"] + ":" in text for field in FIELDS.values())
+    for symbol in ["(G)", "(B)", "(beta)", "(epsilon)", "(mu)", "(T)", "(r_i)", "(A_i)", "|o_i|"]:
+        assert symbol in text
+    assert "[default 8; medvlm-r1 4]" in text
+
+
+def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default() -> None:
+    recipe = recipes.RECIPES["medvlm-r1"]
+    config = flags("--recipe", "medvlm-r1", "--group-size", "6", "--data", "phantom")
+
+    assert (config.group_size, config.data) == (6, "phantom")
+    assert config.model == recipe["model"] != Config().model
+    assert config.clip_eps == Config().clip_eps
+    assert config.overrides() == {"group_size": 6, "data": "phantom"}
+
+
+def test_a_flag_with_the_default_value_still_wins_over_the_recipe() -> None:
+    assert recipes.RECIPES["medvlm-r1"]["group_size"] != Config().group_size
+
+    config = flags("--recipe", "medvlm-r1", "--group-size", str(Config().group_size))
+
+    assert config.group_size == Config().group_size
+
+
+def test_overrides_are_empty_for_a_recipe_as_it_stands() -> None:
+    for name in recipes.RECIPES:
+        assert flags("--recipe", name).overrides() == {}
+
+
+def test_a_flag_given_twice_takes_the_last_value() -> None:
+    assert flags("--beta", "0.5", "--kl-coef", "0").kl_coef == 0
+
+
+BAD = {
+    "--group-size 1": "a group needs at least 2 completions to compare; use --group-size 8",
+    "--num_generations 1": "a group needs at least 2 completions to compare; use --group-size 8",
+    "--group-size eight": "expected a whole number, such as 8",
+    "--steps 2.5": "expected a whole number, such as 300",
+    "--steps 0": "must be at least 1, such as 300",
+    "--temperature 0": "must be greater than 0, such as 1.0",
+    "--learning-rate nan": "expected a finite number, such as 1e-05",
+    "--clip-eps 1": "must be less than 1, such as 0.2",
+    "--epsilon_high 0": "must be greater than 0, such as none",
+    "--kl-coef -0.1": "must be at least 0, such as 0.04",
+    "--lora-r none": "expected a whole number, such as 16",
+    "--loss ppo": "unknown choice; use one of grpo, dapo, dr_grpo",
+    "--recipe best": "unknown choice; use one of auto, phantom, medvlm-r1, rarl, clinical",
+    "--seed 2147483648": "must be less than 2147483648, such as 42",
+    "--ood none,CT": "none and something; give the names, or none alone",
+    "--init runs/a": "use instruct, base or sft:runs/NAME",
+    "--diversity direct,aloud": (
+        "unknown way of asking; use some of reason, explain, direct, open, or none"
+    ),
+    "--eval-every 5 --val-size 0": "nothing to validate on with --val-size 0; use --val-size 100",
+    "--group-sise 8": "unknown flag; did you mean --group-size?",
+    "--group 8": "unknown flag; did you mean --group-size?",
+    "-g 8": "unknown flag; see train.py --help",
+    "8": "unknown word; see train.py --help",
+    "--steps": "expected one argument; --help explains the flags",
+    "--strict yes": "unknown word; see train.py --help",
+    "--strict=yes": "ignored explicit argument 'yes'; --help explains the flags",
+}
+
+
+@pytest.mark.parametrize(("command", "reason"), BAD.items(), ids=list(BAD))
+def test_a_bad_command_is_one_line_with_the_remedy(
+    capsys: pytest.CaptureFixture[str], command: str, reason: str
+) -> None:
+    line = refused(capsys, *command.split())
+
+    assert line.startswith("train.py: ")
+    assert line.endswith(": " + reason)
+
+
+def test_a_bad_flag_ends_a_real_process_with_code_2_and_no_traceback() -> None:
+    code = "from grpo.settings.config import Config; Config.from_flags()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--group-size", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"train.py: --group-size 1: {BAD['--group-size 1']}\n"
+
+
+def test_a_supervised_run_has_no_groups_and_needs_no_group_size() -> None:
+    assert flags("--method", "sft", "--group-size", "1").group_size == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": True},
+        {"steps": 3.0},
+        {"temperature": "1"},
+        {"data": None},
+        {"seed": -1},
+        {"strict": 1},
+    ],
+)
+def test_python_values_are_held_to_the_same_rules(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=flag(next(iter(wrong)))):
+        Config(**wrong)
+
+
+def test_a_whole_number_in_a_fractional_setting_becomes_a_float() -> None:
+    assert type(Config(temperature=1).temperature) is float
+
+
+def test_ood_modalities_leave_out_the_one_trained_on() -> None:
+    assert Config().ood_modalities == ("CT", "XRAY")
+    assert Config(modality="CT").ood_modalities == ("XRAY",)
+    assert Config(ood="none").ood_modalities == Config(ood="NONE").ood_modalities == ()
+    assert Config(ood="XRAY,CT,XRAY").ood_modalities == ("XRAY", "CT")
+
+
+def test_a_saved_config_comes_back_the_same(tmp_path: Path) -> None:
+    config = flags("--clip-eps-high", "0.28", "--init", "sft:runs/a", "--learning-rate", "3e-5")
+
+    config.save(tmp_path / "config.json", versions={"torch": "2.13.0"})
+    record = json.loads((tmp_path / "config.json").read_text())
+
+    assert Config.load(tmp_path / "config.json") == config
+    assert record["overrides"] == {
+        "clip_eps_high": 0.28, "init": "sft:runs/a", "learning_rate": 3e-5
+    }  # fmt: skip
+    assert record["versions"] == {"torch": "2.13.0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"config": {"group_sizes": 8}}', "unknown setting group_sizes: another version"),
+        ('{"config": {"group_size": 1}}', "--group-size 1: a group needs"),
+        ('{"config": {"steps": "300"}}', "--steps 300: expected a whole number"),
+        ('{"config": 3}', "not the config.json of a run"),
+        ('{"confi', "not the config.json of a run"),
+        ("{}", "not the config.json of a run"),
+    ],
+)
+def test_a_foreign_or_damaged_file_is_refused_in_one_line(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+
+    with pytest.raises(UsageError, match=reason) as error:
+        Config.load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.json: cannot be read"):
+        Config.load(tmp_path / "nowhere.json")

@@ -1,0 +1,70 @@
+"""Recipes, and which one a machine gets when none is typed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+
+from grpo.settings import recipes
+from grpo.settings.config import Config, Recipe
+from grpo.settings.flags import flag
+
+
+def test_every_recipe_is_a_choice_and_makes_a_valid_config() -> None:
+    assert {"auto", *recipes.RECIPES} == {*get_args(Recipe)}
+    for name, values in recipes.RECIPES.items():
+        assert Config(**values, recipe=name).to_dict().items() >= values.items()
+
+
+@pytest.mark.parametrize(
+    ("memory", "name"),
+    [(None, "phantom"), (8e9, "phantom"), (15.8e9, "medvlm-r1"), (141e9, "medvlm-r1")],
+)
+def test_the_machine_chooses_the_recipe(memory: float | None, name: str) -> None:
+    assert recipes.recipe_for(memory)[0] == name
+
+
+def test_a_device_that_is_not_there_chooses_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as on a machine with a GPU
+
+    assert recipes.choose("cuda:99") == ("phantom", "no CUDA device")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch as on a machine with a GPU of 40 GB."""
+    properties = SimpleNamespace(total_memory=40e9)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda where: properties)
+
+
+def test_a_large_gpu_takes_the_published_recipe_whole_and_says_so(
+    card: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config.from_flags([])
+
+    assert config == Config(**recipes.RECIPES["medvlm-r1"], recipe="medvlm-r1")
+    assert (config.model, config.data) == ("Qwen/Qwen2-VL-2B-Instruct", "huatuo")
+    assert capsys.readouterr().err == (
+        "train.py: a CUDA device of 40 GB: recipe medvlm-r1 (--recipe chooses)\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["model", "data"])
+def test_model_and_data_override_the_chosen_recipe_each_alone(card: None, name: str) -> None:
+    assert Config.from_flags([flag(name), "phantom"]).overrides() == {name: "phantom"}
+    assert Config.from_flags(["--recipe", "phantom", flag(name), "x"]).overrides() == {name: "x"}
+
+
+def test_the_choice_of_recipe_is_said_in_one_line_and_recorded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = Config.from_flags(["--device", "cpu", "--modality", "CT"])
+
+    assert config.recipe == "phantom"
+    assert config.overrides() == {"device": "cpu", "modality": "CT"}
+    assert capsys.readouterr().err == (
+        "train.py: no CUDA device: recipe phantom (--recipe chooses)\n"
+    )
