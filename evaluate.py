@@ -26,7 +26,8 @@ from data.evaluation_questions import Tests, fingerprint, load_tests, with_names
 from data.example import ImageFile, VQAExample
 from grpo.distributed import by_all, processes, rank, share, world
 from grpo.run.folder import newest_run, same_but_seed, write_json
-from grpo.settings.config import Config, UsageError, cache_folder, exit_on_usage_error
+from grpo.settings.config import Config, cache_folder
+from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import names_in, parse_flags
 from grpo.settings.options import Options
 from grpo.settings.recipes import RECIPES

@@ -50,7 +50,8 @@ from grpo.run.resume import Halted, Point, Stop, going_on, starting_point
 from grpo.run.skipped import SkippedSteps
 from grpo.run.terminal import hushed
 from grpo.run.trace import write_trace
-from grpo.settings.config import Config, cache_folder, exit_on_usage_error
+from grpo.settings.config import Config, cache_folder
+from grpo.settings.errors import exit_on_usage_error
 from grpo.settings.options import Options
 from grpo.sft import sft
 from grpo.step import Step

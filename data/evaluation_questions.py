@@ -12,7 +12,9 @@ from data.controls.priors import MajorityLetter, OptionsPrior
 from data.example import VQAExample
 from data.rows import BY_DESIGN, Skipped, modality_name, summary
 from data.splits import constant_answers, has_constant_answer
-from grpo.settings.config import Config, UsageError, names_in
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
+from grpo.settings.flags import names_in
 
 Tests = dict[str, list[VQAExample]]  # modality -> questions
 SHUFFLE_SEED = 0

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from data.prompts import completion_text, user_text
 from data.scans import MAX_PIXELS, check_size, scan_reader
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 # Of all that Pillow opens, what images come in. EPS is a program: Ghostscript would run it.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000")

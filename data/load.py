@@ -44,7 +44,7 @@ from data.splits import (
     in_two_splits,
     take_readable,
 )
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 ALL = "ALL"  # every modality of a data set together
 _READERS = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000: above any detector, far below what a crafted file can claim
 PERCENTILES = (0.5, 99.5)  # black and white of a scan that names no window

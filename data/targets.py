@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from data.example import VQAExample
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 
 
 def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:

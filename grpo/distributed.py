@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from grpo.settings.flags import UsageError
+from grpo.settings.errors import UsageError
 
 PATIENCE = timedelta(hours=1)  # for the slowest process of a step; a dead one is noticed at once
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from grpo.distributed import share
-from grpo.settings.flags import SettingsError
+from grpo.settings.errors import SettingsError
 
 if TYPE_CHECKING:
     from grpo.loop import Policy

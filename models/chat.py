@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.images.features import ImageSource
 
 PLACE = "\ue000"  # stands for the user's text while the template is rendered; a private character

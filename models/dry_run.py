@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from models.chat import Example
 from models.memory import MB, Plan, Sizes, Work, activations, largest_pass, sizes_of
 from models.memory import plan as planned

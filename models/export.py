@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models import lora
 from models.attention import TreeAttention
 from models.layers import Layers

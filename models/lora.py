@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 R, ALPHA = 16, 32  # on the real model; ours
 MOST_R = 4096  # a file may say any number, and memory is taken for it before its weights are read

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from grpo.settings.config import Config, UsageError, cache_folder
+from grpo.settings.config import Config, cache_folder
+from grpo.settings.errors import UsageError
 from models.loading.load import folder_of
 from models.policy import Policy, load_policy
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models import device as exhausted
 from models import lora
 from models.attention import TreeAttention

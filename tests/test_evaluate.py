@@ -17,7 +17,7 @@ from transformers import Qwen2VLForConditionalGeneration
 import data.load
 import evaluate
 import train
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from rewards.answers import is_formatted
 
 ROOT = Path(__file__).resolve().parent.parent

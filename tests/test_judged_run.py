@@ -11,7 +11,7 @@ import pytest
 
 import evaluate
 import train
-from grpo.settings.config import exit_on_usage_error
+from grpo.settings.errors import exit_on_usage_error
 from rewards.scoring import RewardError
 from tests.rewards.judges.server import Server, serving, verdict
 

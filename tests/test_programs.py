@@ -16,7 +16,8 @@ import data.load
 import evaluate
 import train
 from evaluate import predict
-from grpo.settings.config import Config, exit_on_usage_error
+from grpo.settings.config import Config
+from grpo.settings.errors import exit_on_usage_error
 from models.open_policy import open_policy
 from models.policy import Policy
 from rewards.scoring import RewardError

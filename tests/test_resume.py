@@ -14,7 +14,8 @@ import train
 from grpo.run.checkpoint import checkpoints, newest
 from grpo.run.metrics_log import history
 from grpo.run.resume import AT_ONCE, going_on, starting_point
-from grpo.settings.config import Config, UsageError, exit_on_usage_error
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError, exit_on_usage_error
 from tests.resuming import SHORT, differences, lines, once, started
 
 

@@ -25,14 +25,8 @@ from data.controls.priors import MajorityLetter, OptionsPrior
 from data.example import ImageSource, VQAExample
 from data.rows import Skipped, modality_name
 from data.splits import Split, constant_answers, copies, has_constant_answer
-from grpo.settings.config import (
-    UsageError,
-    check_file,
-    check_options,
-    names_in,
-    option,
-    parse_flags,
-)
+from grpo.settings.errors import UsageError
+from grpo.settings.flags import check_file, check_options, names_in, option, parse_flags
 
 PROG = "python -m data.audit"
 Parts = dict[Split, list[VQAExample]]  # the questions of one modality

@@ -29,7 +29,7 @@ from data.phantom.anatomy import (
     Scene,
     place_lesions,
 )
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 COUNTS = ("none", "one", "two", "three")
 SIZES = ("small", "large")

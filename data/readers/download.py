@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from data.readers.hub import HUB, HubData
 from data.splits import sha256_of
-from grpo.settings.config import UsageError, user_cache
+from grpo.settings.config import user_cache
+from grpo.settings.errors import UsageError
 
 RECORD = "fetched.json"  # what was fetched; written last, so a folder that holds it is whole
 BLOCK = 2**25  # bytes of one request: few requests, and little is lost when one fails

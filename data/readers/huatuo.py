@@ -10,7 +10,7 @@ from typing import Any
 
 from data.readers.common import BadRow, json_list, visible
 from data.rows import Listing, fold, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"  # spelt so in the hub repository
 

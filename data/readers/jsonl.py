@@ -19,7 +19,7 @@ from typing import Any
 
 from data.readers.common import BadRow, parse_json, read_text
 from data.rows import Listing, fold, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 
 def read(file: Path) -> Listing:

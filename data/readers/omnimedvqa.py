@@ -10,7 +10,7 @@ from typing import Any
 
 from data.readers.common import json_list, visible
 from data.rows import Listing, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 ACCESS = ("Open-access", "Restricted-access")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from data.example import decoded, read_picture
 from data.readers.common import BadRow, split_named, visible
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 IMAGE = "image"
 GROUPS_HELD = 4  # row groups whose image bytes stay in memory, of 100 to 1,000 images each

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.readers.parquet import parquet_files, parquet_rows
 from data.rows import Listing, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 
 def read(path: Path) -> Listing:

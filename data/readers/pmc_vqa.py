@@ -13,7 +13,7 @@ from typing import Any
 
 from data.readers.common import BadRow, csv_rows, image_finder, visible, with_split
 from data.rows import Listing, fold, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 VERSIONS = (
     ("train_2.csv", "test_2.csv"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.readers.common import BadRow, image_finder, json_list, split_named, visible
 from data.rows import Listing, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 NAME = "dataset_unique_abnormal.json"
 

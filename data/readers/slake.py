@@ -10,7 +10,7 @@ from typing import Any
 
 from data.readers.common import BadRow, image_finder, json_list, visible, with_split
 from data.rows import NOT_ENGLISH, Listing, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 NAMES = ("train", "validation", "validate", "val", "test")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.readers.common import BadRow, image_finder, read_text, split_named, visible
 from data.rows import Listing, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 
 def read(folder: Path) -> Listing:

@@ -16,7 +16,7 @@ from typing import Any
 from data.readers.common import image_finder, json_list, split_named, visible
 from data.readers.parquet import parquet_files, parquet_rows
 from data.rows import Listing, read_files
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 OSF_NAME = "VQA_RAD Dataset Public.json"
 IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")

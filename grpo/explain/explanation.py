@@ -15,7 +15,8 @@ from grpo.advantages import zero_variance
 from grpo.loop import Policy
 from grpo.loss import clipped_surrogate
 from grpo.run.trace import Describe
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from grpo.step import Step
 
 WIDTH, LABEL, NUMBER = 100, 33, 11  # columns of a line, and of the table of tokens

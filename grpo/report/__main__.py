@@ -1,7 +1,7 @@
 """The program `python -m grpo.report`."""
 
 from grpo.report.page import main
-from grpo.settings.config import exit_on_usage_error
+from grpo.settings.errors import exit_on_usage_error
 
 if __name__ == "__main__":
     with exit_on_usage_error("grpo.report"):

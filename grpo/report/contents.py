@@ -10,7 +10,7 @@ from typing import Any
 from grpo.report import curves as charts
 from grpo.report import evaluation_table as sheets
 from grpo.report.token_table import DAMAGED
-from grpo.settings.flags import UsageError
+from grpo.settings.errors import UsageError
 
 
 def contents(run: Path) -> dict[str, Any]:

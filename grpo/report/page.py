@@ -28,13 +28,8 @@ from grpo.report import token_table as inspector
 from grpo.report.contents import contents
 from grpo.report.token_table import DAMAGED, Traced
 from grpo.run.folder import newest_run
-from grpo.settings.flags import (
-    UsageError,
-    check_file,
-    check_options,
-    option,
-    parse_flags,
-)
+from grpo.settings.errors import UsageError
+from grpo.settings.flags import check_file, check_options, option, parse_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
 REMARK_ROOM = 2_000  # bytes that counts and remarks may add once the groups are chosen

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from grpo.reproduce.paper_tables import EXPERT, Arm, Table
-from grpo.settings.flags import UsageError, check_options, names_in, option
+from grpo.settings.errors import UsageError
+from grpo.settings.flags import check_options, names_in, option
 
 NEEDS_JUDGE = "needs an expert model; add --judge URL --judge-model NAME, or --judge hf:FOLDER"
 _opt = functools.partial(option, "table")

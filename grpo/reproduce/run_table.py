@@ -35,7 +35,8 @@ from grpo.reproduce.markdown import page
 from grpo.reproduce.paper_tables import TABLES, Arm, Table
 from grpo.run.folder import write_json
 from grpo.settings.config import Config
-from grpo.settings.flags import UsageError, names_in, parse_flags
+from grpo.settings.errors import UsageError
+from grpo.settings.flags import names_in, parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -30,7 +30,8 @@ from safetensors.torch import save as serialized
 from grpo.distributed import rank
 from grpo.loop import Policy
 from grpo.run.atomic import check_folder, remove_folder, sweep, sync, write_folder
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 
 FOLDER, FORMAT = "checkpoints", 1
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, all float32

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo.distributed import rank
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 
 
 def check_tensorboard(config: Config) -> None:

@@ -11,7 +11,7 @@ from grpo.run.metrics_log import Record, history
 from grpo.run.progress import Progress
 from grpo.run.resume import Halted, Stop
 from grpo.settings.config import Config
-from grpo.settings.flags import SettingsError, UsageError
+from grpo.settings.errors import SettingsError, UsageError
 from grpo.step import Step
 
 

@@ -16,7 +16,8 @@ from types import FrameType, TracebackType
 from grpo.distributed import gathered, rank, world
 from grpo.run.checkpoint import FOLDER, Checkpoint, newest, opened
 from grpo.run.folder import NO_SAY, check_out, finished
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag, shown
 
 AT_ONCE = 2.0  # seconds in which a terminal's signal and torchrun's are one

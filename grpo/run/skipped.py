@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from grpo.distributed import gathered
 from grpo.settings.config import Config
-from grpo.settings.flags import SettingsError
+from grpo.settings.errors import SettingsError
 from grpo.step import Step
 
 

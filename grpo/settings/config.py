@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 import sys
 import typing
@@ -19,13 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo.settings import recipes
-from grpo.settings.cache import cache_folder, user_cache
+from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import (
-    SettingsError,
-    UsageError,
-    check_file,
     check_options,
-    exit_on_usage_error,
     flag,
     names_in,
     option,
@@ -34,21 +31,6 @@ from grpo.settings.flags import (
 )
 from grpo.settings.recipes import TRL_NAMES
 
-__all__ = [
-    "EVALUATION_STREAM",
-    "SHUFFLE_STREAM",
-    "TRAIN_STREAM",
-    "TRL_NAMES",
-    "Config",
-    "SettingsError",
-    "UsageError",
-    "cache_folder",
-    "check_file",
-    "exit_on_usage_error",
-    "key_word",
-    "user_cache",
-]
-
 # First word of every random key (stream, seed, step, prompt, attempt, row): streams never meet.
 TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
 
@@ -56,6 +38,16 @@ TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
 def key_word(text: str) -> int:
     """A word of a random key that stands for a text, such as a question's id."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def user_cache() -> Path:
+    """The folder that the programs may fill in the user's cache: image features, fetched data."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
+
+
+def cache_folder(name: str) -> Path | None:
+    """The folder that `--cache` names; None: nothing is kept."""
+    return {"auto": user_cache(), "none": None}.get(name, Path(name))
 
 
 Method = Literal["grpo", "sft"]
@@ -87,7 +79,7 @@ class Config:
     4
     >>> Config(group_size=1)
     Traceback (most recent call last):
-    grpo.settings.flags.UsageError: --group-size 1: a group needs at least 2 completions...
+    grpo.settings.errors.UsageError: --group-size 1: a group needs at least 2 completions...
     """
 
     method: Method = _task("grpo", "Reinforcement (grpo) or the supervised baseline (sft).")

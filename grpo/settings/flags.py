@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import errno
 import math
 import operator
-import os
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from grpo.settings.errors import UsageError
 
 BOUNDS = {
     "ge": (operator.ge, "at least"),
@@ -28,46 +27,7 @@ BOUNDS = {
 }
 EXPECTED = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
 LARGEST = 2**53  # whole numbers beyond it are no count of anything, and no float holds them
-LONGEST_LINE = 2005
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-
-
-class UsageError(ValueError):
-    """Something the user can mend. Its text is one line: what, where, and the remedy."""
-
-
-class SettingsError(UsageError):
-    """What other settings can mend and the same ones cannot: a run does not go on with them."""
-
-
-@contextmanager
-def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # steps and answers are written all along: nothing is lost
-        remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
-        problem = one_line(f"{error.filename or 'output'}: {error.strerror}")
-        print(f"{prog}: {problem}; {remedy}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (UsageError, *also) as error:
-        print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def one_line(text: str) -> str:
-    """A message as a terminal may have it, whatever it quotes of a file: one line, not without end.
-
-    >>> one_line("question a\\x1b[2J\\nb: is blank")
-    'question a [2J b: is blank'
-    """
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= LONGEST_LINE else f"{line[:1000]} ... {line[-1000:]}"
 
 
 def option(group: str, default: Any, help: str, **bounds: float) -> Any:

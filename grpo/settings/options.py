@@ -8,7 +8,8 @@ import typing
 from typing import Any, Literal
 
 from grpo.settings.config import Prompt
-from grpo.settings.flags import UsageError, check_file, check_options, names_in, option
+from grpo.settings.errors import UsageError
+from grpo.settings.flags import check_file, check_options, names_in, option
 
 _what = functools.partial(option, "what is scored")
 _how = functools.partial(option, "how it is asked")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 Grid = tuple[int, int, int]  # patches of an image: time (1), height, width
 Features = tuple[Tensor, Grid]  # (t*h*w/4, hidden) on the CPU, in the tower's dtype

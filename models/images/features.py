@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from grpo.settings.config import SettingsError, UsageError
+from grpo.settings.errors import SettingsError, UsageError
 from models.device import out_of_memory
 from models.images.disk_cache import FeatureFiles, Features
 from models.images.prefetch import Ahead

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 # What a folder must hold; of names in one tuple, one is enough.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

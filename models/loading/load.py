@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.loading.checks import (
     check_files,
     check_fit,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grpo.settings.config import SettingsError
+from grpo.settings.errors import SettingsError
 from models.device import out_of_memory
 from models.distribution import NoProbability, draw_tokens, law
 from models.layers import Attend, Layers, Linear

@@ -31,7 +31,7 @@ import torch  # noqa: E402 (the path comes first)
 
 import train  # noqa: E402
 from grpo.run.checkpoint import checkpoints, newest  # noqa: E402
-from grpo.settings.config import UsageError, exit_on_usage_error  # noqa: E402
+from grpo.settings.errors import UsageError, exit_on_usage_error  # noqa: E402
 from tests.campaigns.kill import FLAGS, fork  # noqa: E402
 from tests.resuming import differences, lines  # noqa: E402
 

@@ -12,7 +12,8 @@ import torch
 from grpo.advantages import group_advantages, zero_variance
 from grpo.loss import token_weights
 from grpo.run.diagnoses import no_signal
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from tests.conformance import oracle
 from tests.conformance.oracle import near
 from tests.conftest import randomise

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen2VLModel
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.distribution import draw_tokens
 from models.sampling import sampler as sampling
 from models.tree import pack, rope_positions

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data.example import ImageFile, VQAExample
 from data.prompts import completion_text, user_text
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from rewards.answers import answer_letter, is_formatted
 
 

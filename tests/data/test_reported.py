@@ -9,7 +9,8 @@ import pytest
 import data.load
 import train
 from data.rows import Skipped
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 
 ROW = {"question": "Which?", "options": ["left", "right"], "modality": "MRI"}
 # Should --strict fail to stop it, the run is over in a step.

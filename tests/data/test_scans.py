@@ -12,7 +12,7 @@ from data.example import ImageFile, UnusableImage
 from data.rows import Skipped
 from data.scans import MAX_PIXELS
 from data.splits import take_readable
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from tests.data.test_example import example
 
 

@@ -16,7 +16,7 @@ from data.splits import (
     same_content,
     split_of,
 )
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 

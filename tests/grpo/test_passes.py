@@ -15,7 +15,7 @@ from grpo.optim import adamw
 from grpo.passes import Passes, halves
 from grpo.rollout import sample_groups
 from grpo.run.skipped import SkippedSteps
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from grpo.step import Step
 from models.policy import Policy
 from tests.conftest import randomise

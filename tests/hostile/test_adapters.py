@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo.settings.config import UsageError
-from grpo.settings.flags import one_line
+from grpo.settings.errors import UsageError, one_line
 from models import lora
 from models.policy import Policy, load_policy
 from tests.conftest import randomise

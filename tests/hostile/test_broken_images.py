@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.example import ImageFile, UnusableImage
 from data.showing import as_png
-from grpo.settings.flags import one_line
+from grpo.settings.errors import one_line
 from tests.hostile.pictures import (
     FORMS,
     SIZE,

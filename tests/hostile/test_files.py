@@ -12,8 +12,7 @@ import pytest
 
 import data.load
 from data.splits import in_two_splits, same_content
-from grpo.settings.config import UsageError
-from grpo.settings.flags import one_line
+from grpo.settings.errors import UsageError, one_line
 from tests.data.conftest import write_image
 from tests.hostile.families import FAMILIES, JSON, PARQUET, TEXT
 

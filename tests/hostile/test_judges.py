@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grpo.settings.flags import one_line
+from grpo.settings.errors import one_line
 from rewards.judges.endpoint import Endpoint, read_verdict
 from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict
 from tests.rewards.judges.server import Server, serving, verdict, wire

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from grpo.settings.config import UsageError
-from grpo.settings.flags import one_line
+from grpo.settings.errors import UsageError, one_line
 from models.chat import Chat
 from models.policy import Policy, load_policy
 from tests.tiny import make_tokenizer

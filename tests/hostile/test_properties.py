@@ -18,8 +18,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from data.example import ImageFile, UnusableImage
 from data.readers.common import split_named
 from data.rows import fold, modality_name
-from grpo.settings.config import Config, UsageError
-from grpo.settings.flags import one_line
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError, one_line
 from rewards import answers as parse
 from rewards import words
 from rewards.judges.endpoint import read_verdict

@@ -10,8 +10,8 @@ import pytest
 
 import data.load
 from data.rows import Listing
-from grpo.settings.config import UsageError, key_word
-from grpo.settings.flags import one_line
+from grpo.settings.config import key_word
+from grpo.settings.errors import UsageError, one_line
 from tests.hostile.families import FAMILIES, JSON, PARQUET, TEXT
 
 VALUES: dict[str, Any] = {

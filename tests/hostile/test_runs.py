@@ -16,8 +16,8 @@ import evaluate
 import train
 from grpo.report import page as report
 from grpo.run.folder import check_out, run_folder
-from grpo.settings.config import Config, UsageError, exit_on_usage_error
-from grpo.settings.flags import one_line
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError, exit_on_usage_error, one_line
 from models.policy import Policy
 from rewards.scoring import RewardError
 from tests.grpo.report.runs import make_run

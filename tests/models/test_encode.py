@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.tree import Group
 from tests.models.plain import KEYS, QUESTIONS, completions, rollout
 from tests.tiny import NoiseImage, Question

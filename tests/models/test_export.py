@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, Qwen2VLForConditionalGeneration
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models import export
 from models.export import export_merged, largest_difference
 from models.loading import load as loading

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from grpo.optim import adamw
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from models import memory
 from models.dry_run import MOST, fitting, largest, memory_flags, read_limit
 from models.memory import MB, Work, plan, sizes_of

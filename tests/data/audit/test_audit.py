@@ -14,7 +14,7 @@ import pytest
 import data.load
 from data.audit.audit import Options, audit, full_stops, main, questions, shared_images
 from data.example import ImageFile, VQAExample
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
 SPLITS = ("train", "val", "test")

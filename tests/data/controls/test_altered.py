@@ -19,7 +19,7 @@ from data.controls.altered import (
 )
 from data.example import ImageFile, VQAExample
 from data.phantom import questions as phantom
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 
 def about(

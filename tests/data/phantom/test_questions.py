@@ -23,7 +23,7 @@ from data.phantom.anatomy import (
     place_lesions,
     render,
 )
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 DECK = 240
 

@@ -19,7 +19,7 @@ import pytest
 import data.load
 from data.readers import download
 from data.readers.huatuo import HUB_NAME
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from tests.data.hub import COMMIT, Hub, zipped
 
 ROOT = Path(__file__).parents[3]
@@ -223,7 +223,7 @@ def test_without_a_network_one_line_says_what_to_put_where(serve: Any) -> None:
 
 def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
     code = (
-        "import data.load\nfrom grpo.settings.config import exit_on_usage_error\n"
+        "import data.load\nfrom grpo.settings.errors import exit_on_usage_error\n"
         "with exit_on_usage_error('train.py'): data.load.read('omnimedvqa')"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ from PIL import Image
 
 import data.load
 from data.rows import Skipped
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 
 def one(omni: Any, **changes: Any) -> data.load.VQAExample:

@@ -11,7 +11,7 @@ from data.controls.altered import shuffled_images
 from data.readers.parquet import ParquetImage
 from data.rows import Skipped
 from data.splits import copies
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 
 TRAIN = "train-00000-of-00001-eb8844602202be60"
 TEST = "test-00000-of-00001-e5bc3d208bb4deeb"

@@ -7,7 +7,7 @@ import pytest
 
 import data.load
 from data.rows import Skipped
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from tests.data.sets import png, rad_row, slake_row
 
 OSF_NAME = "VQA_RAD Dataset Public.json"

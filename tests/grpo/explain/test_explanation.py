@@ -12,7 +12,8 @@ import pytest
 
 import train
 from grpo.explain.explanation import explanation, one_step
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from models.policy import Policy
 from tests.conftest import randomise
 from tests.grpo.cases import QUESTIONS, config, reward, steps

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from grpo.report import page as report
 from grpo.report import token_table as inspector
-from grpo.settings.flags import UsageError
+from grpo.settings.errors import UsageError
 from tests.grpo.report.pages import HOSTILE, Page, hostile_run
 from tests.grpo.report.runs import make_run, summary
 

@@ -13,7 +13,8 @@ import pytest
 from grpo.reproduce import commands as arms
 from grpo.reproduce import run_table as reproduce
 from grpo.reproduce.paper_tables import TABLES, Arm
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
 EVERY = [(name, arm) for name, table in TABLES.items() for arm in table.arms]

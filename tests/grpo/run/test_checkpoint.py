@@ -20,7 +20,8 @@ from grpo.run.checkpoint import Keeper, checkpoints, cut_back, newest, opened, r
 from grpo.run.metrics_log import history
 from grpo.run.recorder import follow
 from grpo.run.resume import Halted, Stop
-from grpo.settings.config import Config, SettingsError, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import SettingsError, UsageError
 from grpo.sft import sft
 from models.policy import Policy
 from tests.conftest import randomise

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from grpo.run.metrics_log import Record, check_tensorboard
-from grpo.settings.config import Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 
 STEPS = [
     {"step": 1, "reward": 0.5, "rewards/format/mean": 0.25, "rewards/f1/mean": math.nan},

@@ -16,7 +16,7 @@ from torch import Tensor
 import train
 from grpo.rollout import Rollout
 from grpo.run.trace import write_trace
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from grpo.settings.flags import steps_in
 from grpo.step import Step, Update
 from models.policy import Policy

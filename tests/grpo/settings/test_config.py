@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from grpo.settings import recipes
-from grpo.settings.config import TRL_NAMES, Config, UsageError
+from grpo.settings.config import Config
+from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag
+from grpo.settings.recipes import TRL_NAMES
 
 ROOT = Path(__file__).parents[3]
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}

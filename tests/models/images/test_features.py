@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.policy import load_policy
 from tests.tiny import NoiseImage, make_model
 

@@ -14,7 +14,7 @@ import torch
 
 import models.images.prefetch
 from data.example import ImageFile
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from grpo.upcoming import announced
 from models.images.prefetch import Ahead
 from models.policy import load_policy

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.loading import load as loading
 from models.policy import load_policy
 from tests.models.hub import INDEX, SHARDS, make_hub_folder

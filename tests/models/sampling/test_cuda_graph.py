@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.distribution import draw_tokens, law
 from models.layers import Layers, Linear
 from models.sampling import cuda_graph as captured

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from grpo.settings.config import UsageError
+from grpo.settings.errors import UsageError
 from models.distribution import NoProbability, draw_tokens, law, uniforms
 from models.sampling import kv_cache as decode
 from models.sampling import sampler as sampling
