@@ -3,9 +3,7 @@ gradient; and the pass that made the gradient not finite is known."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from models.policy import Policy
 from tests.conftest import randomise
 from tests.grpo.cases import QUESTIONS, config, draw, reward, steps
 from tests.grpo.test_loop import at_each_update, close, gradients
+from tests.programs import Program
 
 
 def starve(policy: Policy, most: int, during: str) -> list[int]:
@@ -102,12 +101,7 @@ def test_halves_hold_every_completion_once_and_in_order(fresh):
 
 def test_a_real_limit_of_memory_is_survived(tiny_folder):
     """The program limits its own address space, and torch's allocations fail for real."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.grpo.starved", str(tiny_folder)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
+    done = Program(sys.executable, "-m", "tests.grpo.starved", str(tiny_folder)).finish()
     assert done.returncode == 0, done.stderr[-2000:]
     cuts, difference = done.stdout.split()
     assert int(cuts) > 0, "memory never ran out"
