@@ -18,11 +18,11 @@ import torch
 
 import train
 from data.example import VQAExample
+from grpo.metrics import Step
 from grpo.rollout import Rollout
 from grpo.run.progress import Progress, closing_line, sampled, what_changed
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
-from grpo.step import Step
 from models.tree import Group
 from tests.programs import join
 
