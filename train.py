@@ -11,7 +11,6 @@ grpo/loop.py trains it.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,19 +34,18 @@ from data.targets import sft_target
 from data.training_questions import question_order
 from data.variety import in_all_ways, varied
 from evaluate import score_run, validate
-from grpo.distributed import gathered, processes, rank, total
+from grpo.distributed import processes, rank, total
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.run.atomic import write_json, write_whole
-from grpo.run.checkpoint import Checkpointer, cut_back, origin, restore
-from grpo.run.folder import run_folder
+from grpo.run.atomic import write_json
+from grpo.run.checkpoint import Checkpointer, origin, restore
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.machine import memory_metrics, peak_memory
 from grpo.run.metrics_log import check_tensorboard
 from grpo.run.progress import closing_line
 from grpo.run.recorder import Recorder
-from grpo.run.resume import Point, going_on, starting_point
+from grpo.run.resume import Point, going_on, open_run, starting_point
 from grpo.run.terminal import hushed
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
@@ -116,7 +114,8 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     if explains:
         return explanation(policy, next(steps), config, described)
 
-    run = prepare(config, policy, point, skipped)
+    label = f"{config.recipe}-{config.modality}-g{config.group_size}"
+    run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
     with Stop(run, config.quiet) as stop:
         with Recorder(checkpointer, stop, described, policy.chat.pieces) as record:
@@ -171,20 +170,6 @@ def load_questions(config: Config) -> tuple[list[VQAExample], Tests, Tests, set[
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)
     return examples, validation, tests, skipped
-
-
-def prepare(config: Config, policy: Policy, point: Point, skipped: set[Skipped]) -> Path:
-    """The run's folder, made by the first process: cut back to where the run goes on, with the rows
-    of the data that were left out."""
-    run = None
-    if not rank():
-        label = f"{config.recipe}-{config.modality}-g{config.group_size}"
-        run = run_folder(config, policy, label, point.run)
-        if point.run:
-            cut_back(run, point.checkpoint, config.steps)
-        lines = (json.dumps(vars(row)) + "\n" for row in sorted(skipped, key=str))
-        write_whole(run / "skipped.jsonl", "".join(lines).encode())
-    return Path(gathered(str(run))[0])
 
 
 def is_validated(step: int, config: Config) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from grpo.run.checkpoint import FOLDER, Checkpoint, newest, opened
-from grpo.run.folder import NO_SAY, check_out, finished
+from grpo.distributed import gathered, rank
+from grpo.interfaces import Policy
+from grpo.run.atomic import write_whole
+from grpo.run.checkpoint import FOLDER, Checkpoint, cut_back, newest, opened
+from grpo.run.folder import NO_SAY, check_out, finished, run_folder
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag, shown
@@ -31,7 +36,7 @@ class Point:
 
 
 def starting_point(config: Config) -> Point:
-    """Where `--resume` says that the run begins. Raises UsageError, before anything is touched."""
+    """Where --resume says that the run begins. Raises UsageError before any file is touched."""
     if not config.resume:
         check_out(config)
         return Point()
@@ -58,10 +63,28 @@ def starting_point(config: Config) -> Point:
     return point
 
 
-def check_settings(config: Config, run: Path) -> None:
-    """Raise UsageError where a run was made with another setting that has a say in its result.
+def open_run(
+    config: Config, policy: Policy, label: str, point: Point, skipped: Iterable[dict[str, Any]]
+) -> Path:
+    """The run's folder as its first step finds it: cut back to `point`, with config.json and
+    skipped.jsonl, the rows of the data that were left out. The first process makes it.
 
-    More steps than before are the same run only where the learning rate does not go by them.
+    `label` is what a new folder's name tells of the run. Raises UsageError.
+    """
+    run = None
+    if not rank():
+        run = run_folder(config, policy, label, point.run)
+        if point.run:
+            cut_back(run, point.checkpoint, config.steps)
+        lines = "".join(json.dumps(row) + "\n" for row in skipped)
+        write_whole(run / "skipped.jsonl", lines.encode())
+    return Path(gathered(str(run))[0])
+
+
+def check_settings(config: Config, run: Path) -> None:
+    """Raise UsageError if the run in `run` was made with other settings that change its result.
+
+    More steps than before are the same run only if the learning rate does not depend on them.
     """
     before, now = Config.load(run / "config.json").to_dict(), config.to_dict()
     free = {*NO_SAY, *(["steps"] if config.lr_schedule == "constant" else [])}
@@ -74,7 +97,7 @@ def check_settings(config: Config, run: Path) -> None:
 
 
 def going_on(words: Sequence[str], run: Path) -> str:
-    """The command that goes on with a run which `words`, the flags, have made.
+    """The command that resumes the run which the flags `words` began.
 
     >>> going_on(["--seed", "1"], Path("runs/a"))
     'python train.py --seed 1 --resume runs/a'
