@@ -59,9 +59,9 @@ from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.open_policy import open_policy, starting_model
 from models.policy import Policy
+from rewards.evaluation.rows import points
 from rewards.evaluation.scores import cell
 from rewards.evaluation.table import tabulate
-from rewards.evaluation.text import points
 from rewards.judges.judge import Judge, open_judges
 from rewards.judges.judge_rewards import judged_rewards
 from rewards.judges.local import Encoder

@@ -168,15 +168,6 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def binom_test_greater(k: int, n: int, p: float) -> float:
-    """One-sided exact p-value: the chance of k or more right of n, each with chance p.
-
-    >>> binom_test_greater(3, 4, 0.5)  # (4 + 1) / 16
-    0.3125
-    """
-    return poisson_binomial_tail(k, [p] * n)
-
-
 def poisson_binomial_tail(k: int, ps: Sequence[float]) -> float:
     """The chance of k or more right where question i has chance ps[i], as options differ in number.
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from rewards.evaluation.rows import rendered
 from tests.grpo.report.runs import summary
 
 HOSTILE = (
@@ -67,7 +68,7 @@ def hostile_run(folder: Path) -> Path:
     table = summary()
     table["results"] = {**table["results"], HOSTILE[0]: table["results"]["trained"]}
     table["ood_mean"][HOSTILE[0]] = table["ood_mean"]["base"]
-    (folder / "summary.json").write_text(json.dumps(table))
+    (folder / "summary.json").write_text(json.dumps(table | {"rendered": rendered(table)}))
     lines = [json.dumps({"step": 1, f"rewards/{text}/mean": 0.5}) for text in HOSTILE]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     config = json.loads((folder / "config.json").read_text())

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from grpo.settings.config import Config
+from rewards.evaluation.rows import rendered
 
 WORDS = "<think> One lesion : large cyst , upper right . </think> <answer> B </answer> <|im_end|>"
 TYPES = ("presence", "side", "count")
@@ -85,7 +86,7 @@ def summary() -> dict[str, Any]:
         for model, of in (("base", base), ("trained", trained))
     }
     gain = {"gain": 0.6, "ci95": [0.5, 0.7], "mcnemar_p": 1e-9}
-    return {
+    table = {
         "trained_on": "MRI",
         "chance": dict.fromkeys(base, 0.45),
         "results": results,
@@ -106,6 +107,7 @@ def summary() -> dict[str, Any]:
         "metrics": {},
         "seconds": 100.0,
     }
+    return table | {"rendered": rendered(table)}
 
 
 def picture(seed: int) -> bytes:
