@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grpo.loss import clipped
+from grpo.loss import clip_bounds, clipped
 
 MOST_STEPS = 60  # traced steps of a page
 MOST_UPDATES = 3  # of a step: the first two and the last
@@ -83,9 +83,9 @@ class Traced:
     def clipped(self) -> tuple[Tensor, Tensor]:
         """(U, N) twice: whether the low, and whether the high bound took a token's gradient."""
         settings, advantages = self.record["settings"], self.tensors["advantages"].flatten()
-        eps, high = settings["clip_eps"], settings.get("clip_eps_high") or settings["clip_eps"]
+        bounds = clip_bounds(settings["clip_eps"], settings.get("clip_eps_high"))
         by_token = advantages[self.tensors["row"]].expand_as(self.tensors["ratio"])
-        return clipped(self.tensors["ratio"], by_token, eps, high)
+        return clipped(self.tensors["ratio"], by_token, *bounds)
 
     @property
     def rows(self) -> list[str]:
