@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from grpo.report.evaluation_table import measured, percent
@@ -33,32 +32,15 @@ class Model:
     def evaluation(self) -> dict[str, Any]:
         return self.arm["evaluation"]
 
-    def runs(self) -> list[str]:
-        """Return the models of all seeds that were asked like this one; a base has one."""
-        name, comma, way = self.name.partition(", ")
-        if name == "base" or "seeds" not in self.evaluation:
-            return [self.name]
-        split = [model.partition(", ") for model in self.evaluation["results"]]
-        return [
-            "".join(model) for model in split if model[0] != "base" and model[1:] == (comma, way)
-        ]
-
-    def mean(self, modality: str, figure: str) -> float | None:
-        """Return a figure as the mean over the runs of all seeds, None if a run lacks it."""
-        values = [self.evaluation["results"][run][modality][figure] for run in self.runs()]
-        return None if None in values else fmean(values)
-
-    def metric(self, modality: str, name: str) -> str:
-        """Return one of --metrics as the mean over the runs that have it."""
-        runs = [self.evaluation["metrics"].get(run, {}) for run in self.runs()]
-        values = [run.get(modality, {}).get(name) for run in runs]
-        known = [value for value in values if value is not None]
-        return f"{fmean(known):.2f}" if known else "-"
-
-    def accuracy(self, evaluation: dict[str, Any], modality: str) -> str:
-        """Return the strict accuracy in an evaluation, over all seeds if there are several."""
+    def cells(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """Return the figures by modality, as means over the seeds if the arm has several."""
         seeds = evaluation.get("seeds", {}).get(self.name.removeprefix("trained"))
-        return measured((seeds or evaluation["results"][self.name])[modality])
+        return seeds or evaluation["results"][self.name]
+
+    def metrics(self, modality: str) -> dict[str, float | None]:
+        """Return the figures of --metrics, as means over the seeds if the arm has several."""
+        alone = self.evaluation["metrics"].get(self.name, {}).get(modality, {})
+        return self.cells(self.evaluation)[modality].get("metrics", alone)
 
 
 def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
@@ -109,9 +91,8 @@ def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
     yield ["strict accuracy, %", *chance, *(f"{modality}, forced choice" for modality in chance)]
     yield ["chance", *map(percent, chance.values()), *[""] * len(chance)]
     for model in models:
-        strict = [model.accuracy(model.evaluation, modality) for modality in chance]
-        forced = [percent(model.mean(modality, "forced_choice")) for modality in chance]
-        yield [model.row, *strict, *forced]
+        cells = [model.cells(model.evaluation)[modality] for modality in chance]
+        yield [model.row, *map(measured, cells), *(percent(c["forced_choice"]) for c in cells)]
 
 
 def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
@@ -122,37 +103,36 @@ def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
     yield ["in distribution", *head, "same text when permuted, %, first seed", *metrics]
     for model in models:
         home = model.evaluation["trained_on"]
+        cell, figures = model.cells(model.evaluation)[home], model.metrics(home)
         permuted = model.evaluation["controls"].get(model.name, {}).get("permuted_options", {})
+        values = [figures.get(name) for name in metrics]
         yield [
             model.row,
-            percent(model.mean(home, "format_rate")),
-            f"{model.mean(home, 'mean_length'):.1f}",
-            percent(model.mean(home, "findings")),
-            percent(model.mean(home, "letter_bias")),
+            percent(cell["format_rate"]),
+            f"{cell['mean_length']:.1f}",
+            percent(cell["findings"]),
+            percent(cell["letter_bias"]),
             percent(permuted.get(home, {}).get("same_text")),
-            *(model.metric(home, name) for name in metrics),
+            *("-" if value is None else f"{value:.2f}" for value in values),
         ]
 
 
 def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield the strict accuracy on data sets never trained on; open questions apart."""
     sets = list(models[0].arm["unseen"])
-    if not sets:
-        return
-    yield ["never trained on, strict, %", *sets]
-    for model in models:
-        cells = []
-        for evaluation in map(model.arm["unseen"].get, sets):
-            results = evaluation["results"][model.name]
-            opened = {m: found["open"] for m, found in results.items()}
-            f1 = {m: f", open {measured(o)}, F1 {percent(o['f1'])}" for m, o in opened.items()}
-            cells.append(
-                "; ".join(
-                    f"{m} {model.accuracy(evaluation, m)}{f1[m] if opened[m]['n'] else ''}"
-                    for m in results
-                )
-            )
-        yield [model.row, *cells]
+    if sets:
+        yield ["never trained on, strict, %", *sets]
+        for model in models:
+            yield [model.row, *("; ".join(_by_modality(model, name)) for name in sets)]
+
+
+def _by_modality(model: Model, data: str) -> Iterator[str]:
+    evaluation = model.arm["unseen"][data]
+    cells = model.cells(evaluation)
+    for modality, found in evaluation["results"][model.name].items():
+        opened = found["open"]
+        f1 = f", open {measured(opened)}, F1 {percent(opened['f1'])}" if opened["n"] else ""
+        yield f"{modality} {measured(cells[modality])}{f1}"
 
 
 def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:

@@ -127,8 +127,11 @@ def train(run: Path, flags: list[str]) -> None:
 
 
 def evaluate(run: Path, file: str, flags: list[str]) -> dict[str, Any]:
-    """Return the table of evaluate.py with these flags, from the run folder or made now."""
-    if not (run / file).exists():
+    """Return the table of evaluate.py with these flags, from the run folder or made now.
+
+    A table of an older version lacks rows and means, and is made again from the answers kept.
+    """
+    if not (run / file).exists() or "rendered" not in _read(run / file):
         call(["evaluate.py", "--run", str(run), *flags, "--json", str(run / file)])
     return _read(run / file)
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from rewards.evaluation.predictions import Row
 from rewards.evaluation.rows import rendered
-from rewards.evaluation.scores import cell, control, gain, headline, measured, ood_mean, sampled
+from rewards.evaluation.scores import (
+    cell,
+    control,
+    gain,
+    headline,
+    mean_of,
+    measured,
+    ood_mean,
+    sampled,
+)
 from rewards.evaluation.statistics import holm, poisson_binomial_tail, students_t
 
 BLIND = {  # the controls that cannot see the image, as the beginning of a sentence
@@ -20,6 +29,8 @@ Rows = Sequence[Row]
 Answers = dict[str, dict[str, dict[str, list[Row]]]]  # model, arm, modality -> rows
 # The arms that are no controls.
 NO_CONTROLS = TESTS, SAMPLES, MEASURES = "tests", "samples", "measures"
+# The figures whose means over seeds are reported, besides the accuracy.
+MEANS = ("format_rate", "forced_choice", "letter_bias", "findings", "mean_length")
 ALPHA = 0.01  # a control is above chance if its one-sided p, after Holm, is below
 
 
@@ -106,22 +117,28 @@ def _controls(answers: Answers, priors: Mapping[str, Mapping[str, Rows]]) -> dic
 
 
 def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
-    """Return the mean accuracy of runs that differ in the seed alone, with Student's t interval.
+    """Return the means of runs that differ in the seed alone, by way of asking, then by modality.
 
-    The keys are the way of asking ("" for the first), then the modality.
+    The first way of asking is "". The accuracy has Student's t interval. A figure that a run lacks
+    is None; one of --metrics is the mean over the runs that have it.
     """
     ways = [m.removeprefix(models[0]) for m in table["results"] if m.split(", ")[0] == models[0]]
-    found: dict[str, Any] = {way: {} for way in ways}
-    for way in ways:
-        for modality in table["chance"]:
-            accuracies = [table["results"][model + way][modality]["accuracy"] for model in models]
-            mean, low, high = students_t(accuracies)
-            found[way][modality] = {
-                "seeds": len(models),
-                "accuracy": mean,
-                "ci95": [low, high],
-            }
-    return found
+    return {
+        way: {m: _over_seeds(table, [model + way for model in models], m) for m in table["chance"]}
+        for way in ways
+    }
+
+
+def _over_seeds(table: dict[str, Any], models: Sequence[str], modality: str) -> dict[str, Any]:
+    cells = [table["results"][model][modality] for model in models]
+    mean, low, high = students_t([cell["accuracy"] for cell in cells])
+    means = {"seeds": len(cells), "accuracy": mean, "ci95": [low, high]}
+    for name in MEANS:
+        values = [cell[name] for cell in cells]
+        means[name] = None if None in values else fmean(values)
+    metrics = [table["metrics"].get(model, {}).get(modality, {}) for model in models]
+    means["metrics"] = {name: mean_of(metrics, name) for found in metrics for name in found}
+    return means
 
 
 def verdicts(table: dict[str, Any]) -> list[str]:
