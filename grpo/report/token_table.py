@@ -68,10 +68,8 @@ class Traced:
     @cached_property
     def updates(self) -> list[int]:
         """The updates that are shown, counted from 0."""
-        every = range(len(self.tensors["logprobs"]))
-        return (
-            list(every) if len(every) <= MOST_UPDATES else [*every[: MOST_UPDATES - 1], every[-1]]
-        )
+        every = list(range(len(self.tensors["logprobs"])))
+        return every if len(every) <= MOST_UPDATES else [*every[: MOST_UPDATES - 1], every[-1]]
 
     @cached_property
     def shares(self) -> Tensor:
@@ -170,11 +168,10 @@ def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[s
     found = told["completions"][i]
     places = (traced.tensors["row"] == row).nonzero().flatten()  # (n,)
     accuracy = [v for name, v in found["parts"].items() if name.startswith("accuracy")]
-    wrong = bool(accuracy) and not any(accuracy)
     marks = {
         "truncated": found["truncated"],
         "clipped": any(side[:, places].any() for side in traced.clipped),
-        "wrong but rewarded": wrong and found["advantage"] > 0,
+        "wrong but rewarded": accuracy and not any(accuracy) and found["advantage"] > 0,
     }
     return {
         **found,
@@ -186,10 +183,7 @@ def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[s
 
 
 def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
-    """Yield the tokens of a completion; `places` (n,) are theirs in (N,).
-
-    Raises ValueError if there are not as many texts.
-    """
+    """Yield the tokens of a completion, at `places` (n,) of (N,). Raises ValueError if not n."""
     if len(texts) != len(places):
         raise ValueError(f"{len(texts)} texts of {len(places)} tokens")
 
@@ -198,10 +192,10 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
         return (values[traced.updates] if values.dim() > 1 else values[None])[:, places].T.tolist()
 
     shares = by_token(traced.shares)
-    found = {name: by_token(traced.tensors[TENSORS[name]]) for name in traced.rows[1:-1]}
-    found |= {"KL": by_token(traced.tensors["kl"])}
+    tensors = traced.tensors
+    found = {name: by_token(tensors[key]) for name, key in TENSORS.items() if key in tensors}
     sides = [by_token(side) for side in traced.clipped]
-    passed = int((~traced.tensors["loss"][-1].isnan()).sum())
+    passed = int((~tensors["loss"][-1].isnan()).sum())
     for t, text in enumerate(texts):
         bounds = [" low" * a + " high" * b for a, b in zip(sides[0][t], sides[1][t], strict=True)]
         rows = {name: columns(by_place[t]) for name, by_place in found.items()}
@@ -235,9 +229,7 @@ def columns(values: list[float], marks: list[str] | None = None) -> str:
 
 
 def shade(letter: str, value: float) -> str:
-    """Return the CSS class of a value: its letter, a capital if negative, and its level 1 to 4.
-
-    A value below the first bound has none, "".
+    """Return the CSS class of a value: its letter, a capital if negative, and level; "" for none.
 
     >>> shade("s", -3.0), shade("k", 0.0)
     ('S3', '')

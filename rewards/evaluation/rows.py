@@ -46,8 +46,8 @@ def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
         yield from _answers(cells)
         yield from _apart(cells)
         yield from _controls(table["controls"].get(model, {}), modalities)
-        yield from _sampled(table["sampled"].get(model, {}), modalities)
-        yield from _metrics(table["metrics"].get(model, {}), modalities)
+        for part in ("sampled", "metrics"):
+            yield from _asked_for(table[part].get(model, {}), modalities)
     for way, seeds in table.get("seeds", {}).items():
         label = f"mean of {seeds[modalities[0]]['seeds']} seeds{way}"
         yield _row(label, [measured(seeds[m]) for m in modalities], kind="model")
@@ -71,19 +71,17 @@ def _gains(gains: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 def _answers(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """Yield the figures beside the accuracy, without the lines that hold nothing."""
-    for label, figure, name in (
-        ("format", "format_rate", "in the format"),
-        ("forced choice", "forced_choice", ""),
-        ("length", "mean_length", "tokens an answer"),
-        ("findings", "findings", "true findings"),
-        ("letter bias", "letter_bias", ""),
-        ("token F1", "f1", ""),
+    for label, figure, form, name in (
+        ("format", "format_rate", percent, "in the format"),
+        ("forced choice", "forced_choice", percent, ""),
+        ("length", "mean_length", "{:.0f}".format, "tokens an answer"),
+        ("findings", "findings", percent, "true findings"),
+        ("letter bias", "letter_bias", percent, ""),
+        ("token F1", "f1", percent, ""),
     ):
         values = [cell[figure] for cell in cells]
-        if figure == "mean_length":
-            yield _row(f"  {label}", [f"{value:.0f}" for value in values], name)
-        elif any(value is not None for value in values):
-            yield _row(f"  {label}", [percent(value) for value in values], name)
+        if any(value is not None for value in values):
+            yield _row(f"  {label}", list(map(form, values)), name)
 
 
 def _apart(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
@@ -119,23 +117,15 @@ def _with_n(shares: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{measured(share)}, n {share['n']}" for share in shares]
 
 
-def _sampled(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
-    for name in next(iter(figures.values()), {}):
-        if name not in ("n", "samples"):
-            yield _row(f"  {name}", [percent(figures[m][name]) for m in modalities])
-
-
-def _metrics(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
-    """Yield perplexities as they are, grades and similarities in percent of the best."""
-    for name in next(iter(figures.values()), {}):
-        if name.endswith(" missing"):
-            continue
-        cells = []
-        for found in (figures[m] for m in modalities):
-            missing = found.get(f"{name} missing")
-            cell = f"{found[name]:.2f}" if "perplexity" in name else percent(found[name])
-            cells.append(cell + (f" ({missing} missing)" if missing else ""))
-        yield _row(f"  {name}", cells)
+def _asked_for(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
+    """Yield the figures of --samples or --metrics: perplexities as they are, others in percent."""
+    names = next(iter(figures.values()), {})
+    for name in (n for n in names if n not in ("n", "samples") and not n.endswith(" missing")):
+        values = [figures[m][name] for m in modalities]
+        missing = [figures[m].get(f"{name} missing") for m in modalities]
+        cells = [f"{v:.2f}" if "perplexity" in name else percent(v) for v in values]
+        notes = [f" ({number} missing)" if number else "" for number in missing]
+        yield _row(f"  {name}", [cell + note for cell, note in zip(cells, notes, strict=True)])
 
 
 def _by_type(table: Mapping[str, Any], compared: Sequence[str]) -> Iterator[Row]:

@@ -104,12 +104,6 @@ def test_groups_carry_the_marks_that_the_filters_look_for(whole: str) -> None:
     assert [tag["data-modality"] for tag in groups] == ["MRI", "CT", "MRI"] * 3
 
 
-def test_the_shade_of_a_value_is_its_level_and_sign() -> None:
-    values = (0.0, 0.0009, 0.001, 0.05, 0.5, 7.0, float("nan"))
-    assert [inspector.shade("k", x) for x in values] == ["", "", "k1", "k2", "k3", "k4", ""]
-    assert [inspector.shade("s", x) for x in (-9.0, 1.5)] == ["S4", "s2"]
-
-
 def test_a_step_says_what_it_took(whole: str) -> None:
     text = re.sub("<[^>]+>", "", whole)
 
@@ -187,20 +181,6 @@ def test_the_policy_allows_the_page_its_own_script_and_style_and_no_more(whole: 
     }
     assert not Page(whole).attributes("a", "target")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', whole)
-
-
-def test_an_image_must_be_a_small_png_of_the_trace(mine: Path) -> None:
-    secret = mine / "config.json"
-    folder = mine / "trace"
-    (folder / "large.png").write_bytes(inspector.PNG + bytes(inspector.IMAGE_BYTES))
-    (folder / "text.png").write_text("no picture")
-    (folder / "link.png").symlink_to(next((folder / "images").iterdir()))
-    outside = mine / "outside.png"
-    outside.write_bytes(inspector.PNG)
-    names = ["../config.json", str(secret), "large.png", "text.png", "../outside.png", "none.png"]
-
-    assert [inspector.image_uri(folder, name) for name in names] == [None] * 6
-    assert inspector.image_uri(folder, "link.png").startswith("data:image/png;base64,iVBOR")
 
 
 def test_a_run_that_was_cut_off_gives_a_page_that_says_so(mine: Path) -> None:
