@@ -1,4 +1,4 @@
-"""What `python -m grpo.reproduce` is asked to run, and the command line of every arm."""
+"""The flags of `python -m grpo.reproduce`, and the command line of every arm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _opt = functools.partial(option, "table")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run; the flags of `python -m grpo.reproduce NAME`."""
+    """The flags of `python -m grpo.reproduce NAME`."""
 
     scale: Literal["phantom", "2b"] = _opt("phantom", "The tiny model on phantoms, or a 2B model.")
     seeds: int = _opt(1, "Runs of each arm: seeds 1, 2, ...", ge=1)

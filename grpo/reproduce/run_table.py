@@ -5,8 +5,8 @@
     python -m grpo.reproduce rarl --scale 2b --judge URL --judge-model NAME
 
 At phantom scale (the default) everything runs offline on a CPU, with the tiny model on drawn
-phantoms; at scale 2b the same command uses the paper's model and data. What is done is not done
-again, so a table that was cut off goes on where it stopped.
+phantoms; at scale 2b the same command uses the paper's model and data. A complete run is not made
+again, so a table that was cut off continues where it stopped.
 """
 
 from __future__ import annotations
