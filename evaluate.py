@@ -42,7 +42,7 @@ from rewards.answers import reasoning
 from rewards.evaluation import text
 from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by
 from rewards.evaluation.scores import cell
-from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, over_seeds, tabulate
+from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, tabulate
 from rewards.judges.judge_metrics import graded, open_graders
 from rewards.scoring import RewardError
 
@@ -218,9 +218,8 @@ def evaluate(
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
         if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)
-    table = tabulate(answers, config.modality, priors, coinciding)
-    if len(seeds) > 1:
-        table["seeds"] = over_seeds(table, list(seeds.values()))
+    alike = list(seeds.values()) if len(seeds) > 1 else ()
+    table = tabulate(answers, config.modality, priors, coinciding, alike)
     return table | {"scorer": options.scorer}
 
 

@@ -54,7 +54,7 @@ from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.open_policy import open_policy, starting_adapter, starting_model
 from models.policy import Policy
-from rewards.evaluation.text import points
+from rewards.evaluation.rows import points
 from rewards.judges.judge import open_judges
 from rewards.judges.judge_rewards import judged_rewards
 from rewards.scoring import Reward, RewardError, built_in, parse_rewards, score

@@ -1,12 +1,13 @@
-"""`python train.py --explain`: one step of the real loop as the paper's equations, with the numbers
-of this very step in them, each beside the function that computes it."""
+"""`python train.py --explain`: one step of GRPO as the paper's equations with the step's numbers.
+
+Each equation stands beside the function that computes it. The step is made by the loop itself.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
 WIDTH, LABEL, NUMBER = 100, 33, 11  # columns of a line, and of the table of tokens
-# One step on one prompt. A question whose rewards are all equal would teach nothing, so others are
-# drawn in its place. With a reference to look at, and no warm-up, so that the step is seen.
+# One step on one prompt. A question whose rewards are all equal has no signal, so others are drawn
+# in its place. With a KL term, so that the reference is used, and at the full learning rate.
 UNLESS_TYPED = {"recipe": "phantom", "group-size": 4, "kl-coef": 0.04, "warmup-steps": 0}
 ALWAYS = {"method": "grpo", "prompts-per-step": 1, "steps": 1, "dynamic-sampling": 50}
 ALWAYS |= {"eval-size": 0, "eval-every": 0}
@@ -33,22 +34,23 @@ WEIGHTS = {
 
 
 def one_step(typed: Sequence[str]) -> list[str]:
-    """The flags of the run whose step is explained.
+    """Return the flags of the run whose step is explained.
 
     >>> one_step(["--explain", "--kl-coef", "0"])[6:12]
     ['--warmup-steps', '0', '--kl-coef', '0', '--method', 'grpo']
     """
 
-    def words(flags: dict[str, Any]) -> list[str]:
-        return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-
-    return [*words(UNLESS_TYPED), *(w for w in typed if w != "--explain"), *words(ALWAYS)]
+    first, last = (
+        [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        for flags in (UNLESS_TYPED, ALWAYS)
+    )
+    return [*first, *(word for word in typed if word != "--explain"), *last]
 
 
 def explanation(policy: Policy, step: Step, config: Config, describe: Describe) -> str:
-    """The text, no line longer than 100. `policy` is as the step left it; the step has one group.
+    """Return the text, whose lines are at most 100 characters long.
 
-    Raises UsageError where all rewards are equal.
+    `policy` has made the step, which has one group. Raises UsageError if all rewards are equal.
     """
     rollout = step.rollout
     if zero_variance(rollout.rewards).item():
@@ -56,7 +58,7 @@ def explanation(policy: Policy, step: Step, config: Config, describe: Describe) 
         raise UsageError(f"--explain: {problem}; use a larger --group-size or another --seed")
     best, worst = int(step.advantages.argmax()), int(step.advantages.argmin())
     between = [i for i in step.advantages[0].argsort().tolist() if i not in (best, worst)]
-    middle = between[(len(between) - 1) // 2 :][:1]  # of two completions there is none
+    middle = between[(len(between) - 1) // 2 :][:1]  # two completions have no middle
     with torch.no_grad():
         after, _ = policy.logprobs(rollout.groups, config.temperature)
     sections = (
@@ -71,11 +73,11 @@ def explanation(policy: Policy, step: Step, config: Config, describe: Describe) 
 
 
 def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
-    """What was asked, what was sampled, what it earned."""
+    """Yield the question, the sampled completions and their rewards."""
     rollout = step.rollout
     facts, _ = describe(rollout.examples[0])
     options = zip(ascii_uppercase, facts["options"], strict=False)
-    yield beside("One step of GRPO, on one question (B = 1)", "grpo/loop.py:grpo")
+    yield beside("One step of GRPO, on one question (B = 1)", "grpo/loop.py:grpo_step")
     yield f"q: {facts['question']!r} {', '.join(f'{letter}) {text}' for letter, text in options)}"
     yield f"   right is {facts['gold']}; {facts['modality']}, {facts['id']}"
     yield "The first question drawn whose completions earn different rewards: equal ones have no"
@@ -93,7 +95,7 @@ def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
 
 
 def advantages(step: Step, config: Config) -> Iterator[str]:
-    """A_i with its numbers."""
+    """Yield the equation of A_i with its numbers."""
     rewards = step.rollout.rewards[0]
     mean, std, scaled = rewards.mean(), rewards.std(), config.scale_rewards == "group"
     equation = "3. A_i = (r_i - mean)" + (" / (std + 0.0001)" if scaled else "")
@@ -107,7 +109,7 @@ def advantages(step: Step, config: Config) -> Iterator[str]:
 
 
 def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) -> Iterator[str]:
-    """Everything about one token of each of the `chosen` completions: the least certain one."""
+    """Yield the numbers of one token of each `chosen` completion: the one of highest entropy."""
     last, row, rollout = step.updates[-1], step.rollout.row, step.rollout
     eps, eps_high = clip_bounds(config.clip_eps, config.clip_eps_high)
     places = [(row == i).nonzero().flatten() for i in chosen]
@@ -117,8 +119,8 @@ def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) ->
     low, high = 1 - eps, 1 + eps_high
     gain = clipped_surrogate(ratio, advantage, eps, eps_high)
     ids = [rollout.groups[0].completions[i][t : t + 1] for i, t in zip(chosen, within, strict=True)]
-    which = f"update {len(step.updates)} of {len(step.updates)}"
-    yield f"4. The least certain token of the best, a middle and the worst completion, {which}"
+    which = "The least certain token of the best, a middle and the worst completion"
+    yield f"4. {which}, update {len(step.updates)} of {len(step.updates)}"
     names = [f"o_{i + 1}[{t + 1}]" for i, t in zip(chosen, within, strict=True)]
     yield columns("   o_i[t]", names)
     yield columns("   its text", [repr(policy.decode(i))[: NUMBER - 1] for i in ids])
@@ -126,14 +128,14 @@ def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) ->
     reference = none if step.ref_logprobs is None else step.ref_logprobs[at]
     table = (
         ("log pi", last.logprobs[at], "models/policy.py:Policy.logprobs"),
-        ("log pi_old, at first update", step.old_logprobs[at], "grpo/loop.py:grpo"),
+        ("log pi_old, at first update", step.old_logprobs[at], "grpo/loop.py:policy_pass"),
         ("log pi_ref", reference, "models/policy.py:Policy.reference"),
         ("rho = exp(log pi - log pi_old)", ratio, "grpo/loss.py:importance_ratio"),
         (f"clip(rho, {low:g}, {high:g})", ratio.clamp(low, high), "grpo/loss.py:clipped_surrogate"),
         ("L = min(rho A, clip(rho) A)", gain, "grpo/loss.py:clipped_surrogate"),
         ("KL = x - log x - 1, x = ref/pi", last.kl[at], "grpo/loss.py:k3_kl"),
         (WEIGHTS[config.loss], step.weights[at], "grpo/loss.py:token_weights"),
-        (f"loss = -w (L - {config.kl_coef:g} KL)", last.loss[at], "grpo/loop.py:grpo"),
+        (f"loss = -w (L - {config.kl_coef:g} KL)", last.loss[at], "grpo/loop.py:policy_pass"),
     )
     for label, values, place in table:
         yield columns(f"   {label}", [brief(value) for value in values], place)
@@ -146,9 +148,10 @@ def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) ->
 
 
 def loss(step: Step, config: Config) -> Iterator[str]:
-    """The loss, and each completion's share of it."""
+    """Yield the loss, and each completion's share of it."""
     last, row = step.updates[-1], step.rollout.row
-    yield beside("5. The sum of the tokens' losses, by completion and in all", "grpo/loop.py:grpo")
+    where = "grpo/loop.py:policy_pass"
+    yield beside("5. The sum of the tokens' losses, by completion and in all", where)
     for i in range(config.group_size):
         yield f"   o_{i + 1}: {brief(last.loss[row == i].sum())}"
     total = last.loss.sum()
@@ -159,7 +162,7 @@ def loss(step: Step, config: Config) -> Iterator[str]:
 
 
 def update(step: Step, config: Config) -> Iterator[str]:
-    """The gradient, and what the optimizer makes of it."""
+    """Yield the gradient's norm and the learning rate."""
     last, most = step.updates[-1], config.max_grad_norm
     held = "longer than" if last.grad_norm > most else "within"
     yield beside("6. g = d loss / d weights of the LoRA", "grpo/optim.py:optimizer_step")
@@ -169,7 +172,7 @@ def update(step: Step, config: Config) -> Iterator[str]:
 
 
 def effect(step: Step, after: Tensor, best: int, worst: int) -> Iterator[str]:
-    """How likely the best and the worst completion were before the step and are now."""
+    """Yield how likely the best and the worst completion were before the step and are now."""
     row, old = step.rollout.row, step.old_logprobs
     where = "models/policy.py:Policy.logprobs"
     yield beside("7. What the step did: log pi(o_i | q), the sum over its tokens", where)
@@ -182,23 +185,23 @@ def effect(step: Step, after: Tensor, best: int, worst: int) -> Iterator[str]:
 
 
 def beside(text: str, place: str) -> str:
-    """A line with the place in the code at its right end."""
+    """Return a line with the place in the code at its right end."""
     return text + place.rjust(WIDTH - len(text))
 
 
 def printable(line: str) -> str:
-    """What a model wrote must not steer the terminal; and a line has an end."""
+    """Replace characters that could control the terminal, and cut the line to its width."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:WIDTH]
 
 
 def columns(label: str, values: Sequence[str], place: str = "") -> str:
-    """A row of the table of tokens."""
+    """Return a row of the table of tokens."""
     numbers = "".join(value.rjust(NUMBER) for value in values)
     return beside(label.ljust(LABEL) + numbers, place).rstrip()
 
 
 def brief(value: float | Tensor) -> str:
-    """Six digits, in at most ten columns.
+    """Return a number with six digits, in at most ten columns.
 
     >>> brief(2.0), brief(-0.02083333), brief(-1.1920929e-07)
     ('2', '-0.0208333', '-1.192e-07')

@@ -1,10 +1,12 @@
-"""What a run folder holds, but for its trace, as the report shows it. Nothing in it is trusted."""
+"""The contents of a run folder for the report, without its trace. No file is trusted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from grpo.report import curves as charts
@@ -12,9 +14,12 @@ from grpo.report import evaluation_table as sheets
 from grpo.report.token_table import DAMAGED
 from grpo.settings.errors import UsageError
 
+MODELS = ("base", "trained")
+Tile = tuple[str, str, str]  # name, number, what the number is
+
 
 def contents(run: Path) -> dict[str, Any]:
-    """What the page says of a run, but for its trace."""
+    """Return what the page shows of a run besides its trace. Raises UsageError if it is no run."""
     try:
         record = json.loads((run / "config.json").read_text(encoding="utf-8"))
         config = dict(record["config"])
@@ -37,10 +42,9 @@ def contents(run: Path) -> dict[str, Any]:
         "config": config,
         "record": record,
         "settings": rows,
-        "changed": [row for row in rows if row[3]],
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
-        "tiles": tiles(metrics, summary),
+        "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
         "charts": [*by_modality, *charts.curves(metrics)],
         "evaluations": evaluations,
         "remarks": remarks,
@@ -48,7 +52,7 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The steps of metrics.jsonl that can be read, in order, and remarks on the others."""
+    """Return the steps of metrics.jsonl that can be read, in order, and remarks on the others."""
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     found, broken = [], []
@@ -63,41 +67,44 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
         remarks.append("The last line of metrics.jsonl was cut off while it was written.")
     elif broken:
         remarks.append(f"{len(broken)} lines of metrics.jsonl cannot be read and are left out.")
-    return sorted(found, key=lambda of: of["step"]), remarks
+    return sorted(found, key=itemgetter("step")), remarks
 
 
 def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], list[sheets.Sheet]]:
-    """summary.json, and the sheets of it and of every evaluation in the folder."""
+    """Return summary.json, and the sheets of it and of every evaluation in the folder.
+
+    A file that cannot be read adds a remark.
+    """
     summary, found = {}, []
     first = ("evaluation.json", "summary.json")  # the one with controls before the one without
     for file in sorted(run.glob("*.json"), key=lambda file: (file.name not in first, file)):
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(table, dict) or not {"results", "chance"} <= table.keys():
-                continue
-            found.append(sheets.evaluation(file.name, table))
-            summary = table if file.name == "summary.json" else summary
+            if isinstance(table, dict) and {"results", "chance"} <= table.keys():
+                found.append(sheets.evaluation(file.name, table))
+                summary = table if file.name == "summary.json" else summary
         except DAMAGED:
             remarks.append(f"{file.name} cannot be read and is left out.")
     return summary, found
 
 
-def tiles(
-    metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
-    """(name, number, what it is) of the few numbers that say how a run went."""
-    found = []
+def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
+    """Yield the means of a few metrics over the first and the last tenth of the steps."""
     for name, label in (("reward", "Reward"), ("signal", "Groups with signal"), ("kl", "KL")):
         values = [value for _, value in charts.series(metrics, name)]
         if values:
             n = max(1, len(values) // 10)
-            ends = (sum(part) / n for part in (values[:n], values[-n:]))
-            over = f"mean of the first and the last {n} steps" if n > 1 else "first and last step"
-            found.append((label, " → ".join(f"{end:.2g}" for end in ends), over))
-    results = summary.get("results") or {}
-    for modality, of in (results.get("trained") or {}).items():
-        base = sheets.percent(results["base"][modality]["accuracy"])
-        accuracy = f"{base} → {sheets.percent(of['accuracy'])} %"
-        low, high = map(sheets.percent, of["ci95"])
-        found.append((f"{modality} accuracy", accuracy, f"base → trained, 95 %: {low} to {high}"))
-    return found
+            steps = f"mean of the first and the last {n} steps" if n > 1 else "first and last step"
+            yield label, f"{fmean(values[:n]):.2g} → {fmean(values[-n:]):.2g}", steps
+
+
+def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[Tile]:
+    """Yield the test accuracy on each modality before and after training."""
+    for modality, found in results.get("trained", {}).items():
+        base, trained = (sheets.percent(results[m][modality]["accuracy"]) for m in MODELS)
+        low, high = map(sheets.percent, found["ci95"])
+        yield (
+            f"{modality} accuracy",
+            f"{base} → {trained} %",
+            f"base → trained, 95 %: {low} to {high}",
+        )

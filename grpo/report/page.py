@@ -4,9 +4,8 @@
     python -m grpo.report runs/NAME --out page.html --max-mb 20
 
 The page holds the curves of training, the traced steps token by token, the evaluation and the
-settings. What a model wrote and what data holds is text that nobody vouches for: every string goes
-through `legible` and jinja2's escaping, and the page's policy lets nothing run or load but its own
-script and style.
+settings. Text that a model or a data set wrote may be hostile: every string goes through `legible`
+and jinja2's escaping, and the page's security policy allows no script or style but its own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import functools
 import hashlib
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, option, parse_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
-REMARK_ROOM = 2_000  # bytes that counts and remarks may add once the groups are chosen
+REMARK_ROOM = 2_000  # bytes that counts and remarks may add after the groups are chosen
 _opt = functools.partial(option, "page")
 
 
@@ -49,7 +48,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program. Raises UsageError for all that a user can mend."""
+    """Write the page of a run. Raises UsageError for all that a user can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
     named = bool(argv) and not argv[0].startswith("-")
     about = "RUN (the newest finished one, where none is named) as one HTML page."
@@ -62,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def page(run: Path, most_bytes: int) -> str:
-    """The page of a run folder, of about `most_bytes` at most; groups that do not fit are counted.
+    """Return the page of a run folder, at most about `most_bytes` long.
 
-    Raises UsageError where `run` is no run folder, or so damaged that nothing can be shown.
+    Groups that do not fit are counted. Raises UsageError if `run` is no run folder, or so damaged
+    that nothing can be shown.
     """
     try:
         return _page(run, most_bytes)
@@ -78,47 +78,39 @@ def page(run: Path, most_bytes: int) -> str:
 def _page(run: Path, most_bytes: int) -> str:
     told = contents(run)
     steps, remarks = inspector.traced_steps(run)
+    has_kl = any(traced.has_reference for traced in steps)
     told["remarks"] += remarks
     told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-    told["quantities"] = [q for q in inspector.QUANTITIES if _has(q[0], steps)]
+    told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
     environment = make_environment()
     room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
-    shown = groups_that_fit(environment, steps, run / "trace", room, told["remarks"])
-    for heading, of in zip(told["traced"], shown, strict=True):
-        heading["shown"] = of
+    for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
+        room -= len(text.encode())
+        if room < 0:
+            break
+        told["traced"][s]["shown"].append(text)
     return render(environment, told, steps)
 
 
-def _has(quantity: str, steps: Sequence[Traced]) -> bool:
-    return quantity != "k" or any(traced.has_reference for traced in steps)
+def groups_as_html(
+    environment: Environment, steps: Sequence[Traced], folder: Path, remarks: list[str]
+) -> Iterator[tuple[int, str]]:
+    """Yield (step's index, HTML) of the first group of each step, then of the second, and so on.
 
-
-def groups_that_fit(
-    environment: Environment, steps: Sequence[Traced], folder: Path, room: int, remarks: list[str]
-) -> list[list[str]]:
-    """The groups of every step as HTML: the first of each, then the second, while there is room."""
+    A group that cannot be read adds a remark.
+    """
     template = environment.get_template("group.html")
-    shown: list[list[str]] = [[] for _ in steps]
-    most = max((len(traced.record["groups"]) for traced in steps), default=0)
-    for b in range(most):
-        for traced, of in zip(steps, shown, strict=True):
-            if b >= len(traced.record["groups"]):
-                continue
+    sizes = [len(traced.record["groups"]) for traced in steps]
+    for b in range(max(sizes, default=0)):
+        for s in (s for s, size in enumerate(sizes) if b < size):
             try:
-                view = inspector.group(traced, b, folder)
-                text = template.render(group=view, first=b == 0)
+                yield s, template.render(group=inspector.group(steps[s], b, folder), first=b == 0)
             except DAMAGED:
-                remarks.append(f"Group {b + 1} of traced step {traced.step} cannot be read.")
-                continue
-            room -= len(text.encode())
-            if room < 0:
-                return shown
-            of.append(text)
-    return shown
+                remarks.append(f"Group {b + 1} of traced step {steps[s].step} cannot be read.")
 
 
 def make_environment() -> Environment:
-    """jinja2 with escaping on, and every string made legible before it is escaped."""
+    """Return jinja2 with escaping on, which makes every string legible before it escapes it."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -127,8 +119,12 @@ def make_environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: legible(value) if type(value) is str else value,
     )
-    environment.filters |= {"number": _number, "share_of": lambda x, of: 100 * x / of if of else 0}
+    environment.filters |= {"number": _number, "share_of": _percent}
     return environment
+
+
+def _percent(x: float, whole: float) -> float:
+    return 100 * x / whole if whole else 0
 
 
 def _number(x: Any) -> str:
@@ -137,7 +133,7 @@ def _number(x: Any) -> str:
 
 
 def legible(text: str) -> str:
-    """Text with what cannot be seen made visible: control characters, and those that turn it round.
+    """Make control characters, and characters that turn the text's direction, visible.
 
     >>> legible("a\\0b"), legible("\\ud800"), legible("\\u202eb")
     ('a␀b', '\ufffd', '[U+202E]b')
@@ -149,13 +145,13 @@ def _seen(c: str) -> str:
     kind = unicodedata.category(c)
     if c in "\n\t" or kind not in ("Cc", "Cs", "Cf"):
         return c
-    if kind == "Cs":  # half of a pair: no file can hold it
+    if kind == "Cs":  # half of a surrogate pair, which UTF-8 cannot encode
         return "\ufffd"
     return chr(0x2400 + ord(c)) if ord(c) < 0x20 else f"[U+{ord(c):04X}]"
 
 
 def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
-    """The page, with the hashes of its own script and style as all that its policy allows."""
+    """Return the page. Its policy allows the hashes of its own script and style only."""
     rows = steps[0].rows if steps else []
     updates = max((len(traced.updates) for traced in steps), default=1)
     labels = "\\A ".join(rows)

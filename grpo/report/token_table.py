@@ -9,14 +9,16 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grpo.loss import clipped
+from grpo.loss import clip_bounds, clipped
 
 MOST_STEPS = 60  # traced steps of a page
 MOST_UPDATES = 3  # of a step: the first two and the last
@@ -35,12 +37,22 @@ QUANTITIES = (
     ("e", "entropy", "nats", (0.1, 0.5, 1.0, 2.0)),
     ("l", "log-prob", "nats below 0", (0.1, 0.7, 2.3, 4.6)),
 )
+# Row of a token's numbers -> tensor of the trace, (U, N) or (N,)
+TENSORS = {
+    "log-prob": "logprobs",
+    "old": "old_logprobs",
+    "reference": "ref_logprobs",
+    "ratio": "ratio",
+    "KL": "kl",
+    "entropy": "entropy",
+    "loss": "loss",
+}
 Token = tuple[str, str, str]  # CSS classes, the rows of numbers, the text
 
 
 @dataclass
 class Traced:
-    """One traced step: its JSON, its tensors, and what is derived of them."""
+    """One traced step: its JSON, its tensors, and what is derived from them."""
 
     record: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -49,39 +61,39 @@ class Traced:
     def step(self) -> int:
         return int(self.record["step"])
 
+    @property
+    def has_reference(self) -> bool:
+        return bool(self.record["settings"].get("kl_coef"))
+
     @cached_property
     def updates(self) -> list[int]:
         """The updates that are shown, counted from 0."""
-        of = range(len(self.tensors["logprobs"]))
-        return [*of[: MOST_UPDATES - 1], of[-1]] if len(of) > MOST_UPDATES else list(of)
+        every = list(range(len(self.tensors["logprobs"])))
+        return every if len(every) <= MOST_UPDATES else [*every[: MOST_UPDATES - 1], every[-1]]
 
     @cached_property
     def shares(self) -> Tensor:
-        """(U, N): -loss over the sum of |loss|: positive, made likelier; NaN, no pass was made."""
+        """(U, N): -loss over the sum of |loss|. Positive: made likelier. NaN: not trained on."""
         loss = self.tensors["loss"]
         return -loss / loss.abs().nansum(dim=1, keepdim=True).clamp(min=1e-30)
 
     @cached_property
     def clipped(self) -> tuple[Tensor, Tensor]:
-        """(U, N) twice: where the clip took the gradient, at the low and at the high bound."""
+        """(U, N) twice: whether the low, and whether the high bound took a token's gradient."""
         settings, advantages = self.record["settings"], self.tensors["advantages"].flatten()
-        eps, high = settings["clip_eps"], settings.get("clip_eps_high") or settings["clip_eps"]
-        of = advantages[self.tensors["row"]].expand_as(self.tensors["ratio"])
-        return clipped(self.tensors["ratio"], of, eps, high)
+        bounds = clip_bounds(settings["clip_eps"], settings.get("clip_eps_high"))
+        by_token = advantages[self.tensors["row"]].expand_as(self.tensors["ratio"])
+        return clipped(self.tensors["ratio"], by_token, *bounds)
 
-    @cached_property
-    def has_reference(self) -> bool:
-        return bool(self.record["settings"].get("kl_coef"))
-
-    @cached_property
+    @property
     def rows(self) -> list[str]:
-        """What the rows of numbers of a token are, in order."""
-        names = ["token", "log-prob", "old", "reference", "ratio", "KL", "entropy", "loss", "share"]
-        return [n for n in names if self.has_reference or n not in ("reference", "KL")]
+        """The names of the rows of a token's numbers, in order."""
+        without = () if self.has_reference else ("reference", "KL")
+        return [name for name in ("token", *TENSORS, "share") if name not in without]
 
 
 def traced_steps(run: Path) -> tuple[list[Traced], list[str]]:
-    """The traced steps of a run, at most MOST_STEPS, and remarks on what is left out."""
+    """Return the traced steps of a run, at most MOST_STEPS, and remarks on what is left out."""
     files = sorted((run / "trace").glob("step-*.json"))
     found, remarks = [], []
     if len(files) > MOST_STEPS:
@@ -97,154 +109,141 @@ def traced_steps(run: Path) -> tuple[list[Traced], list[str]]:
 
 
 def read(file: Path) -> Traced:
-    """One traced step. Raises one of DAMAGED where a part of it is missing."""
-    traced = Traced(
-        json.loads(file.read_text(encoding="utf-8")), load_file(file.with_suffix(".safetensors"))
-    )
-    whole = [traced.step, traced.updates, traced.shares, traced.clipped, heading(traced)]
-    if not whole[1] or not isinstance(traced.record["groups"], list):
-        raise ValueError(f"{file}: no update or no groups")
+    """Return one traced step. Raises one of DAMAGED if a part of it is missing."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    traced = Traced(record, load_file(file.with_suffix(".safetensors")))
+    heading(traced)
+    if not isinstance(record["groups"], list) or traced.shares.shape != traced.clipped[0].shape:
+        raise ValueError(f"{file}: its groups or its tensors are not those of a step")
     return traced
 
 
 def heading(traced: Traced) -> dict[str, Any]:
-    """What is said of a step above its groups."""
+    """Return what the page says of a step above its groups."""
     record, groups = traced.record, traced.record["groups"]
     metrics = record.get("metrics") or {}
-    updates = [record["updates"][u] for u in traced.updates]
-    norms = updates[-1].get("grad_norm_by_layer") or {}
-    layers = sorted(((k, x) for k, x in norms.items() if x is not None), key=lambda of: -of[1])
+    updates = [(u + 1, record["updates"][u]) for u in traced.updates]
+    norms = updates[-1][1].get("grad_norm_by_layer") or {}
+    layers = [(layer, norm) for layer, norm in norms.items() if norm is not None]
     return {
         "step": traced.step,
         "metrics": metrics,
         "times": [(k.removeprefix("time/"), x) for k, x in metrics.items() if k[:5] == "time/"],
         "groups": len(groups),
         "signal": sum(not group["zero_variance"] for group in groups),
-        "updates": [(u + 1, of) for u, of in zip(traced.updates, updates, strict=True)],
-        "layers": layers[:MOST_LAYERS],
+        "updates": updates,
+        "layers": sorted(layers, key=itemgetter(1), reverse=True)[:MOST_LAYERS],
         "all_layers": len(layers),
         "left_out": record.get("groups_left_out", 0),
     }
 
 
 def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
-    """Group `b` of a step: the question with its images, and its completions, best first.
+    """Return group `b` of a step: the question with its images, and its completions, best first.
 
     `folder` is the trace's. Raises one of DAMAGED.
     """
     told = traced.record["groups"][b]
     size = traced.tensors["advantages"].shape[1]
     completions = [completion(traced, told, b * size + i, i) for i in range(size)]
-    completions.sort(key=lambda of: -of["advantage"])
-    letters = [chr(ord("A") + i) for i in range(len(told["options"]))]
-    marks = {mark for of in completions for mark in of["marks"]}
+    completions.sort(key=itemgetter("advantage"), reverse=True)
+    marks = {mark for found in completions for mark in found["marks"]}
     return {
         **told,
         "number": b + 1,
         "step": traced.step,
         "options": [
             (letter, text, told["gold"] in (letter, text))
-            for letter, text in zip(letters, told["options"], strict=True)
+            for letter, text in zip(ascii_uppercase, told["options"], strict=False)
         ],
         "images": [image_uri(folder, name) for name in told["images"]],
         "completions": completions,
         "marks": sorted(marks | ({"no signal"} if told["zero_variance"] else set())),
-        "rewards": sorted((of["reward"] for of in completions), reverse=True),
+        "rewards": sorted((found["reward"] for found in completions), reverse=True),
     }
 
 
 def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[str, Any]:
-    """Completion `i` of a group, the step's `row`-th, with its tokens."""
-    of, tensors = told["completions"][i], traced.tensors
-    places = (tensors["row"] == row).nonzero().flatten()  # (n,)
-    low, high = (bool(side[:, places].any()) for side in traced.clipped)
-    accuracy = [v for name, v in of["parts"].items() if name.startswith("accuracy")]
-    wrong = bool(accuracy) and not any(accuracy)
+    """Return completion `i` of a group, which is the step's `row`-th, with its tokens."""
+    found = told["completions"][i]
+    places = (traced.tensors["row"] == row).nonzero().flatten()  # (n,)
+    accuracy = [v for name, v in found["parts"].items() if name.startswith("accuracy")]
     marks = {
-        "truncated": of["truncated"],
-        "clipped": low or high,
-        "wrong but rewarded": wrong and of["advantage"] > 0,
+        "truncated": found["truncated"],
+        "clipped": any(side[:, places].any() for side in traced.clipped),
+        "wrong but rewarded": accuracy and not any(accuracy) and found["advantage"] > 0,
     }
     return {
-        **of,
+        **found,
         "index": i + 1,
-        "weight": tensors["weights"][places[0]].item() if len(places) else math.nan,
+        "weight": traced.tensors["weights"][places[0]].item() if len(places) else math.nan,
         "marks": [mark for mark, holds in marks.items() if holds],
-        "tokens": list(tokens(traced, places, of["tokens"])),
+        "tokens": list(tokens(traced, places, found["tokens"])),
     }
 
 
 def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
-    """The tokens of a completion, whose places in (N,) are given. Raises ValueError."""
-    shown, tensors, last = traced.updates, traced.tensors, len(traced.updates) - 1
-    names = ("logprobs", "ratio", "kl", "entropy", "loss")
-    of = {name: tensors[name][shown][:, places].T.tolist() for name in names}  # a token: (U,)
-    old, low, high = (
-        x.tolist()
-        for x in (tensors["old_logprobs"][places], *(c[shown][:, places].T for c in traced.clipped))
-    )
-    reference = tensors["ref_logprobs"][places].tolist() if traced.has_reference else []
-    shares = traced.shares[shown][:, places].T.tolist()
-    passed = int((~tensors["loss"][-1].isnan()).sum())
+    """Yield the tokens of a completion, at `places` (n,) of (N,). Raises ValueError if not n."""
     if len(texts) != len(places):
         raise ValueError(f"{len(texts)} texts of {len(places)} tokens")
+
+    def by_token(values: Tensor) -> list[list[Any]]:
+        """(U, N) or (N,) -> n lists of the updates shown."""
+        return (values[traced.updates] if values.dim() > 1 else values[None])[:, places].T.tolist()
+
+    shares = by_token(traced.shares)
+    tensors = traced.tensors
+    found = {name: by_token(tensors[key]) for name, key in TENSORS.items() if key in tensors}
+    sides = [by_token(side) for side in traced.clipped]
+    passed = int((~tensors["loss"][-1].isnan()).sum())
     for t, text in enumerate(texts):
-        sides = [" low" * a + " high" * b for a, b in zip(low[t], high[t], strict=True)]
-        rows = {
+        bounds = [" low" * a + " high" * b for a, b in zip(sides[0][t], sides[1][t], strict=True)]
+        rows = {name: columns(by_place[t]) for name, by_place in found.items()}
+        rows |= {
             "token": text.replace("\n", "⏎").replace("\t", "⇥"),
-            "log-prob": columns(of["logprobs"][t]),
-            "old": columns(old[t : t + 1]),
-            "reference": columns(reference[t : t + 1]),
-            "ratio": columns(of["ratio"][t], sides),
-            "KL": columns(of["kl"][t]),
-            "entropy": columns(of["entropy"][t]),
-            "loss": columns(of["loss"][t]),
-            "share": columns([100 * share for share in shares[t]], ["%"] * len(shown)),
+            "ratio": columns(found["ratio"][t], bounds),
+            "share": columns([100 * share for share in shares[t]], ["%"] * len(shares[t])),
         }
         shaded = {
-            "s": shares[t][last] * passed,
-            "k": of["kl"][t][last],
-            "r": of["ratio"][t][last] - 1,
-            "e": of["entropy"][t][last],
-            "l": -of["logprobs"][t][last],
+            "s": shares[t][-1] * passed,
+            "k": found["KL"][t][-1],
+            "r": found["ratio"][t][-1] - 1,
+            "e": found["entropy"][t][-1],
+            "l": -found["log-prob"][t][-1],
         }
         classes = [shade(letter, value) for letter, value in shaded.items()]
-        classes.append("c" if any(map(str.strip, sides)) else "")
+        classes.append("c" if any(bounds) else "")
         numbers = "\n".join(rows[name] for name in traced.rows)
         yield " ".join(filter(None, classes)), numbers, text.replace("\n", "⏎\n")
 
 
 def columns(values: list[float], marks: list[str] | None = None) -> str:
-    """A row of numbers, one an update, to six digits.
+    """Return a row of numbers, one an update, to six digits, each with its mark.
 
     >>> columns([0.5, float("nan")], ["%", "%"])
     '0.5%         -'
     """
-    cells = ["-" if math.isnan(value) else f"{value:.6g}" for value in values]
-    marked = [
-        cell + mark * (cell != "-")
-        for cell, mark in zip(cells, marks or [""] * len(cells), strict=True)
-    ]
-    return "".join(f"{cell:<13}" for cell in marked).rstrip()
+    marked = zip(values, marks or [""] * len(values), strict=True)
+    cells = ["-" if math.isnan(value) else f"{value:.6g}{mark}" for value, mark in marked]
+    return "".join(f"{cell:<13}" for cell in cells).rstrip()
 
 
 def shade(letter: str, value: float) -> str:
-    """The CSS class of a value: its letter, a capital if negative, and 1 to 4; "" for less.
+    """Return the CSS class of a value: its letter, a capital if negative, and level; "" for none.
 
     >>> shade("s", -3.0), shade("k", 0.0)
     ('S3', '')
     """
-    bounds = next(of for name, _, _, of in QUANTITIES if name == letter)
+    bounds = next(bounds for name, _, _, bounds in QUANTITIES if name == letter)
     level = 0 if math.isnan(value) else bisect_right(bounds, abs(value))
     return f"{letter.upper() if value < 0 else letter}{level}" if level else ""
 
 
 def image_uri(folder: Path, name: str) -> str | None:
-    """A PNG of the trace folder as a data: URI; None if it is missing, foreign or too large."""
+    """Return a PNG of the trace folder as a data: URI; None if missing, foreign or too large."""
     file = (folder / name).resolve()
-    if not file.is_relative_to(folder.resolve()) or not file.is_file():
-        return None
-    data = file.read_bytes() if file.stat().st_size <= IMAGE_BYTES else b""
+    inside = file.is_relative_to(folder.resolve()) and file.is_file()
+    data = file.read_bytes() if inside and file.stat().st_size <= IMAGE_BYTES else b""
     if not data.startswith(PNG):
         return None
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

@@ -1,4 +1,4 @@
-"""What `python -m grpo.reproduce` is asked to run, and the command line of every arm."""
+"""The flags of `python -m grpo.reproduce`, and the command line of every arm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _opt = functools.partial(option, "table")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run; the flags of `python -m grpo.reproduce NAME`."""
+    """The flags of `python -m grpo.reproduce NAME`."""
 
     scale: Literal["phantom", "2b"] = _opt("phantom", "The tiny model on phantoms, or a 2B model.")
     seeds: int = _opt(1, "Runs of each arm: seeds 1, 2, ...", ge=1)
@@ -38,7 +38,7 @@ class Plan:
 
 
 def arms(table: Table, plan: Plan) -> list[Arm]:
-    """The arms to run, those that others start from included."""
+    """Return the arms to run, with those that they start from."""
     if plan.arms is None:
         return list(table.arms)
     numbers = {str(number): arm for number, arm in enumerate(table.arms, start=1)}
@@ -51,12 +51,11 @@ def arms(table: Table, plan: Plan) -> list[Arm]:
 
 
 def flags_of(name: str, table: Table, arm: Arm, plan: Plan, seed: int) -> list[str]:
-    """The command line of one run of train.py, but for its run folder."""
-    recipe = "phantom" if plan.scale == "phantom" else name
-    words = ["--recipe", recipe, *f"{table.flags[plan.scale]} {arm.flags}".split()]
-    words += ["--seed", str(seed)]
-    if plan.scale == "phantom":  # no expert model: the rule that knows the truth in its place
-        words = [instead_of_expert(word) for word in words]
+    """Return the command line of one run of train.py, without its run folder."""
+    phantom = plan.scale == "phantom"
+    own = f"{table.flags[plan.scale]} {arm.flags}"
+    own = without_expert(own) if phantom else own
+    words = ["--recipe", "phantom" if phantom else name, *own.split(), "--seed", str(seed)]
     for flag in ("steps", "eval_size", "data", "judge", "judge_model"):
         if value := getattr(plan, flag):
             words += ["--" + flag.replace("_", "-"), str(value)]
@@ -66,44 +65,45 @@ def flags_of(name: str, table: Table, arm: Arm, plan: Plan, seed: int) -> list[s
 
 
 def folder_of(name: str, plan: Plan) -> Path:
-    """Where the runs of a table lie."""
+    """Return the folder of a table's runs."""
     return Path(plan.out) / f"{name}-{plan.scale}"
 
 
-def instead_of_expert(word: str) -> str:
-    """A value of --reward with what phantoms have in place of an expert model's rewards.
+def without_expert(flags: str) -> str:
+    """Replace an expert model's rewards by the rules that phantoms have instead.
 
-    >>> instead_of_expert("format=1,semantic=1")
-    'format=1,findings=1'
+    >>> without_expert("--reward format=1,semantic=1")
+    '--reward format=1,findings=1'
     """
     for judged, rule in EXPERT.items():
-        word = word.replace(f"{judged}=", f"{rule}=")
-    return word
+        flags = flags.replace(f"{judged}=", f"{rule}=")
+    return flags
+
+
+def judged(arm: Arm) -> list[str]:
+    """Return the rewards of an arm that need an expert model."""
+    return [reward for reward in EXPERT if f"{reward}=" in arm.flags]
 
 
 def stands_in(arm: Arm, plan: Plan) -> list[str]:
-    """What `instead_of_expert` replaces in this arm, in words."""
-    if plan.scale != "phantom":
-        return []
-    return [f"{rule} for {judged}" for judged, rule in EXPERT.items() if f"{judged}=" in arm.flags]
+    """Say what `without_expert` replaces in this arm."""
+    return [f"{EXPERT[reward]} for {reward}" for reward in judged(arm) if plan.scale == "phantom"]
 
 
 def lacks_judge(arm: Arm, plan: Plan) -> bool:
-    """Whether an arm wants an expert model and there is none; an encoder is none."""
-    wants = any(f"{judged}=" in arm.flags for judged in EXPERT)
-    experts, _ = judges_of(plan)
-    return plan.scale != "phantom" and wants and not experts
+    """Whether an arm needs an expert model and there is none; a sentence encoder is none."""
+    return plan.scale != "phantom" and bool(judged(arm)) and not judges_of(plan)[0]
 
 
 def judges_of(plan: Plan) -> tuple[list[str], list[str]]:
-    """The judges of --judge that give verdicts, and the sentence encoders."""
+    """Return the judges of --judge that give verdicts, and the sentence encoders."""
     judges = names_in(plan.judge or "")
     encoders = [judge for judge in judges if judge.startswith("embed:")]
     return [judge for judge in judges if judge not in encoders], encoders
 
 
 def judged_metrics(plan: Plan) -> list[str]:
-    """Flags of evaluate.py for what the judges at hand can measure; the last --metrics counts."""
+    """Return evaluate.py's flags for what the judges can measure; the last --metrics counts."""
     experts, encoders = judges_of(plan)
     metrics = ["perplexity"] * bool(experts or encoders)
     metrics += ["reasoning", "correctness"] * bool(experts) + ["similarity"] * bool(encoders)
@@ -111,7 +111,7 @@ def judged_metrics(plan: Plan) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """A folder's name.
+    """Return a folder's name.
 
     >>> slug("+ ECR"), slug("phantom:new-kind")
     ('ecr', 'phantom-new-kind')

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from statistics import fmean
+from dataclasses import dataclass
 from typing import Any
 
 from grpo.report.evaluation_table import measured, percent
@@ -18,153 +17,140 @@ SEEDS = (
     "Accuracies with 95 % intervals: over questions (Wilson) for one seed, over seeds (Student) "
     "for several, as means of the runs."
 )
+RULES = "No expert model was at hand; a rule stands in for it."
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the page: a model of an arm, and the evaluations of the arm's runs."""
+
+    row: str
+    name: str  # of the model in the evaluations
+    arm: dict[str, Any]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        return self.arm["evaluation"]
+
+    def cells(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """Return the figures by modality, as means over the seeds if the arm has several."""
+        seeds = evaluation.get("seeds", {}).get(self.name.removeprefix("trained"))
+        return seeds or evaluation["results"][self.name]
+
+    def metrics(self, modality: str) -> dict[str, float | None]:
+        """Return the figures of --metrics, as means over the seeds if the arm has several."""
+        alone = self.evaluation["metrics"].get(self.name, {}).get(modality, {})
+        return self.cells(self.evaluation)[modality].get("metrics", alone)
 
 
 def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
-    """The whole page: accuracies, other figures, unseen sets, what was paid, and the paper."""
-    done = {arm.name: found for arm in arms if "skipped" not in (found := record["arms"][arm.name])}
-    phantom = record["scale"] == "phantom"
-    blocks = [f"# {table.about}", f"`{record['command']}`", SEEDS]
-    blocks += [PHANTOMS] if phantom else []
-    blocks += [_markdown(rows) for rows in (_accuracies(done), _figures(done), _unseen(done))]
-    blocks += [_markdown(_paid(done, arms)), f"The paper: {table.paper}."]
-    notes = [f"{arm}: {', '.join(f['stands_in'])}." for arm, f in done.items() if f["stands_in"]]
-    if notes:
-        blocks.append("No expert model was at hand; a rule stands in for it. " + " ".join(notes))
-    skipped = [
-        f"{arm.name}: {f['skipped']}."
-        for arm in arms
-        if "skipped" in (f := record["arms"][arm.name])
+    """Return the page: accuracies, other figures, unseen sets, what was paid, and the paper."""
+    records = {arm.name: record["arms"][arm.name] for arm in arms}
+    done = {name: found for name, found in records.items() if "skipped" not in found}
+    models = list(_models(done))
+    phantoms = [PHANTOMS] * (record["scale"] == "phantom")
+    rules = [f"{arm}: {', '.join(f['stands_in'])}." for arm, f in done.items() if f["stands_in"]]
+    skipped = [f"{arm}: {f['skipped']}." for arm, f in records.items() if "skipped" in f]
+    blocks = [
+        f"# {table.about}",
+        f"`{record['command']}`",
+        SEEDS,
+        *phantoms,
+        _markdown(_accuracies(models)),
+        _markdown(_figures(models)),
+        _markdown(_unseen(models)),
+        _markdown(_paid(done, arms)),
+        f"The paper: {table.paper}.",
+        " ".join([RULES, *rules]) if rules else "",
+        " ".join([*skipped, table.out_of_scope]).strip(),
+        *phantoms,
     ]
-    blocks += [" ".join([*skipped, table.out_of_scope]).strip()]
-    blocks += [PHANTOMS] if phantom else []
-    return "\n\n".join(block for block in blocks if block)
+    return "\n\n".join(filter(None, blocks))
 
 
-def _models(done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(row, arm's record, model in it): every base once, then every arm, in all ways of asking."""
-    bases: dict[str, tuple[dict[str, Any], str]] = {}
-    for found in done.values():
-        for model in found["evaluation"]["results"]:
-            name, *way = model.split(", ")
-            if name == "base":
-                asked = way or [found["prompt"]] * (found["prompt"] != "reason")
-                scratch = ["scratch"] * (found["init"] == "base")
-                bases.setdefault(", ".join([name, *scratch, *asked]), (found, model))
-    yield from ((row, *of) for row, of in bases.items())
+def _models(done: dict[str, Any]) -> Iterator[Model]:
+    """Yield every base once, then every arm, in all ways of asking."""
+    bases: dict[str, Model] = {}
+    trained = []
     for arm, found in done.items():
         for model in found["evaluation"]["results"]:
-            if model.partition(",")[0] == "trained":
-                yield model.replace("trained", arm, 1), found, model
+            name, *way = model.split(", ")
+            if name == "trained":
+                trained.append(Model(model.replace("trained", arm, 1), model, found))
+            elif name == "base":
+                asked = way or [found["prompt"]] * (found["prompt"] != "reason")
+                scratch = ["scratch"] * (found["init"] == "base")
+                row = ", ".join([name, *scratch, *asked])
+                bases.setdefault(row, Model(row, model, found))
+    yield from [*bases.values(), *trained]
 
 
-def _accuracies(done: dict[str, Any]) -> Iterator[list[str]]:
-    """Strict accuracy by modality, and forced choice, which needs no format."""
-    first = next(iter(done.values()))["evaluation"]
-    modalities = list(first["chance"])
-    yield ["strict accuracy, %", *modalities, *(f"{m}, forced choice" for m in modalities)]
-    yield ["chance", *[percent(first["chance"][m]) for m in modalities], *[""] * len(modalities)]
-    for row, found, model in _models(done):
-        evaluation = found["evaluation"]
-        seeds = evaluation.get("seeds", {}).get(model.removeprefix("trained"))
-        cells = evaluation["results"][model]
-        of = partial(_over_runs, evaluation, model)
-        strict = [measured(seeds[m] if seeds else cells[m]) for m in modalities]
-        yield [row, *strict, *[percent(of(m, "forced_choice")) for m in modalities]]
+def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
+    """Yield the strict accuracy by modality, and forced choice, which needs no format."""
+    chance = models[0].evaluation["chance"]
+    yield ["strict accuracy, %", *chance, *(f"{modality}, forced choice" for modality in chance)]
+    yield ["chance", *map(percent, chance.values()), *[""] * len(chance)]
+    for model in models:
+        cells = [model.cells(model.evaluation)[modality] for modality in chance]
+        yield [model.row, *map(measured, cells), *(percent(c["forced_choice"]) for c in cells)]
 
 
-def _runs(evaluation: dict[str, Any], model: str) -> list[str]:
-    """The names that an arm's runs of all seeds have, asked like this one; a base has one."""
-    name, comma, way = model.partition(", ")
-    if name == "base" or "seeds" not in evaluation:
-        return [model]
-    split = [m.partition(", ") for m in evaluation["results"]]
-    return ["".join(m) for m in split if m[0] != "base" and m[1:] == (comma, way)]
-
-
-def _over_runs(evaluation: dict[str, Any], model: str, modality: str, name: str) -> float | None:
-    """A figure, as the mean over the runs of all seeds."""
-    runs = _runs(evaluation, model)
-    values = [evaluation["results"][run][modality][name] for run in runs]
-    return None if None in values else fmean(values)
-
-
-def _figures(done: dict[str, Any]) -> Iterator[list[str]]:
-    """Figures on the modality trained on: form, length, findings, position bias, metrics."""
-    metrics = sorted({
-        name
-        for found in done.values()
-        for of in found["evaluation"]["metrics"].values()
-        for modality in of.values()
-        for name in modality
-    })  # fmt: skip
+def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
+    """Yield figures on the modality trained on: form, length, findings, letter bias, metrics."""
+    asked = [figures for model in models for figures in model.evaluation["metrics"].values()]
+    metrics = sorted({name for figures in asked for found in figures.values() for name in found})
     head = ["format, %", "length, tokens", "findings, %", "letter bias, %"]
     yield ["in distribution", *head, "same text when permuted, %, first seed", *metrics]
-    for row, found, model in _models(done):
-        evaluation = found["evaluation"]
-        home = evaluation["trained_on"]
-        of = partial(_over_runs, evaluation, model, home)
-        permuted = evaluation["controls"].get(model, {}).get("permuted_options", {}).get(home, {})
+    for model in models:
+        home = model.evaluation["trained_on"]
+        cell, figures = model.cells(model.evaluation)[home], model.metrics(home)
+        permuted = model.evaluation["controls"].get(model.name, {}).get("permuted_options", {})
+        values = [figures.get(name) for name in metrics]
         yield [
-            row,
-            percent(of("format_rate")),
-            f"{of('mean_length'):.1f}",
-            percent(of("findings")),
-            percent(of("letter_bias")),
-            percent(permuted.get("same_text")),
-            *(_metric(evaluation, model, home, name) for name in metrics),
+            model.row,
+            percent(cell["format_rate"]),
+            f"{cell['mean_length']:.1f}",
+            percent(cell["findings"]),
+            percent(cell["letter_bias"]),
+            percent(permuted.get(home, {}).get("same_text")),
+            *("-" if value is None else f"{value:.2f}" for value in values),
         ]
 
 
-def _metric(evaluation: dict[str, Any], model: str, modality: str, name: str) -> str:
-    """One of --metrics, as the mean over the runs of all seeds."""
-    of = (evaluation["metrics"].get(run, {}) for run in _runs(evaluation, model))
-    values = [found[modality].get(name) for found in of if modality in found]
-    known = [value for value in values if value is not None]
-    return f"{fmean(known):.2f}" if known else "-"
+def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
+    """Yield the strict accuracy on data sets never trained on; open questions apart."""
+    sets = list(models[0].arm["unseen"])
+    if sets:
+        yield ["never trained on, strict, %", *sets]
+        for model in models:
+            yield [model.row, *("; ".join(_by_modality(model, name)) for name in sets)]
 
 
-def _unseen(done: dict[str, Any]) -> Iterator[list[str]]:
-    """Strict accuracy on data sets never trained on, by modality; open questions apart."""
-    sets = list(next(iter(done.values()))["unseen"])
-    if not sets:
-        return
-    yield ["never trained on, strict, %", *sets]
-    for row, found, model in _models(done):
-        yield [row, *("; ".join(_by_modality(found["unseen"][name], model)) for name in sets)]
-
-
-def _by_modality(evaluation: dict[str, Any], model: str) -> Iterator[str]:
-    seeds = evaluation.get("seeds", {}).get(model.removeprefix("trained"))
-    for modality, cell in evaluation["results"][model].items():
-        opened = cell["open"]
+def _by_modality(model: Model, data: str) -> Iterator[str]:
+    evaluation = model.arm["unseen"][data]
+    cells = model.cells(evaluation)
+    for modality, found in evaluation["results"][model.name].items():
+        opened = found["open"]
         f1 = f", open {measured(opened)}, F1 {percent(opened['f1'])}" if opened["n"] else ""
-        yield f"{modality} {measured(seeds[modality] if seeds else cell)}{f1}"
+        yield f"{modality} {measured(cells[modality])}{f1}"
 
 
 def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
-    """Steps, questions, completions, time and memory of each arm, and the paper's number."""
-    yield [
-        "arm",
-        "steps",
-        "questions",
-        "completions",
-        "seconds of training",
-        "peak MB",
-        "the paper",
-    ]
+    """Yield steps, questions, completions, time and memory of each arm, and the paper's number."""
+    paid = ["steps", "questions", "completions", "seconds of training", "peak MB"]
+    yield ["arm", *paid, "the paper"]
     papers = {arm.name: arm.paper for arm in arms}
     for arm, found in done.items():
+        counts = [str(found[name]) for name in ("steps", "examples", "completions")]
         seconds = ", ".join(f"{second:.0f}" for second in found["seconds"])
-        paid = [str(found[name]) for name in ("steps", "examples", "completions")]
-        yield [arm, *paid, seconds, f"{found['peak_mb']:.0f}", papers[arm]]
+        yield [arm, *counts, seconds, f"{found['peak_mb']:.0f}", papers[arm]]
 
 
 def _markdown(rows: Iterator[list[str]]) -> str:
-    """A table without the columns that hold nothing."""
-    (head, *body) = list(zip(*rows, strict=True)) or [()]
-    kept = [head, *(column for column in body if set(column[1:]) - {"-", ""})]
+    """Return a table without the columns that hold nothing."""
+    names, *columns = list(zip(*rows, strict=True)) or [()]
+    kept = [names, *(column for column in columns if set(column[1:]) - {"-", ""})]
     lines = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
     if lines:
-        lines.insert(1, "|" + "---|" * (lines[0].count("|") - 1))
+        lines.insert(1, "|" + "---|" * len(kept))
     return "\n".join(lines)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# At phantom scale no expert model is at hand: a rule that knows the true findings stands in.
+# At phantom scale there is no expert model: a rule that knows the true findings replaces it.
 EXPERT = {"semantic": "findings", "reasoning": "findings", "correctness": "accuracy"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A row: the flags of its run beyond the table's, and what the paper has there."""
+    """A row: the flags of its run besides the table's, and the paper's result in that row."""
 
     name: str
     flags: str = ""
@@ -26,7 +26,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Table:
-    """One paper: its arms, what all of them share, and what they are asked at each scale."""
+    """One paper: its arms, the flags they share, and the data they are tested on at each scale."""
 
     about: str
     paper: str  # what is known of its result as a whole

@@ -1,4 +1,4 @@
-"""One question and how it was answered: a row, kept in a file as soon as it is there."""
+"""Rows: a question with a model's answer, written to a file as soon as it is answered."""
 
 import json
 import os
@@ -21,10 +21,10 @@ Row = dict[str, Any]
 
 
 def answered(example: Any, answer: Any) -> Row:
-    """The row of a question of data/example.py and the `Answer` of models/answering.py to it.
+    """Return the row of a question of data/example.py and its `Answer` of models/answering.py.
 
-    Strictly right is the letter in the one answer block, or of an open question a right wording;
-    `forced_` fields are the forced choice, None of an open question.
+    `correct` is strict: the letter in the one answer block, or for an open question a right
+    wording. The `forced_` fields are the forced choice, None for an open question.
     """
     text, letters = answer.text, example.letters
     right = answered_right(
@@ -59,9 +59,10 @@ def answered(example: Any, answer: Any) -> Row:
 
 
 def drawn(example: Any, texts: Sequence[str]) -> Row:
-    """The row of a question that was answered several times.
+    """Return the row of a question that was answered several times.
 
-    A right wording of an open question stands as its first reference, so that it can be compared.
+    A right wording of an open question is replaced by its first reference, so that equal answers
+    compare equal.
     """
     answers = []
     for text in texts:
@@ -72,14 +73,14 @@ def drawn(example: Any, texts: Sequence[str]) -> Row:
 
 
 def _answer(example: Any, text: str) -> str | None:
-    """The letter, or of an open question the words, of the one answer block."""
+    """Return the letter in the one answer block, or its words if the question is open."""
     if example.options:
         return answer_letter(text, example.letters, example.options)
     return answer_text(text)
 
 
 def _question(example: Any) -> Row:
-    """All that an answer depends on but the policy: an answer to anything else is no answer."""
+    """Return everything that an answer depends on, besides the policy."""
     return {
         "id": example.id,
         "image": [image.key for image in example.images],
@@ -91,9 +92,9 @@ def _question(example: Any) -> Row:
 
 
 def scored_by(row: Row, scorer: str) -> Row:
-    """The row as another scorer reads it: "ours" (as it is) or "medvlm-r1", the parser that the
-    published figures of MedVLM-R1 were made with."""
-    if scorer == "ours" or not row["options"]:  # theirs knows no open question
+    """Return the row as a scorer reads it: "ours" leaves it, "medvlm-r1" uses the parser behind the
+    published figures of MedVLM-R1."""
+    if scorer == "ours" or not row["options"]:  # that parser has no rule for an open question
         return row
     if "completions" in row:
         return row | {"answers": [medvlm_r1_letter(text) for text in row["completions"]]}
@@ -108,11 +109,11 @@ def kept_rows(
     predict: Callable[[list[Any]], Iterable[Row]],
     write: bool = True,
 ) -> list[Row]:
-    """The row of each example, in order: from `file`, or predicted now and added to it at once.
+    """Return the row of each example, in order, from `file` or predicted now and appended to it.
 
-    What was cut off goes on where it stopped. A row about another image, question or options of
-    the same id is answered again. `write` False leaves the file to another process. Raises OSError
-    where it cannot be written.
+    An evaluation that was cut off continues where it stopped. If the image, the question or the
+    options of an id have changed, it is answered again. `write` False leaves the file to another
+    process. Raises OSError if it cannot be written.
     """
     rows = _read_rows(file, write)
     missing = [e for e in examples if not _answers(rows.get(e.id, {}), e)]
@@ -130,7 +131,7 @@ def _answers(row: Row, example: Any) -> bool:
 
 
 def _read_rows(file: Path, mend: bool) -> dict[str, Row]:
-    """The rows of a file by question. A line cut off while it was written is taken out of it."""
+    """Return the rows of a file by question. With `mend`, remove a line that was cut off."""
     rows, whole = {}, True
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:

@@ -1,4 +1,4 @@
-"""Answered questions made into figures: accuracies, intervals, differences."""
+"""Figures of answered questions: accuracies, intervals, differences."""
 
 import math
 from collections import Counter, defaultdict
@@ -21,16 +21,17 @@ Interval = tuple[float, float]
 
 
 def headline(rows: Sequence[Row]) -> list[Row]:
-    """Closed questions whose answer changes within the modality: the others need no image.
+    """Return the closed questions whose answer changes within the modality: the others need no
+    image.
 
-    Where there is nothing closed, or nothing that changes, what there is.
+    If no question is closed, or no answer changes, return all of them.
     """
-    of = _closed(rows)
-    return [row for row in of if not row.get("constant")] or of
+    closed = _closed(rows)
+    return [row for row in closed if not row.get("constant")] or closed
 
 
 def apart(rows: Sequence[Row]) -> list[Row]:
-    """The questions of one answer that `headline` leaves out."""
+    """Return the closed questions of a constant answer, which `headline` leaves out."""
     shown = {row["id"] for row in headline(rows)}
     return [row for row in _closed(rows) if row["id"] not in shown]
 
@@ -40,11 +41,10 @@ def _closed(rows: Sequence[Row]) -> list[Row]:
 
 
 def cell(rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of one model on one modality; constant and open questions apart.
+    """Return the figures of one model on one modality; constant and open questions apart.
 
-    `letter_bias`: how far the letters chosen are from the letters that are right, as the total
-    variation distance of their shares (0: none; by forced choice). `findings`: how true the stated
-    findings are, by a rule (rewards/rules.py), where the true ones are known.
+    `findings` is how true the stated findings are, by a rule of rewards/rules.py, None if the true
+    ones are not known.
     """
     shown = headline(rows)
     closed = {row["id"] for row in _closed(rows)}
@@ -64,18 +64,19 @@ def cell(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def opened(rows: Sequence[Row]) -> dict[str, Any]:
-    """Open questions beside closed ones: exact match as `share` has it, and token F1."""
+    """Return the exact match of open questions, as `share` does, and their token F1."""
     return share(rows) | {"f1": mean_of(rows, "f1")}
 
 
 def mean_of(rows: Sequence[Row], name: str) -> float | None:
-    """The mean of a figure over the rows that have it; None where none has."""
+    """Return the mean of a figure over the rows that have it, None if none has."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return fmean(values) if values else None
 
 
 def letter_bias(rows: Sequence[Row]) -> float | None:
-    """Total variation distance between the letters chosen and the right ones, 0 to 1.
+    """Return the total variation distance between the shares of the letters chosen by forced
+    choice and of the right ones, 0 (no bias) to 1.
 
     >>> letter_bias([{"forced_answer": "A", "gold": "A"}, {"forced_answer": "A", "gold": "B"}])
     0.5
@@ -88,9 +89,12 @@ def letter_bias(rows: Sequence[Row]) -> float | None:
 
 
 def measured(rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of --metrics: `perplexity` of the reference answers, exp of the mean of -log p
-    over their tokens; means of grades and similarities, and how many could not be had. Those of
-    open questions beside closed ones are apart, as `open NAME`."""
+    """Return the figures of --metrics.
+
+    `perplexity` of the reference answers is exp of the mean of -log p over their tokens. The others
+    are means of grades and similarities, and how many are missing. If there are open and closed
+    questions, those of the open ones are called `open NAME`.
+    """
     closed = [row["closed"] for row in rows]
     if all(closed) or not any(closed):
         return _measured(rows)
@@ -113,7 +117,8 @@ def _measured(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def share(rows: Sequence[Row]) -> dict[str, Any]:
-    """n, correct, accuracy (None of none), its interval, and how many had how many options."""
+    """Return n, correct, accuracy (None if n is 0), its interval, and the number of questions by
+    their number of options."""
     correct, options = sum(row["correct"] for row in rows), Counter(len(r["options"]) for r in rows)
     return {
         "n": len(rows),
@@ -125,9 +130,9 @@ def share(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def interval(rows: Sequence[Row]) -> Interval:
-    """Of the accuracy: Wilson, and a bootstrap over images where questions share them.
+    """Return the accuracy's 95 % interval: Wilson's, or a bootstrap over images that are shared.
 
-    A bootstrap of answers all alike, or of one image, has no width; then Wilson counts the images.
+    A bootstrap of equal answers, or of one image, has no width; then Wilson's counts the images.
     """
     images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
     n = len(set(images))
@@ -137,10 +142,10 @@ def interval(rows: Sequence[Row]) -> Interval:
 
 
 def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any] | None:
-    """Difference of two accuracies on the same questions, its interval, and McNemar's exact p.
+    """Return the difference of two accuracies on the same questions, its interval, and McNemar's p.
 
-    `name`: correct or forced_correct. Where questions share images the interval is a bootstrap over
-    images; McNemar's test takes questions for independent.
+    `name` is correct or forced_correct. If questions share images the interval is a bootstrap over
+    images; McNemar's test assumes independent questions. None if there is no forced choice.
     """
     before, after = headline(before), headline(after)
     if any(row[name] is None for row in after):  # open questions have no forced choice
@@ -149,14 +154,14 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
     images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
     if 1 < len(set(images)) < len(images) and min(change) < max(change):
         ci95 = bootstrap_by(images, change, seed=0)
-    else:  # each image counts once; where they are shared, all its questions changed alike
+    else:  # each image counts once; if images are shared, all questions changed alike
         pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
         ci95 = paired_interval(*zip(*pairs, strict=True))
     return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": mcnemar(old, new)}
 
 
 def _image(row: Row) -> Any:
-    """What makes rows dependent: the images. Questions about none, or a blank one, stand alone."""
+    """Return the key that dependent rows share: the images, or the id if they are blank or none."""
     seen = [key for key in row["image"] if not key.startswith("blank/")]
     return tuple(seen) or row["id"]
 
@@ -169,7 +174,7 @@ def _by_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracy over unseen modalities, each counting alike; their intervals as independent."""
+    """Return the mean accuracy over unseen modalities, taken as independent, with equal weights."""
     halves = [(high - low) / 2 for low, high in (cell["ci95"] for cell in cells)]
     mean = fmean(cell["accuracy"] for cell in cells)
     half = math.hypot(*halves) / len(cells)
@@ -177,16 +182,16 @@ def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def control(arm: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of a control on one modality, its constant questions apart."""
+    """Return the figures of a control on one modality, its constant questions apart."""
     if arm == "permuted_options":
         return permuted(rows)
     return share(headline(rows)) | {"constant": share(apart(rows))}
 
 
 def permuted(rows: Sequence[Row]) -> dict[str, Any]:
-    """Accuracy over all orders of the options, and how often an answer is the same text as before.
+    """Return the accuracy over all orders of the options, and how often the answer's text stays.
 
-    Ids are `question~k`, k the order's number, 0 the one that was asked.
+    Ids are `question~k`, where k is the number of the order; 0 is the order of the test.
     """
     chosen: dict[str, dict[str, str | None]] = defaultdict(dict)
     for row in rows:
@@ -203,11 +208,11 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def sampled(rows: Sequence[Row]) -> dict[str, Any]:
-    """Of K samples a question: pass@k for k = 1, 2, 4 .. K, majority@K, how many agree with it.
+    """Return the figures of K samples a question: pass@k for k = 1, 2, 4 .. K, and majority@K.
 
-    And mixed: the share of questions answered both right and wrong, where GRPO has a signal.
-
-    `answers` of a row: K letters, None where none was given.
+    `agreement` is the share of samples that equal the majority. `mixed` is the share of questions
+    answered both right and wrong: GRPO has a signal there. `answers` of a row are K letters, None
+    if a sample gave none.
     """
     rows = headline(rows)
     k = len(rows[0]["answers"])

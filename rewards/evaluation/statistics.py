@@ -1,4 +1,4 @@
-"""Intervals, paired tests and votes for tables of right (1, True) and wrong (0, False) answers.
+"""Intervals, paired tests and votes over answers that are right (1, True) or wrong (0, False).
 
 Intervals are two-sided, 95 %. Bad arguments raise ValueError.
 """
@@ -14,7 +14,7 @@ Z95 = 1.959964  # 97.5 % quantile of the standard normal
 
 
 def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a proportion seen k times in n (Wilson 1927, JASA 22:209). n 0: (0, 1).
+    """Return the score interval of k right of n (Wilson 1927, JASA 22:209); (0, 1) if n is 0.
 
     >>> [round(bound, 4) for bound in wilson(8, 10)]
     [0.4902, 0.9433]
@@ -29,7 +29,7 @@ def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def _changed(before: Sequence[int], after: Sequence[int]) -> tuple[int, int]:
-    """How many answers went from wrong to right, and how many from right to wrong."""
+    """Return how many answers went from wrong to right, and how many from right to wrong."""
     if len(before) != len(after) or not before:
         raise ValueError(f"{len(before)} answers before and {len(after)} after do not make pairs")
     pairs = Counter((bool(was), bool(now)) for was, now in zip(before, after, strict=True))
@@ -37,7 +37,7 @@ def _changed(before: Sequence[int], after: Sequence[int]) -> tuple[int, int]:
 
 
 def paired_interval(before: Sequence[int], after: Sequence[int]) -> tuple[float, float]:
-    """Interval of accuracy(after) - accuracy(before) on the same questions, in the same order.
+    """Return the interval of accuracy(after) - accuracy(before), questions in the same order.
 
     The adjusted Wald interval of Bonett and Price (2012, J. Educ. Behav. Stat. 37:479): one answer
     is added to each kind of change, wrong to right and right to wrong, then the normal formula.
@@ -53,7 +53,7 @@ def paired_interval(before: Sequence[int], after: Sequence[int]) -> tuple[float,
 
 
 def mcnemar(before: Sequence[int], after: Sequence[int]) -> float:
-    """Exact two-sided p-value of "as many gained as lost" (McNemar 1947, Psychometrika 12:153).
+    """Return the exact two-sided p of equal gains and losses (McNemar 1947, Psychometrika 12:153).
 
     Given how many answers changed, the gains are Binomial(changed, 1/2); no change at all gives 1.
 
@@ -69,11 +69,11 @@ def mcnemar(before: Sequence[int], after: Sequence[int]) -> float:
 def bootstrap_by(
     groups: Sequence[Hashable], values: Sequence[float], seed: int, draws: int = 2000
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `values`, whole groups drawn with replacement.
+    """Return the percentile interval of the mean of `values`: a bootstrap over whole groups.
 
-    For questions that share an image, which are not independent: `groups` (n,) names the image of
-    each (cluster bootstrap; Davison and Hinkley 1997, Bootstrap Methods, 3.8). The order of the
-    questions does not matter. Needs two groups at least.
+    Questions that share an image are not independent: `groups` (n,) names the image of each
+    (cluster bootstrap; Davison and Hinkley 1997, Bootstrap Methods, 3.8). The order of the
+    questions does not matter. Raises ValueError if there are fewer than two groups.
 
     >>> bootstrap_by(["a", "a", "b", "c"], [1, 1, 0, 1], seed=0)
     (0.0, 1.0)
@@ -94,7 +94,7 @@ def bootstrap_by(
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, c of them right, hold a right one: the unbiased pass@k.
+    """Return the chance that k of n samples, c of them right, hold a right one: unbiased pass@k.
 
     1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
 
@@ -107,10 +107,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
-    """The answer given most often (self-consistency: Wang et al. 2022, arXiv 2203.11171).
+    """Return the answer given most often (self-consistency: Wang et al. 2022, arXiv 2203.11171).
 
-    None, an answer that could not be read, has no vote. Of equals the first given wins: an
-    alphabetical rule would favour the letter A. Without votes: None.
+    None stands for an answer that could not be read and has no vote. If two answers are given
+    equally often the first one wins: an alphabetical rule would favour the letter A. None if there
+    is no vote.
 
     >>> majority(["B", None, "A", None, "B", "A"])
     'B'
@@ -120,7 +121,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 
 def students_t(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and interval of the mean over a few seeds (Student 1908): mean -+ t * s / sqrt(n).
+    """Return mean, low and high bound over a few seeds (Student 1908): mean -+ t * s / sqrt(n).
 
     >>> [round(x, 3) for x in students_t([0.70, 0.72, 0.77])]  # t is 4.303 for 3 seeds
     [0.73, 0.64, 0.82]
@@ -134,7 +135,7 @@ def students_t(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _t95(dof: int) -> float:
-    """The t that a Student variable stays within, on both sides of 0, 95 times in 100.
+    """Return the t with P(|T| < t) = 0.95 for a Student variable T of `dof` degrees of freedom.
 
     With t = sqrt(dof) tan(angle), P(|T| < t) is a finite sum of sines and cosines (Abramowitz and
     Stegun 1964, 26.7.3 and 26.7.4) and grows with the angle, so bisection finds it.
@@ -156,7 +157,7 @@ def _t95(dof: int) -> float:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """p-values (m,) adjusted for being m, in the order given (Holm 1979, Scand. J. Stat. 6:65).
+    """Return m p-values adjusted for m tests, in their order (Holm 1979, Scand. J. Stat. 6:65).
 
     Reject those at most alpha, and the chance of any false rejection is at most alpha.
     >>> [round(p, 3) for p in holm([0.02, 0.01, 0.04])]  # 2 * 0.02, 3 * 0.01, 1 * 0.04
@@ -168,17 +169,8 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def binom_test_greater(k: int, n: int, p: float) -> float:
-    """One-sided exact p-value: the chance of k or more right of n, each with chance p.
-
-    >>> binom_test_greater(3, 4, 0.5)  # (4 + 1) / 16
-    0.3125
-    """
-    return poisson_binomial_tail(k, [p] * n)
-
-
 def poisson_binomial_tail(k: int, ps: Sequence[float]) -> float:
-    """The chance of k or more right where question i has chance ps[i], as options differ in number.
+    """Return the chance of k or more right if question i is guessed right with chance ps[i].
 
     The Poisson-binomial law (Hong 2013, Comput. Stat. Data Anal. 59:41), built up a question at a
     time. All terms are positive, so a small tail is as exact as a large one.

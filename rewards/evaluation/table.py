@@ -1,12 +1,22 @@
 """The table of an evaluation: the figures of all models, and what the controls make of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from rewards.evaluation.predictions import Row
-from rewards.evaluation.scores import cell, control, gain, headline, measured, ood_mean, sampled
+from rewards.evaluation.rows import rendered
+from rewards.evaluation.scores import (
+    cell,
+    control,
+    gain,
+    headline,
+    mean_of,
+    measured,
+    ood_mean,
+    sampled,
+)
 from rewards.evaluation.statistics import holm, poisson_binomial_tail, students_t
 
 BLIND = {  # the controls that cannot see the image, as the beginning of a sentence
@@ -19,6 +29,8 @@ Rows = Sequence[Row]
 Answers = dict[str, dict[str, dict[str, list[Row]]]]  # model, arm, modality -> rows
 # The arms that are no controls.
 NO_CONTROLS = TESTS, SAMPLES, MEASURES = "tests", "samples", "measures"
+# The figures whose means over seeds are reported, besides the accuracy.
+MEANS = ("format_rate", "forced_choice", "letter_bias", "findings", "mean_length")
 ALPHA = 0.01  # a control is above chance if its one-sided p, after Holm, is below
 
 
@@ -27,80 +39,113 @@ def tabulate(
     trained_on: str,
     priors: Mapping[str, Mapping[str, Rows]] | None = None,
     coinciding: Mapping[str, tuple[int, int]] | None = None,
+    seeds: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All figures of all models, ready for JSON.
+    """Return all figures of all models, and their rows as text, ready for JSON.
 
-    `priors` are the controls that ask no model. Differences are to the base asked alike.
+    `priors` are the controls that ask no model. `seeds` are models that differ in the seed alone.
+    Differences are to the base model asked in the same way.
     """
     tests = {model: arms[TESTS] for model, arms in answers.items()}
-    results = {m: {name: cell(rows) for name, rows in of.items()} for m, of in tests.items()}
     first = next(iter(tests.values()))
+    results = _each(tests, cell)
+    unseen = [modality for modality in first if modality != trained_on]
+    table = {
+        "trained_on": trained_on,
+        "chance": {modality: _chance(rows) for modality, rows in first.items()},
+        "results": results,
+        "gains": _gains(tests),
+        "ood_mean": {
+            model: ood_mean([cells[modality] for modality in unseen])
+            for model, cells in results.items()
+            if unseen
+        },
+        "controls": _controls(answers, priors or {}),
+        "coinciding": dict(coinciding or {}),
+        "sampled": _each(_arm(answers, SAMPLES), sampled),
+        "metrics": _each(_arm(answers, MEASURES), measured),
+    }
+    table["verdicts"] = verdicts(table)
+    if seeds:
+        table["seeds"] = over_seeds(table, seeds)
+    return table | {"rendered": rendered(table)}
+
+
+def _each(rows: Mapping[str, Mapping[str, Rows]], figures: Callable[[Rows], Any]) -> dict[str, Any]:
+    """Return the figures of each modality's rows, by model."""
+    return {
+        model: {modality: figures(found) for modality, found in by_modality.items()}
+        for model, by_modality in rows.items()
+    }
+
+
+def _arm(answers: Answers, arm: str) -> dict[str, dict[str, list[Row]]]:
+    return {model: arms[arm] for model, arms in answers.items() if arm in arms}
+
+
+def _chance(rows: Rows) -> float:
+    """Return the accuracy expected of guessing; an open question has none."""
+    return fmean(1 / len(row["options"]) if row["options"] else 0.0 for row in headline(rows))
+
+
+def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
     gains: dict[str, Any] = {}
-    for model, of in tests.items():
+    for model, by_modality in tests.items():
         base = tests["base" + model.removeprefix(model.partition(", ")[0])]
-        if of is not base:
+        if by_modality is not base:
             gains[model] = {
-                name: {
-                    "accuracy": gain(base[name], rows, "correct"),
-                    "forced_choice": gain(base[name], rows, "forced_correct"),
+                modality: {
+                    "accuracy": gain(base[modality], rows, "correct"),
+                    "forced_choice": gain(base[modality], rows, "forced_correct"),
                 }
-                for name, rows in of.items()
+                for modality, rows in by_modality.items()
             }
-    unseen = [name for name in first if name != trained_on]
+    return gains
+
+
+def _controls(answers: Answers, priors: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
+    """Return the figures of the controls of each model that was asked any, `priors` among them."""
     controls = {}
     for model, arms in answers.items():
         asked = {arm: found for arm, found in arms.items() if arm not in NO_CONTROLS}
         if asked:
             controls[model] = {
-                arm: {name: control(arm, rows) for name, rows in of.items()}
-                for arm, of in {**asked, **(priors or {})}.items()
+                arm: {modality: control(arm, rows) for modality, rows in by_modality.items()}
+                for arm, by_modality in {**asked, **priors}.items()
             }
-    table = {
-        "trained_on": trained_on,
-        "chance": {
-            m: fmean(1 / len(r["options"]) if r["options"] else 0.0 for r in headline(rows))
-            for m, rows in first.items()
-        },
-        "results": results,
-        "gains": gains,
-        "ood_mean": {m: ood_mean([of[name] for name in unseen]) for m, of in results.items()}
-        if unseen
-        else {},
-        "controls": controls,
-        "coinciding": dict(coinciding or {}),
-        "sampled": {
-            model: {m: sampled(rows) for m, rows in arms[SAMPLES].items()}
-            for model, arms in answers.items()
-            if SAMPLES in arms
-        },
-        "metrics": {
-            model: {m: measured(rows) for m, rows in arms[MEASURES].items()}
-            for model, arms in answers.items()
-            if MEASURES in arms
-        },
-    }
-    return table | {"verdicts": verdicts(table)}
+    return controls
 
 
 def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
-    """Mean accuracy of runs that differ in the seed alone: Student's t interval.
+    """Return the means of runs that differ in the seed alone, by way of asking, then by modality.
 
-    By the way of asking ("": the first), then by modality.
+    The first way of asking is "". The accuracy has Student's t interval. A figure that a run lacks
+    is None; one of --metrics is the mean over the runs that have it.
     """
     ways = [m.removeprefix(models[0]) for m in table["results"] if m.split(", ")[0] == models[0]]
-    found: dict[str, Any] = {way: {} for way in ways}
-    for way in ways:
-        for modality in table["chance"]:
-            of = [table["results"][model + way][modality]["accuracy"] for model in models]
-            mean, low, high = students_t(of)
-            found[way][modality] = {"seeds": len(of), "accuracy": mean, "ci95": [low, high]}
-    return found
+    return {
+        way: {m: _over_seeds(table, [model + way for model in models], m) for m in table["chance"]}
+        for way in ways
+    }
+
+
+def _over_seeds(table: dict[str, Any], models: Sequence[str], modality: str) -> dict[str, Any]:
+    cells = [table["results"][model][modality] for model in models]
+    mean, low, high = students_t([cell["accuracy"] for cell in cells])
+    means = {"seeds": len(cells), "accuracy": mean, "ci95": [low, high]}
+    for name in MEANS:
+        values = [cell[name] for cell in cells]
+        means[name] = None if None in values else fmean(values)
+    metrics = [table["metrics"].get(model, {}).get(modality, {}) for model in models]
+    means["metrics"] = {name: mean_of(metrics, name) for found in metrics for name in found}
+    return means
 
 
 def verdicts(table: dict[str, Any]) -> list[str]:
-    """A sentence for each accuracy above chance that a blind control explains, wholly or in part.
+    """Return a sentence for each accuracy above chance that a blind control explains.
 
-    Wholly: their intervals meet. In part: the control is above chance, all controls counted (Holm).
+    The control explains all of it if the intervals meet, and a part of it if the control is above
+    chance (Holm's correction over all controls).
     """
     tried = [
         (model, modality, arm, found[modality])
@@ -109,8 +154,11 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         for modality in found
         if arm in BLIND and found[modality]["n"]
     ]
-    # A prior stands under every model and is still one test.
-    tests = {(arm, m, of["correct"], of["n"]): above_chance(of) for _, m, arm, of in tried}
+    # A prior is listed under every model, but it is one test.
+    tests = {
+        (arm, modality, found["correct"], found["n"]): above_chance(found)
+        for _, modality, arm, found in tried
+    }
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     sentences = []
     for model, modality, arm, found in tried:
@@ -128,7 +176,7 @@ def verdicts(table: dict[str, Any]) -> list[str]:
 
 
 def above_chance(found: dict[str, Any]) -> float:
-    """One-sided exact p of so many right by guessing, questions taken for independent."""
+    """Return the one-sided exact p of so many right by guessing, for independent questions."""
     chances = [
         1 / int(number) if int(number) else 0.0
         for number, count in found["options"].items()

@@ -23,9 +23,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from rewards.evaluation.rows import points  # noqa: E402
 from rewards.evaluation.scores import gain  # noqa: E402
 from rewards.evaluation.statistics import students_t  # noqa: E402 (the path comes first)
-from rewards.evaluation.text import points  # noqa: E402
 
 ARMS = {
     "GRPO": [],

@@ -29,25 +29,20 @@ def say(example: VQAExample, said: str, thought: str = "I see.") -> dict:
     return answered(example, answer)
 
 
-@pytest.mark.parametrize(
-    ("said", "correct", "f1"),
-    [
+def test_an_open_answer_is_right_in_any_wording_of_the_references() -> None:
+    wrong = {}
+    for said, correct, f1 in (
         ("The left lung.", True, 1.0),
         ("left", True, 1.0),
         ("left side", False, 2 / 3),  # beside "left": 2 * 1 / (2 + 1)
         ("right", False, 0.0),
         ("", False, 0.0),
-    ],
-)
-def test_an_open_answer_is_right_in_any_wording_of_the_references(
-    said: str, correct: bool, f1: float
-) -> None:
-    row = say(OPEN, said)
-
-    assert row["correct"] is correct
-    assert row["f1"] == pytest.approx(f1)
-    assert row["formatted"] == bool(said)
-    assert (row["forced_answer"], row["forced_correct"]) == (None, None)
+    ):
+        row = say(OPEN, said)
+        found = [row[n] for n in ("correct", "formatted", "forced_answer", "forced_correct", "f1")]
+        if found != [correct, bool(said), None, None, pytest.approx(f1)]:
+            wrong[said] = found
+    assert wrong == {}
 
 
 def test_closed_and_open_are_reported_apart() -> None:

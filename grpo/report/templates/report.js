@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const all = (selector, of = document) => [...of.querySelectorAll(selector)];
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const steps = all(".step");
   if (!steps.length) return;
   const form = document.getElementById("filters");

@@ -73,29 +73,29 @@ def check(text: str, c: Config) -> dict[str, list[float]]:
         centred = reward_ - statistics.mean(rewards)
         assert advantage == near(centred / (statistics.stdev(rewards) + 1e-4))
 
-    of = table(text)
+    found = table(text)
     rows = [int(name) - 1 for name in re.findall(r"o_(\d+)\[", line_of(text, "o_i[t]"))]
     assert rows[0] == advantages.index(max(advantages))
     assert rows[-1] == advantages.index(min(advantages))
     assert len(set(rows)) == 3
     low, high = 1 - c.clip_eps, 1 + c.clip_eps
     for k, i in enumerate(rows):
-        ratio = math.exp(of["logprob"][k] - of["old"][k])
-        assert of["ratio"][k] == near(ratio)
+        ratio = math.exp(found["logprob"][k] - found["old"][k])
+        assert found["ratio"][k] == near(ratio)
         bounded = min(max(ratio, low), high)
-        assert of["clip"][k] == near(bounded)
+        assert found["clip"][k] == near(bounded)
         gain = min(ratio * advantages[i], bounded * advantages[i])
-        assert of["gain"][k] == near(gain)
-        x = math.exp(of["ref"][k] - of["logprob"][k])
-        assert of["kl"][k] == pytest.approx(x - math.log(x) - 1, rel=1e-3, abs=1e-6)
-        assert of["weight"][k] == near(1 / (g * lengths[i]))
-        assert of["loss"][k] == near(-of["weight"][k] * (gain - c.kl_coef * of["kl"][k]))
+        assert found["gain"][k] == near(gain)
+        x = math.exp(found["ref"][k] - found["logprob"][k])
+        assert found["kl"][k] == pytest.approx(x - math.log(x) - 1, rel=1e-3, abs=1e-6)
+        assert found["weight"][k] == near(1 / (g * lengths[i]))
+        assert found["loss"][k] == near(-found["weight"][k] * (gain - c.kl_coef * found["kl"][k]))
     shares = [numbers(line_of(text, f"o_{i}: "))[0] for i in range(1, g + 1)]
     assert total(text) == pytest.approx(sum(shares), rel=1e-4, abs=g * 1e-6)
     for name in ("best", "worst"):
         before, after, times = numbers(line_of(text, name))
         assert times == near(math.exp(after - before))
-    return of
+    return found
 
 
 def test_the_program_explains_one_step_of_the_phantom_question(tmp_path, monkeypatch, capsys):
@@ -106,9 +106,9 @@ def test_the_program_explains_one_step_of_the_phantom_question(tmp_path, monkeyp
     assert len(lines) <= 60
     assert max(map(len, lines)) <= 100
     assert text.isascii()
-    of = check(text, Config(group_size=4, kl_coef=0.04))
-    assert of["ratio"] == [1, 1, 1]
-    assert of["kl"] == [0, 0, 0]
+    found = check(text, Config(group_size=4, kl_coef=0.04))
+    assert found["ratio"] == [1, 1, 1]
+    assert found["kl"] == [0, 0, 0]
     assert "The ratio is 1 at every token" in text
     assert "KL is 0 at every token" in text
     assert abs(total(text)) < 1e-6
@@ -132,13 +132,13 @@ def test_what_holds_of_a_policy_away_from_its_reference(fresh, mu):
     c = config(prompts_per_step=1, updates_per_rollout=mu, kl_coef=0.1, clip_eps=0.05)
     policy = randomise(fresh(), scale=0.1)
     text = explained(policy, c)
-    of = check(text, c)
-    assert min(of["kl"]) > 0
+    found = check(text, c)
+    assert min(found["kl"]) > 0
     assert "KL is 0" not in text
     assert "0 but for rounding" not in text
     assert ("The ratio is 1 at every token" in text) == (mu == 1)
-    assert (of["ratio"] == [1, 1, 1]) == (mu == 1)
-    assert (of["clip"] != of["ratio"]) == (mu == 3), "the clip has something to do"
+    assert (found["ratio"] == [1, 1, 1]) == (mu == 1)
+    assert (found["clip"] != found["ratio"]) == (mu == 3), "the clip has something to do"
     assert f"update {mu} of {mu}" in text
     assert "\x1b" not in text, "an option must not steer the terminal"
 
@@ -147,6 +147,7 @@ def test_every_place_that_is_named_is_there(fresh):
     text = explained(randomise(fresh()), config(prompts_per_step=1))
     places = set(re.findall(r"(\S+\.py):(\S+)", text))
     assert len(places) >= 10
+    assert {name for file, name in places if file == "grpo/loop.py"} == {"grpo_step", "policy_pass"}
     for file, name in places:
         nodes = ast.parse((ROOT / file).read_text()).body
         for part in name.split("."):

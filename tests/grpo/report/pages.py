@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from rewards.evaluation.rows import rendered
 from tests.grpo.report.runs import summary
 
 HOSTILE = (
@@ -44,9 +45,9 @@ class Page(HTMLParser):
         if self.within:
             self.texts[-1] += data
 
-    def of(self, tag: str, name: str = "") -> list[dict[str, Any]]:
+    def attributes(self, tag: str, name: str = "") -> list[dict[str, Any]]:
         """The attributes of every such element, or of those that have one of that name."""
-        return [of for found, of in self.tags if found == tag and (not name or name in of)]
+        return [attrs for found, attrs in self.tags if found == tag and name in ("", *attrs)]
 
 
 def hostile_run(folder: Path) -> Path:
@@ -58,16 +59,16 @@ def hostile_run(folder: Path) -> Path:
             fields = ("id", "question", "modality", "question_type", "asked", "prompt", "gold")
             group |= {name: next(texts) for name in fields}
             group["options"] = [next(texts), next(texts)]
-            for of in group["completions"]:
-                of["tokens"] = [next(texts) for _ in of["tokens"]]
-                of["parts"] = {next(texts): 1.0}
+            for completion in group["completions"]:
+                completion["tokens"] = [next(texts) for _ in completion["tokens"]]
+                completion["parts"] = {next(texts): 1.0}
         record["updates"] = [update | {"grad_norm_by_layer": {next(texts): 1.0}}
                              for update in record["updates"]]  # fmt: skip
         file.write_text(json.dumps(record))
     table = summary()
     table["results"] = {**table["results"], HOSTILE[0]: table["results"]["trained"]}
     table["ood_mean"][HOSTILE[0]] = table["ood_mean"]["base"]
-    (folder / "summary.json").write_text(json.dumps(table))
+    (folder / "summary.json").write_text(json.dumps(table | {"rendered": rendered(table)}))
     lines = [json.dumps({"step": 1, f"rewards/{text}/mean": 0.5}) for text in HOSTILE]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     config = json.loads((folder / "config.json").read_text())

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from grpo.settings.config import Config
+from rewards.evaluation.rows import rendered
 
 WORDS = "<think> One lesion : large cyst , upper right . </think> <answer> B </answer> <|im_end|>"
 TYPES = ("presence", "side", "count")
@@ -65,7 +66,7 @@ def metrics(step: int, steps: int) -> dict[str, float]:
 def validation(done: float) -> dict[str, float]:
     """What --eval-every measures, `done` of the way."""
     lower = {"": 0.1, "CT/": 0.0, "XRAY/": -0.1}
-    return {f"val/{place}accuracy": of + 0.6 * done for place, of in lower.items()}
+    return {f"val/{place}accuracy": start + 0.6 * done for place, start in lower.items()}
 
 
 def cell(accuracy: float, n: int = 240) -> dict[str, Any]:
@@ -81,11 +82,11 @@ def summary() -> dict[str, Any]:
     """The table of a run on MRI, with controls; XRAY's blank image explains its accuracy."""
     base, trained = {"MRI": 0.1, "CT": 0.05, "XRAY": 0.02}, {"MRI": 0.72, "CT": 0.7, "XRAY": 0.5}
     results = {
-        model: {m: cell(x) for m, x in of.items()}
-        for model, of in (("base", base), ("trained", trained))
+        model: {m: cell(x) for m, x in accuracies.items()}
+        for model, accuracies in (("base", base), ("trained", trained))
     }
     gain = {"gain": 0.6, "ci95": [0.5, 0.7], "mcnemar_p": 1e-9}
-    return {
+    table = {
         "trained_on": "MRI",
         "chance": dict.fromkeys(base, 0.45),
         "results": results,
@@ -106,6 +107,7 @@ def summary() -> dict[str, Any]:
         "metrics": {},
         "seconds": 100.0,
     }
+    return table | {"rendered": rendered(table)}
 
 
 def picture(seed: int) -> bytes:

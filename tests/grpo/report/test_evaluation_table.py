@@ -1,18 +1,27 @@
-"""The report's tables read what evaluate.py writes, means over seeds among it."""
+"""The report's tables show what evaluate.py writes, means over seeds among it."""
 
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 
 from grpo.report import evaluation_table as sheets
+from grpo.report.page import page
 from rewards.evaluation import text as render
+from rewards.evaluation.rows import rendered
 from rewards.evaluation.table import over_seeds, tabulate
-from tests.grpo.report.runs import cell, summary
-from tests.rewards.evaluation.test_table import rows
+from tests.grpo.report.runs import cell, make_run, summary
+from tests.rewards.evaluation.test_table import answers, rows
+
+
+def sheet(table: dict) -> sheets.Sheet:
+    """The sheet of a table whose figures were changed by hand."""
+    return sheets.evaluation("e.json", table | {"rendered": rendered(table)})
 
 
 def rows_of(table: dict) -> dict[str, list[str]]:
-    return {label: cells for _, label, cells in sheets.evaluation("e.json", table).rows}
+    return {row["name"]: row["cells"] for row in sheet(table).parts[0]["rows"]}
 
 
 def test_means_over_seeds_stand_by_the_way_of_asking() -> None:
@@ -31,7 +40,7 @@ def test_what_evaluate_py_says_of_a_blind_control_is_said_here() -> None:
     arms = {"tests": {"MRI": rows(150, 200)}, "blank_image": {"MRI": rows(148, 200)}}
     made = tabulate({"base": {"tests": {"MRI": rows(90, 200)}}, "trained": arms}, "MRI")
     table = json.loads(json.dumps(made))
-    (sentence,) = sheets.evaluation("e.json", table).remarks
+    (sentence,) = sheets.evaluation("e.json", table).footnotes
 
     assert sentence == (
         "MRI: with a blank image it scores 74.0; trained's 75.0 there says little about seeing."
@@ -50,9 +59,41 @@ def test_a_control_tells_of_constant_answers_apart() -> None:
 
 
 def test_a_perplexity_is_no_share_whatever_it_is_of() -> None:
-    of = {m: {"perplexity": 1.25, "open perplexity": 3.5, "reasoning": 0.5} for m in ("MRI", "CT")}
-    rows = rows_of(summary() | {"metrics": {"trained": of}})
+    figures = {"perplexity": 1.25, "open perplexity": 3.5, "reasoning": 0.5}
+    rows = rows_of(
+        summary() | {"metrics": {"trained": dict.fromkeys(summary()["chance"], figures)}}
+    )
 
     assert rows["perplexity"][0] == "1.25"
-    assert rows["open perplexity"][0] == "3.5"
+    assert rows["open perplexity"][0] == "3.50"
     assert rows["reasoning"][0] == "50.0"
+
+
+def test_the_page_shows_every_row_of_the_table_in_its_order(tmp_path) -> None:
+    given, priors = answers(150, 148, 0.5)
+    table = json.loads(json.dumps(tabulate(given, "MRI", priors, {"MRI": (3, 9)})))
+    run = make_run(tmp_path / "run", traced=())
+    (run / "summary.json").unlink()
+    (run / "evaluation.json").write_text(json.dumps(table))
+    figures = re.findall(r'<table class="figures">(.*?)</table>', page(run, 4_000_000), re.DOTALL)
+    shown = []
+    for found in re.findall(r'<tr class="\w*">(.*?)</tr>', "".join(figures)):
+        name, *cells = map(unescape, re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", found))
+        shown.append((name, [cell for cell in cells if cell]))
+
+    expected = [
+        (row["name"], row["full"]) for part in table["rendered"]["parts"] for row in part["rows"]
+    ]
+    assert shown == expected
+    assert len(shown) > 20
+
+
+def test_the_file_of_an_older_version_has_its_drawing_and_says_what_is_missing() -> None:
+    table = summary()
+    del table["rendered"]
+    found = sheets.evaluation("e.json", table)
+
+    assert found.parts == []
+    assert "evaluate.py scores the run again" in found.footnotes[0]
+    assert found.footnotes[1].startswith("XRAY: with a blank image")
+    assert [bar["said"] for bar in found.bars[:2]] == ["10.0 [4.0, 16.0]", "72.0 [66.0, 78.0]"]

@@ -16,7 +16,10 @@ from tests.grpo.report.browser import PROGRAM, Browser
 from tests.grpo.report.pages import hostile_run
 from tests.grpo.report.runs import make_run
 
-pytestmark = pytest.mark.skipif(not PROGRAM, reason="no chromium; apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PROGRAM, reason="no chromium; apt-get install chromium"),
+]
 
 TOKENS = "#step-1 .group .completions li:nth-child({}) .tokens i:nth-child({})"
 CARD = "getComputedStyle(document.querySelector({}), '::after').content"
@@ -144,7 +147,7 @@ def test_a_ticked_mark_leaves_the_groups_that_have_it(
     assert seen(page) == left
     click(page, "[value=clipped]")
 
-    assert seen(page) == [of for of in left if of != "1-2"]
+    assert seen(page) == [group for group in left if group != "1-2"]
 
 
 def test_tokens_are_shaded_by_the_chosen_quantity_with_a_line_for_its_size(page: Browser) -> None:

@@ -23,7 +23,10 @@ from grpo.report import page as report
 from tests.grpo.report.browser import PROGRAM, Browser
 from tests.grpo.report.test_page import card, choose, click
 
-pytestmark = pytest.mark.skipif(not PROGRAM, reason="no chromium; apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PROGRAM, reason="no chromium; apt-get install chromium"),
+]
 
 FLAGS = "--recipe phantom --device cpu --cache none --steps 2 --group-size 4 --prompts-per-step 4"
 FLAGS += " --updates-per-rollout 3 --kl-coef 0.04 --learning-rate 0.02 --warmup-steps 0"
@@ -152,7 +155,7 @@ def test_filters_leave_the_groups_that_the_trace_says(browser: Browser, run: Run
     assert browser.js(SEEN) == list(range(4))
     for kind in sorted(set(kinds)):
         choose(browser, "#type", kind)
-        assert browser.js(SEEN) == [b for b, of in enumerate(kinds) if of == kind]
+        assert browser.js(SEEN) == [b for b, found in enumerate(kinds) if found == kind]
     choose(browser, "#type", "")
     marked = {
         "no signal": [group["zero_variance"] for group in run.groups],
@@ -160,7 +163,7 @@ def test_filters_leave_the_groups_that_the_trace_says(browser: Browser, run: Run
     }
     for mark, holds in marked.items():
         click(browser, f"[value='{mark}']")
-        assert browser.js(SEEN) == [b for b, of in enumerate(holds) if of]
+        assert browser.js(SEEN) == [b for b, marked in enumerate(holds) if marked]
         click(browser, f"[value='{mark}']")
     assert browser.js("document.querySelector('#modality').closest('label').hidden")
     assert browser.complaints() == []

@@ -45,7 +45,7 @@ def edit(file: Path, **values: Any) -> None:
 
 
 def test_every_number_of_every_token_is_that_of_the_trace(run: Path, whole: str) -> None:
-    shown = [of["data-v"].split("\n") for of in Page(whole).of("i", "data-v")]
+    shown = [tag["data-v"].split("\n") for tag in Page(whole).attributes("i", "data-v")]
     at = 0
     for traced in inspector.traced_steps(run)[0]:
         tensors = load_file(run / "trace" / f"step-{traced.step:06d}.safetensors")
@@ -73,41 +73,35 @@ def ranked(traced: inspector.Traced) -> list[int]:
     size = advantages.shape[1]
     return [
         b * size + i
-        for b, of in enumerate(advantages.tolist())
-        for i in sorted(range(size), key=lambda i, of=of: -of[i])
+        for b, by_completion in enumerate(advantages.tolist())
+        for i in sorted(range(size), key=by_completion.__getitem__, reverse=True)
     ]
 
 
 def test_a_clipped_token_is_marked_with_its_side_where_the_gradient_is_gone(
     run: Path, whole: str
 ) -> None:
-    shown = Page(whole).of("i", "data-v")
+    shown = Page(whole).attributes("i", "data-v")
     clipped = 0
     for traced in inspector.traced_steps(run)[0]:
         ratio, row = traced.tensors["ratio"], traced.tensors["row"]
         advantages = traced.tensors["advantages"].flatten()[row]
         clipped += int((((ratio > 1.2) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0)))
                        .any(0).sum())  # fmt: skip
-    marked = [of for of in shown if "c" in of.get("class", "").split()]
+    marked = [tag for tag in shown if "c" in tag.get("class", "").split()]
 
     assert len(marked) == clipped > 10
-    assert all(re.search("low|high", of["data-v"].split("\n")[4]) for of in marked)
+    assert all(re.search("low|high", tag["data-v"].split("\n")[4]) for tag in marked)
 
 
 def test_groups_carry_the_marks_that_the_filters_look_for(whole: str) -> None:
-    groups = Page(whole).of("details", "data-marks")
-    marks = [set(of["data-marks"].split("|")) for of in groups]
+    groups = Page(whole).attributes("details", "data-marks")
+    marks = [set(tag["data-marks"].split("|")) for tag in groups]
 
-    assert ["truncated" in of for of in marks] == [True, False, False] * 3
-    assert ["wrong but rewarded" in of for of in marks] == [False, True, False] * 3
-    assert ["no signal" in of for of in marks] == [False, False, True] * 3
-    assert [of["data-modality"] for of in groups] == ["MRI", "CT", "MRI"] * 3
-
-
-def test_the_shade_of_a_value_is_its_level_and_sign() -> None:
-    values = (0.0, 0.0009, 0.001, 0.05, 0.5, 7.0, float("nan"))
-    assert [inspector.shade("k", x) for x in values] == ["", "", "k1", "k2", "k3", "k4", ""]
-    assert [inspector.shade("s", x) for x in (-9.0, 1.5)] == ["S4", "s2"]
+    assert ["truncated" in found for found in marks] == [True, False, False] * 3
+    assert ["wrong but rewarded" in found for found in marks] == [False, True, False] * 3
+    assert ["no signal" in found for found in marks] == [False, False, True] * 3
+    assert [tag["data-modality"] for tag in groups] == ["MRI", "CT", "MRI"] * 3
 
 
 def test_a_step_says_what_it_took(whole: str) -> None:
@@ -118,7 +112,7 @@ def test_a_step_says_what_it_took(whole: str) -> None:
 
 def test_a_curve_says_in_words_and_numbers_what_it_draws(whole: str) -> None:
     page = Page(whole)
-    words = [of["aria-label"] for of in page.of("svg", "role")]
+    words = [tag["aria-label"] for tag in page.attributes("svg", "role")]
 
     (kl,) = (text for text in words if text.startswith("KL"))
     assert "at step 1, 0.2 at step 60" in kl
@@ -130,7 +124,7 @@ def test_a_curve_says_in_words_and_numbers_what_it_draws(whole: str) -> None:
 
 
 def test_each_modality_that_is_validated_has_a_line_that_needs_no_colour(whole: str) -> None:
-    words = [of["aria-label"] for of in Page(whole).of("svg", "role")]
+    words = [tag["aria-label"] for tag in Page(whole).attributes("svg", "role")]
     (accuracy,) = (text for text in words if text.startswith("Accuracy by modality"))
     figure = whole[whole.index("<b>Accuracy by modality</b>") :].partition("</figure>")[0]
     dashes = re.findall(r'<polyline class="l\d" stroke-dasharray="([^"]+)"', figure)
@@ -144,10 +138,10 @@ def test_each_modality_that_is_validated_has_a_line_that_needs_no_colour(whole: 
 
 def test_what_does_not_fit_is_left_out_and_counted(run: Path, whole: str) -> None:
     small = report.page(run, 150_000)
-    groups = len(Page(small).of("details", "data-marks"))
+    groups = len(Page(small).attributes("details", "data-marks"))
 
     assert len(small.encode()) <= 150_000 < len(whole.encode())
-    assert 0 < groups < 9 == len(Page(whole).of("details", "data-marks"))
+    assert 0 < groups < 9 == len(Page(whole).attributes("details", "data-marks"))
     left_out = re.findall(r"(\d) of the 3 groups are left out", small)
     assert sum(map(int, left_out)) == 9 - groups
     assert "are left out" not in whole
@@ -160,17 +154,17 @@ def test_hostile_text_stays_text(mine: Path) -> None:
     made.encode("utf-8")
     assert "\0" not in made
     assert "\u202e" not in made
-    assert not [n for _, of in page.tags for n in of if n.startswith("on") or n == "autofocus"]
+    assert not [n for _, tag in page.tags for n in tag if n.startswith("on") or n == "autofocus"]
     assert [tag for tag, _ in page.tags].count("script") == 1
-    assert {of["src"][:22] for of in page.of("img")} == {"data:image/png;base64,"}
-    tokens = [text for text, (tag, of) in zip(page.texts, page.tags, strict=True)
-              if tag == "i" and "data-v" in of]  # fmt: skip
+    assert {tag["src"][:22] for tag in page.attributes("img")} == {"data:image/png;base64,"}
+    tokens = [text for text, (tag, attributes) in zip(page.texts, page.tags, strict=True)
+              if tag == "i" and "data-v" in attributes]  # fmt: skip
     assert set(tokens) == {*HOSTILE[:5], "a␀b", "half a pair \ufffd", "[U+202E]turned round",
                            HOSTILE[-1]}  # fmt: skip
 
 
 def test_the_policy_allows_the_page_its_own_script_and_style_and_no_more(whole: str) -> None:
-    (policy,) = (of["content"] for of in Page(whole).of("meta") if "http-equiv" in of)
+    (policy,) = (tag["content"] for tag in Page(whole).attributes("meta") if "http-equiv" in tag)
     allowed = dict(part.split(" ", 1) for part in policy.split("; "))
 
     def hash_of(tag: str) -> str:
@@ -185,22 +179,8 @@ def test_the_policy_allows_the_page_its_own_script_and_style_and_no_more(whole: 
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    assert not Page(whole).of("a", "target")
+    assert not Page(whole).attributes("a", "target")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', whole)
-
-
-def test_an_image_must_be_a_small_png_of_the_trace(mine: Path) -> None:
-    secret = mine / "config.json"
-    folder = mine / "trace"
-    (folder / "large.png").write_bytes(inspector.PNG + bytes(inspector.IMAGE_BYTES))
-    (folder / "text.png").write_text("no picture")
-    (folder / "link.png").symlink_to(next((folder / "images").iterdir()))
-    outside = mine / "outside.png"
-    outside.write_bytes(inspector.PNG)
-    names = ["../config.json", str(secret), "large.png", "text.png", "../outside.png", "none.png"]
-
-    assert [inspector.image_uri(folder, name) for name in names] == [None] * 6
-    assert inspector.image_uri(folder, "link.png").startswith("data:image/png;base64,iVBOR")
 
 
 def test_a_run_that_was_cut_off_gives_a_page_that_says_so(mine: Path) -> None:
@@ -225,13 +205,16 @@ def test_a_run_folder_with_its_settings_alone_is_a_page(mine: Path) -> None:
     assert "metrics.jsonl holds no step" in report.page(mine, 4 * MB)
 
 
-@pytest.mark.parametrize("spoil", ["{", "[]", '{"step": 30}', '{"step": "x", "groups": []}'])
-def test_a_damaged_traced_step_is_left_out_by_name(mine: Path, spoil: str) -> None:
-    (mine / "trace/step-000030.json").write_text(spoil)
-    made = report.page(mine, 4 * MB)
-
-    assert "trace/step-000030.json cannot be read and is left out." in made
-    assert len(Page(made).of("details", "data-step")) == 2
+def test_a_damaged_traced_step_is_left_out_by_name(mine: Path) -> None:
+    wrong = {}
+    for spoil in ("{", "[]", '{"step": 30}', '{"step": "x", "groups": []}'):
+        (mine / "trace/step-000030.json").write_text(spoil)
+        made = report.page(mine, 4 * MB)
+        said = "trace/step-000030.json cannot be read and is left out." in made
+        found = said, len(Page(made).attributes("details", "data-step"))
+        if found != (True, 2):
+            wrong[spoil] = found
+    assert wrong == {}
 
 
 def test_tensors_that_are_not_the_texts_are_not_shown_as_theirs(mine: Path) -> None:
@@ -242,7 +225,7 @@ def test_tensors_that_are_not_the_texts_are_not_shown_as_theirs(mine: Path) -> N
     made = report.page(mine, 4 * MB)
 
     assert "Group 2 of traced step 1 cannot be read." in made
-    assert len(Page(made).of("details", "data-marks")) == 8
+    assert len(Page(made).attributes("details", "data-marks")) == 8
 
 
 def test_the_evaluation_stands_beside_its_controls(mine: Path) -> None:
@@ -286,15 +269,18 @@ def test_the_program_writes_the_page_and_says_where(
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'page.html'}, 0.")
 
 
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
+def test_a_mistake_gets_one_line() -> None:
+    wrong = []
+    for argv, line in (
         (["nowhere"], "nowhere: has no config.json; name the folder of a run"),
         ([".", "--max-mb", "0"], "--max-mb 0.0: must be greater than 0"),
         ([".", "--out", "no/such/page.html"], "no such folder; make it first"),
         ([".", "--ou", "x"], "--ou: unknown flag; did you mean --out?"),
-    ],
-)
-def test_a_mistake_gets_one_line(argv: list[str], line: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(line)):
-        report.main(argv)
+    ):
+        try:
+            said = report.main(argv)
+        except UsageError as error:
+            said = str(error)
+        if line not in str(said):
+            wrong.append((argv, said))
+    assert wrong == []

@@ -16,7 +16,6 @@ from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from tests.programs import Program
 
-EVERY = [(name, arm) for name, table in TABLES.items() for arm in table.arms]
 PHANTOM, LARGE = arms.Plan(), arms.Plan(scale="2b", judge="http://judge/v1")
 
 
@@ -24,13 +23,17 @@ def config(name: str, arm: Arm, plan: arms.Plan) -> Config:
     return Config.from_flags(arms.flags_of(name, TABLES[name], arm, plan, 1))
 
 
-@pytest.mark.parametrize(("name", "arm"), EVERY)
-@pytest.mark.parametrize("plan", [PHANTOM, LARGE])
-def test_every_arm_is_a_command_of_train_py(name: str, arm: Arm, plan: arms.Plan) -> None:
-    made = config(name, arm, plan)
-
-    assert made.recipe == ("phantom" if plan is PHANTOM else name)
-    assert made.model == ("phantom" if plan is PHANTOM else "Qwen/Qwen2-VL-2B-Instruct")
+def test_every_arm_is_a_command_of_train_py() -> None:
+    wrong = {}
+    for plan, recipe, model in (
+        (PHANTOM, "phantom", "phantom"),
+        (LARGE, None, "Qwen/Qwen2-VL-2B-Instruct"),
+    ):
+        for name, arm in ((name, arm) for name, table in TABLES.items() for arm in table.arms):
+            made = config(name, arm, plan)
+            if (made.recipe, made.model) != (recipe or name, model):
+                wrong[plan.scale, name, arm.name] = made.recipe, made.model
+    assert wrong == {}
 
 
 def test_arms_of_a_table_differ() -> None:
@@ -61,19 +64,39 @@ def test_an_arm_brings_the_one_that_it_starts_from() -> None:
         reproduce.main(["rarl", "--scale", "2b", "--arms", "4", "--judge", "embed:x"])
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_dry_run_says_what_would_be_done(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    reproduce.main([name, "--dry-run", "--seeds", "3"])
-    plan = capsys.readouterr().out
-    reproduce.main([name, "--dry-run", "--scale", "2b"])
-    large = capsys.readouterr().out
+def test_a_dry_run_says_what_would_be_done(capsys: pytest.CaptureFixture[str]) -> None:
+    lacks = {}
+    for name in TABLES:
+        reproduce.main([name, "--dry-run", "--seeds", "3"])
+        plan = capsys.readouterr().out
+        reproduce.main([name, "--dry-run", "--scale", "2b"])
+        large = capsys.readouterr().out
+        said = {
+            "seeds": "3 x 200 steps" in plan,
+            "phantoms": "not medical data" in plan,
+            "downloads": "fetched where not there: Qwen/Qwen2-VL-2B-Instruct" in large,
+            "judge": ("skipped, needs --judge" in large) == (name != "medvlm-r1"),
+            "data": ("--data silvar-med:FOLDER" in large) == (name == "rarl"),
+        }
+        lacks |= {(name, part): large for part, holds in said.items() if not holds}
+    assert lacks == {}
 
-    assert "3 x 200 steps" in plan
-    assert "not medical data" in plan
-    assert "fetched where not there: Qwen/Qwen2-VL-2B-Instruct" in large
-    assert ("skipped, needs --judge" in large) == (name != "medvlm-r1")
+
+def test_a_run_that_is_whole_is_not_made_again_and_other_flags_are_refused(tmp_path: Path) -> None:
+    flags = ["--recipe", "phantom"]
+    for name, content in (("summary", {}), ("arm", flags), ("evaluation-1", {"rendered": 1})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+
+    reproduce.train(tmp_path, flags)
+    assert reproduce.evaluate(tmp_path, "evaluation-1.json", []) == {"rendered": 1}
+    with pytest.raises(UsageError, match="was made with other flags; name another --out"):
+        reproduce.train(tmp_path, [*flags, "--seed", "2"])
+    (tmp_path / "arm.json").unlink()
+    with pytest.raises(UsageError, match="was made with other flags"):
+        reproduce.train(tmp_path, flags)
 
 
+@pytest.mark.slow
 def test_a_table_runs_and_is_not_run_again(tmp_path: Path) -> None:
     flags = "rarl --arms 3 --steps 1 --eval-size 4 --seeds 2 --out"
     command = [sys.executable, "-m", "grpo.reproduce", *flags.split(), str(tmp_path)]
@@ -89,11 +112,11 @@ def test_a_table_runs_and_is_not_run_again(tmp_path: Path) -> None:
     assert page.count("not medical data") == 2
     rows = [line.split(" | ")[0].lstrip("| ") for line in page.splitlines() if line[:1] == "|"]
     assert {"base", "base, direct", "GRPO", "GRPO, direct"} <= set(rows)
-    of = record["arms"]["GRPO"]
-    assert (of["steps"], of["examples"], of["completions"]) == (1, 16, 128)
-    assert of["evaluation"]["seeds"][", direct"]["MRI"]["seeds"] == 2
-    assert sum(of["seconds"]) > 0
-    results = of["evaluation"]["results"]
+    arm = record["arms"]["GRPO"]
+    assert (arm["steps"], arm["examples"], arm["completions"]) == (1, 16, 128)
+    assert arm["evaluation"]["seeds"][", direct"]["MRI"]["seeds"] == 2
+    assert sum(arm["seconds"]) > 0
+    results = arm["evaluation"]["results"]
     for row, names in (
         ("GRPO", ("trained", "grpo-2")),
         ("GRPO, direct", ("trained, direct", "grpo-2, direct")),
@@ -103,8 +126,8 @@ def test_a_table_runs_and_is_not_run_again(tmp_path: Path) -> None:
         )
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         means = [
-            fmean(results[name]["MRI"][of] for name in names)
-            for of in ("format_rate", "mean_length")
+            fmean(results[name]["MRI"][figure] for name in names)
+            for figure in ("format_rate", "mean_length")
         ]
         assert cells[1:3] == [f"{100 * means[0]:.1f}", f"{means[1]:.1f}"]
     changed = [*command, "--eval-size", "5"]

@@ -139,29 +139,22 @@ def test_the_whole_table_and_its_two_faces():
     assert max(map(len, text.splitlines())) <= 102
 
 
-@pytest.mark.parametrize(
-    ("trained", "blank", "prior", "says"),
-    [
-        (
-            150,
-            148,
-            0.5,
-            "with a blank image it scores 74.0; trained's 75.0 there says little about",
-        ),
-        (
-            190,
-            130,
-            0.5,
-            "with a blank image it scores 65.0; trained's 95.0 there is not all seeing",
-        ),
-        (130, 90, 0.6, "the options alone score 60.0; trained's 65.0 there says little about"),
-        (150, 100, 0.987, "the options alone score 98.7; trained's 75.0 there says little about"),
-    ],
+CONTROLS = (  # right answers of 200 by the trained model and without an image, the prior's share
+    (150, 148, 0.5, "with a blank image it scores 74.0; trained's 75.0 there says little about"),
+    (190, 130, 0.5, "with a blank image it scores 65.0; trained's 95.0 there is not all seeing"),
+    (130, 90, 0.6, "the options alone score 60.0; trained's 65.0 there says little about"),
+    (150, 100, 0.987, "the options alone score 98.7; trained's 75.0 there says little about"),
 )
-def test_a_control_that_explains_the_result_gets_a_sentence(trained, blank, prior, says):
-    given, priors = answers(trained, blank, prior)
-    (sentence,) = verdicts(tabulate(given, "MRI", priors))
-    assert sentence.startswith(f"MRI: {says}")
+
+
+def test_a_control_that_explains_the_result_gets_a_sentence():
+    wrong = []
+    for trained, blank, prior, says in CONTROLS:
+        given, priors = answers(trained, blank, prior)
+        sentences = verdicts(tabulate(given, "MRI", priors))
+        if len(sentences) != 1 or not sentences[0].startswith(f"MRI: {says}"):
+            wrong.append((says, sentences))
+    assert wrong == []
 
 
 def test_a_control_without_questions_says_nothing():
@@ -184,18 +177,24 @@ def test_ways_of_asking_are_compared_with_the_base_asked_alike():
         "other-run": {"tests": {"MRI": rows(60, 100)}},
     }
     table = tabulate(ways, "MRI")
-    gains = {name: of["MRI"]["accuracy"]["gain"] for name, of in table["gains"].items()}
+    gains = {name: gain["MRI"]["accuracy"]["gain"] for name, gain in table["gains"].items()}
     assert gains == {"trained": 0.3, "trained, direct": 0.1, "other-run": 0.5}
     assert table["ood_mean"] == {}
     assert "other-run" in render.text(table)
 
 
 def test_seeds_are_summed_up_by_students_t():
+    others = {"format_rate": 0.5, "forced_choice": None, "letter_bias": 0.1, "findings": None}
     results = {
-        name: {"MRI": {"accuracy": a}} for name, a in (("trained", 0.7), ("b", 0.72), ("c", 0.77))
+        name: {"MRI": {**others, "accuracy": accuracy, "mean_length": 100 * accuracy}}
+        for name, accuracy in (("trained", 0.7), ("b", 0.72), ("c", 0.77))
     }
-    found = over_seeds({"chance": {"MRI": 0.5}, "results": results}, ["trained", "b", "c"])[""][
-        "MRI"
-    ]
+    metrics = {"trained": {"MRI": {"perplexity": 2.0}}, "b": {"MRI": {"perplexity": 4.0}}}
+    table = {"chance": {"MRI": 0.5}, "results": results, "metrics": metrics}
+    found = over_seeds(table, ["trained", "b", "c"])[""]["MRI"]
+
     assert found["seeds"] == 3
     assert [round(x, 2) for x in (found["accuracy"], *found["ci95"])] == [0.73, 0.64, 0.82]
+    assert found["mean_length"] == pytest.approx(73.0)
+    assert found["forced_choice"] is None
+    assert found["metrics"] == {"perplexity": 3.0}, "over the runs that have it"

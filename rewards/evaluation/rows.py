@@ -1,0 +1,167 @@
+"""The evaluation table as rows of text, in percent, which screen, Markdown and page lay out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+LABEL = 18  # columns of a label on the screen
+# kind (model, control or ""), label and cells for the screen, name and full cells for the page
+Row = dict[str, Any]
+
+
+def rendered(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table's parts and footnotes as text, ready for JSON.
+
+    A part has a title ("" for the main one), the names of its columns, and its rows.
+    """
+    columns = [f"{m} (trained)" if m == table["trained_on"] else m for m in table["chance"]]
+    columns += ["OOD mean"] * bool(table["ood_mean"])
+    compared = [model for model in ("base", "trained") if model in table["results"]]
+    parts = {"": _figures(table), f"by type, {' → '.join(compared)}": _by_type(table, compared)}
+    same = [
+        f"{modality}: {same} of {asked} shuffled images have the same right answer."
+        for modality, (same, asked) in table["coinciding"].items()
+        if same
+    ]
+    return {
+        "parts": [
+            {"title": title, "columns": columns, "rows": list(rows)}
+            for title, rows in parts.items()
+        ],
+        "footnotes": same + table["verdicts"],
+    }
+
+
+def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield the main part: each model's accuracy, and its other figures below it."""
+    modalities = list(table["chance"])
+    some = next(iter(table["results"].values()))
+    yield _row("n", [str(some[m]["n"]) for m in modalities], "questions")
+    yield _row("chance", [percent(table["chance"][m]) for m in modalities])
+    for model, results in table["results"].items():
+        cells = [results[m] for m in modalities]
+        mean = [measured(table["ood_mean"][model])] if table["ood_mean"] else []
+        yield _row(model, [*map(measured, cells), *mean], kind="model")
+        if gains := table["gains"].get(model):
+            yield from _gains([gains[m] for m in modalities])
+        yield from _answers(cells)
+        yield from _apart(cells)
+        yield from _controls(table["controls"].get(model, {}), modalities)
+        for part in ("sampled", "metrics"):
+            yield from _asked_for(table[part].get(model, {}), modalities)
+    for way, seeds in table.get("seeds", {}).items():
+        label = f"mean of {seeds[modalities[0]]['seeds']} seeds{way}"
+        yield _row(label, [measured(seeds[m]) for m in modalities], kind="model")
+
+
+def _row(
+    label: str, cells: list[str], name: str = "", kind: str = "", full: list[str] | None = None
+) -> Row:
+    """`name` and `full` are for the page, which has more room; by default label and cells."""
+    name = name or label.strip()
+    return {"kind": kind, "label": label, "name": name, "cells": cells, "full": full or cells}
+
+
+def _gains(gains: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    accuracies = [gain["accuracy"] for gain in gains]
+    yield _row("  - base", [points(gain) for gain in accuracies], "minus base, points")
+    yield _row("  McNemar p", [f"{gain['mcnemar_p']:.1g}" for gain in accuracies])
+    forced = [points(gain["forced_choice"]) for gain in gains]
+    yield _row("  forced - base", forced, "forced choice minus base")
+
+
+def _answers(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yield the figures beside the accuracy, without the lines that hold nothing."""
+    for label, figure, form, name in (
+        ("format", "format_rate", percent, "in the format"),
+        ("forced choice", "forced_choice", percent, ""),
+        ("length", "mean_length", "{:.0f}".format, "tokens an answer"),
+        ("findings", "findings", percent, "true findings"),
+        ("letter bias", "letter_bias", percent, ""),
+        ("token F1", "f1", percent, ""),
+    ):
+        values = [cell[figure] for cell in cells]
+        if any(value is not None for value in values):
+            yield _row(f"  {label}", list(map(form, values)), name)
+
+
+def _apart(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yield the questions that the accuracy leaves out: open ones, and those of one answer."""
+    opened, constant = ([cell[part] for cell in cells] for part in ("open", "constant"))
+    if any(found["n"] for found in opened):
+        yield _row("  open, exact match", [measured(found) for found in opened])
+        yield _row("  open, token F1", [f"{percent(c['f1'])} (n {c['n']})" for c in opened])
+    if any(found["n"] for found in constant):
+        shares = [f"{percent(c['accuracy'])} (n {c['n']})" for c in constant]
+        yield _row("  constant apart", shares, "constant answers", full=_with_n(constant))
+
+
+def _controls(controls: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
+    if controls:
+        asked = [str(found["n"]) for found in controls["blank_image"].values()]
+        yield _row("  controls, n", asked, kind="control")
+    for control, by_modality in controls.items():
+        name = control.replace("_", " ")
+        found = [by_modality[m] for m in modalities]
+        cells = [measured(share) for share in found]
+        yield _row(f"  {name}", cells, kind="control", full=_with_n(found))
+        constant = [share["constant"] for share in found if "constant" in share]
+        if any(share["n"] for share in constant):
+            shares = [percent(share["accuracy"]) for share in constant]
+            yield _row("    constant", shares, "constant answers there", "control")
+        if control == "permuted_options":
+            same = [percent(share["same_text"]) for share in found]
+            yield _row("  same text", same, "same text in another order", "control")
+
+
+def _with_n(shares: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{measured(share)}, n {share['n']}" for share in shares]
+
+
+def _asked_for(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
+    """Yield the figures of --samples or --metrics: perplexities as they are, others in percent."""
+    names = next(iter(figures.values()), {})
+    for name in (n for n in names if n not in ("n", "samples") and not n.endswith(" missing")):
+        values = [figures[m][name] for m in modalities]
+        missing = [figures[m].get(f"{name} missing") for m in modalities]
+        cells = [f"{v:.2f}" if "perplexity" in name else percent(v) for v in values]
+        notes = [f" ({number} missing)" if number else "" for number in missing]
+        yield _row(f"  {name}", [cell + note for cell, note in zip(cells, notes, strict=True)])
+
+
+def _by_type(table: Mapping[str, Any], compared: Sequence[str]) -> Iterator[Row]:
+    """Yield the accuracy by question type, of base and trained alone, to stay on one screen."""
+    modalities = list(table["chance"])
+    models = [table["results"][model] for model in compared]
+    for name in sorted({kind for m in modalities for kind in models[0][m]["by_type"]}):
+        found = [[model[m]["by_type"].get(name) for model in models] for m in modalities]
+        cells = [" → ".join(percent(c["accuracy"]) if c else "-" for c in pair) for pair in found]
+        yield _row(f"  {name[: LABEL - 3]}", cells, name)
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, "-" for None."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def measured(found: Mapping[str, Any]) -> str:
+    """Return an accuracy and its 95 % interval, in percent.
+
+    >>> measured({"accuracy": 0.5, "ci95": [0.4, 0.6]})
+    '50.0 [40.0, 60.0]'
+    """
+    if found["accuracy"] is None:
+        return "-"
+    low, high = map(percent, found["ci95"])
+    return f"{percent(found['accuracy'])} [{low}, {high}]"
+
+
+def points(difference: Mapping[str, Any] | None) -> str:
+    """Return a difference of two accuracies and its 95 % interval, in points.
+
+    >>> points({"gain": 0.1, "ci95": [-0.05, 0.25]})
+    '+10.0 [-5.0, +25.0]'
+    """
+    if difference is None:
+        return "-"
+    low, high = difference["ci95"]
+    return f"{100 * difference['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
