@@ -131,3 +131,15 @@ def test_the_last_line_shown_is_that_of_a_kept_run() -> None:
     line, _, _ = run["last_line"].partition("Next:")
 
     assert line in " ".join(README.split())
+
+
+def test_every_metric_of_a_run_is_explained() -> None:
+    text = TEXTS["grpo/README.md"]
+    (table,) = re.findall(r"## The numbers of a step\n(?:.*\n)+?(?=## )", text)
+    explained = set(re.findall(r"`([\w/]+)`", table)) | {"step"}
+    file = ROOT / "tests/fixtures/run/finished/metrics.jsonl"
+    written = {name for line in file.read_text().splitlines() for name in json.loads(line)}
+
+    plain = {re.sub(r"^rewards/\w+/", "rewards/NAME/", name) for name in written}
+    plain = {re.sub(r"^val/[A-Z]+/", "val/", name) for name in plain}
+    assert plain - explained == set()
