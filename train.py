@@ -40,6 +40,7 @@ from evaluate import ask, in_batches, predict
 from grpo.distributed import gathered, processes, rank, total
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
+from grpo.metrics import Step
 from grpo.optim import adamw
 from grpo.run.checkpoint import Keeper, cut_back, origin, restore, save_adapter
 from grpo.run.folder import peak_memory, run_folder, starting_adapter, write_json, write_whole
@@ -54,7 +55,6 @@ from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import exit_on_usage_error
 from grpo.settings.options import Options
 from grpo.sft import sft
-from grpo.step import Step
 from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.open_policy import open_policy, starting_model

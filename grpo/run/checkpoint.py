@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
 from grpo.distributed import rank
-from grpo.loop import Policy
+from grpo.interfaces import Policy
 from grpo.run.atomic import check_folder, remove_folder, sweep, sync, write_folder
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError

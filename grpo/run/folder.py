@@ -11,16 +11,14 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from grpo.interfaces import Policy
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag
-
-if TYPE_CHECKING:
-    from grpo.loop import Policy
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
 # Settings without a say in what a run learns (device, threads, checkpointing: but for rounding).

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from grpo.metrics import Step
 from grpo.run.diagnoses import Diagnoses, same_text
 from grpo.run.terminal import Bar, Lines, Screen, columns, visible
 from grpo.settings.config import Config
-from grpo.step import Step
 
 LONGEST = 1000  # characters of a completion that are shown
 CHANGED = 20  # steps at either end that "what changed" is a mean of

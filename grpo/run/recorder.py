@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from grpo.distributed import gathered
+from grpo.metrics import Step
 from grpo.run.checkpoint import Keeper, checkpoints, save_adapter
 from grpo.run.metrics_log import Record, history
 from grpo.run.progress import Progress
 from grpo.run.resume import Halted, Stop
 from grpo.settings.config import Config
 from grpo.settings.errors import SettingsError, UsageError
-from grpo.step import Step
 
 
 def follow(

@@ -108,6 +108,7 @@ class Stop:
     """SIGINT and SIGTERM, while it is entered: a wish that is granted between two steps.
 
     A second one ends the program at once. From `now` on, the first one raises Halted where it is.
+    A signal that the parent of this process ignores stays ignored, as SIGINT in a background job.
     """
 
     def __init__(self, run: Path, quiet: bool) -> None:
@@ -116,8 +117,10 @@ class Stop:
         self.waits, self.when = True, -math.inf
 
     def __enter__(self) -> Stop:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self._heard) for number in numbers}
+        self.before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._heard)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

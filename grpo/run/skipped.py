@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from grpo.distributed import gathered
+from grpo.metrics import Step
 from grpo.settings.config import Config
 from grpo.settings.errors import SettingsError
-from grpo.step import Step
 
 
 class SkippedSteps:
