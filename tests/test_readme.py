@@ -215,4 +215,5 @@ def test_the_lines_for_pandas_read_a_run(place: Path) -> None:
 
 def test_the_reading_order_counts_lines_and_minutes() -> None:
     assert len(reading.files(TEXT)) == 10
+    assert len(reading.TOTAL.findall(TEXT)) == 1
     assert reading.counted(TEXT) == TEXT, "run: python tests/figures/reading.py --write"
