@@ -52,6 +52,7 @@ ONLY_CHECKED = {  # how a command starts: why it is not run
     "-m models.pretrain_phantom": "makes the shipped weights, in 50 minutes",
     **dict.fromkeys(("tests/campaigns/", "tests/benchmarks/", "tests/conformance/"), BY_HAND),
 }
+TORCHRUNS = {"--shutdown-timeout"}
 SHORT = "--steps 2 --eval-size 12 --recipe phantom --device cpu"
 SHORTENED = {
     "train.py": SHORT,
@@ -190,6 +191,20 @@ def test_what_is_too_long_to_run_knows_its_flags(
         do(f"{file} --help")
     told = capsys.readouterr().out
     assert [word for word in words if word.startswith("--") and word not in told] == []
+
+
+def test_every_flag_named_is_a_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in ("train.py", "evaluate.py", "-m grpo.reproduce"):
+        with pytest.raises(SystemExit, match="0"):
+            call(f"{program} --help")
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) | TORCHRUNS
+    wrong = []
+    for name, text in TEXTS.items():
+        code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*", text, re.MULTILINE)
+        ours = [piece for piece in code if not re.search(r"torchrun|tests/|pip ", piece)]
+        flags = {flag for piece in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", piece)}
+        wrong += [f"{name}: {flag}" for flag in sorted(flags - known)]
+    assert wrong == []
 
 
 def test_what_is_only_checked_is_in_a_manual() -> None:
