@@ -202,7 +202,8 @@ def test_every_flag_named_is_a_programs(capsys: pytest.CaptureFixture[str]) -> N
     for name, text in TEXTS.items():
         code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*", text, re.MULTILINE)
         ours = [piece for piece in code if not re.search(r"torchrun|tests/|pip ", piece)]
-        flags = {flag for piece in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", piece)}
+        named = {flag for piece in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", piece)}
+        flags = {flag.replace("_", "-") for flag in named}  # both spellings are accepted
         wrong += [f"{name}: {flag}" for flag in sorted(flags - known)]
     assert wrong == []
 
@@ -218,7 +219,7 @@ def test_what_is_only_checked_is_in_a_manual() -> None:
 def test_the_lines_for_pandas_read_a_run(place: Path) -> None:
     pytest.importorskip("pandas", reason="metrics and trace are read by pandas where it is there")
     run = min((place / "runs").glob("*-phantom-MRI-g8"))
-    manual = TEXTS["grpo/report/README.md"]
+    manual = TEXTS["grpo/run/README.md"]
     (lines,) = re.findall(r"^    import pandas;(?:.*\n)+?(?=\n)", manual, re.MULTILINE)
     (place / "lines.py").write_text(dedent(lines).replace("runs/mine", str(run)))
     found = runpy.run_path(str(place / "lines.py"))

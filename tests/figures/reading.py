@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LINES_A_MINUTE = 15
 ROW = re.compile(r"^\| `(?P<file>[\w/]+\.py)` \| \d+ \| \d+ \|", re.MULTILINE)
-TOTAL = re.compile(r"\d+ minutes, at \d+ lines a minute")
+TOTAL = re.compile(r"\d+(?=\s+minutes,\s+at\s+15\s+lines\s+a\s+minute)")
 
 
 def files(text: str) -> list[str]:
@@ -33,8 +33,7 @@ def counted(text: str) -> str:
         file = match["file"]
         return f"| `{file}` | {lines[file]} | {minutes[file]} |"
 
-    total = f"{sum(minutes.values())} minutes, at {LINES_A_MINUTE} lines a minute"
-    return TOTAL.sub(total, ROW.sub(row, text))
+    return TOTAL.sub(str(sum(minutes.values())), ROW.sub(row, text))
 
 
 def main() -> None:
