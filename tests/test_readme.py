@@ -1,11 +1,13 @@
-"""The README's commands run, shortened where they are long; its figures about the code are true.
+"""The commands, links, files and figures of every README.md are true.
 
-Those that do not run here are named in ONLY_CHECKED, each with the reason.
+Commands run, shortened if they are long. Those that do not run here are named in ONLY_CHECKED, each
+with the reason.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -18,23 +20,39 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import OmniFolder
+from tests.figures import reading
 from tests.rewards.judges.encoder import make_encoder
 from tests.rewards.judges.server import serving
 from tests.rewards.judges.test_local import make_language_model
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^    (?:pip .* && )?(python .*)$", TEXT, re.MULTILINE)
-INLINE = re.findall(r"`python\s([^`]+)`", TEXT)
-COMMANDS = [shlex.join(shlex.split(line, comments=True)[1:]) for line in BLOCKS]
-COMMANDS = list(dict.fromkeys([*COMMANDS, *(shlex.join(shlex.split(line)) for line in INLINE)]))
+PACKAGES = ("grpo", "models", "rewards", "data")
+MANUALS = [
+    ROOT / "README.md",
+    *sorted(file for package in PACKAGES for file in (ROOT / package).rglob("README.md")),
+    *sorted((ROOT / "tests").glob("README.md")),
+]
+TEXTS = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in MANUALS}
+TEXT = TEXTS["README.md"]
+
+
+def commands(text: str) -> list[str]:
+    """The `python ...` commands of a text, in indented lines and in code, without `python`."""
+    blocks = re.findall(r"^    (?:pip .* && )?(python .*)$", text, re.MULTILINE)
+    inline = re.findall(r"`python\s([^`]+)`", text)
+    found = [shlex.join(shlex.split(line, comments=True)[1:]) for line in blocks]
+    return found + [shlex.join(shlex.split(line)) for line in inline]
+
+
+COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
 
 BY_HAND = "run by hand: it writes the results that are kept beside it"
 ONLY_CHECKED = {  # how a command starts: why it is not run
-    "-m grpo.reproduce": "half an hour, or 2B weights: --dry-run; test_reproduce.py runs one",
+    "-m grpo.reproduce": "half an hour, or 2B weights: --dry-run; test_run_table.py runs one",
     "-m models.pretrain_phantom": "makes the shipped weights, in 50 minutes",
     **dict.fromkeys(("tests/campaigns/", "tests/benchmarks/", "tests/conformance/"), BY_HAND),
 }
+TORCHRUNS = {"--shutdown-timeout"}
 SHORT = "--steps 2 --eval-size 12 --recipe phantom --device cpu"
 SHORTENED = {
     "train.py": SHORT,
@@ -61,19 +79,18 @@ def call(command: str) -> None:
 
 
 def shortened(command: str) -> str:
-    more = next(of for start, of in SHORTENED.items() if command.startswith(start))
+    more = next(flags for start, flags in SHORTENED.items() if command.startswith(start))
     return f"{command} {more}"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the first command of the README has run, with all that others name."""
+    """A folder in which the first command of README.md has run, with all that others name."""
     where = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
         patch.setenv("XDG_CACHE_HOME", str(where / "cache"))
         call(shortened(COMMANDS[0]))
-    assert list(where.glob("runs/*/summary.json"))
     Image.effect_noise((64, 64), 50).save(where / "scan.png")
     made = OmniFolder(where / "FOLDER")
     made.write([made.row(i) for i in range(24)])
@@ -103,6 +120,13 @@ def test_the_first_commands_are_those_of_ci_and_the_default_run() -> None:
     assert COMMANDS[0] == first.removeprefix("python ")
 
 
+def test_the_first_command_trains_and_scores(place: Path) -> None:
+    (summary,) = place.glob("runs/*/summary.json")
+
+    assert {"base", "trained"} <= set(json.loads(summary.read_text(encoding="utf-8"))["results"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS[1:] if not is_only_checked(c)])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_every_other_command_runs(
@@ -133,6 +157,7 @@ def test_every_other_command_runs(
         assert (place / "runs/mine/trace/step-000001.json").exists()
 
 
+@pytest.mark.slow
 def test_the_walk_through_is_of_what_explain_prints(
     do: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,11 +168,12 @@ def test_the_walk_through_is_of_what_explain_prints(
         return re.sub(r"'.*'|-?\d+(\.\d+)?(e-\d+)?", "#", " ".join(line.split()))
 
     printed = set(map(shape, capsys.readouterr().out.splitlines()))
-    (told,) = re.findall(r"some of its lines:\n\n((?:    .*\n)+)", TEXT)
+    (told,) = re.findall(r"some of its lines:\n\n((?:    .*\n)+)", TEXTS["grpo/README.md"])
     assert len(told.splitlines()) > 10
     assert [line for line in told.splitlines() if shape(line) not in printed] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if is_only_checked(c)])
 def test_what_is_too_long_to_run_knows_its_flags(
     command: str, do: Callable[[str], None], capsys: pytest.CaptureFixture[str]
@@ -167,16 +193,34 @@ def test_what_is_too_long_to_run_knows_its_flags(
     assert [word for word in words if word.startswith("--") and word not in told] == []
 
 
-def test_what_is_only_checked_is_in_the_readme() -> None:
-    for start in ONLY_CHECKED:
-        assert any(command.startswith(start) for command in COMMANDS), start
+def test_every_flag_named_is_a_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in ("train.py", "evaluate.py", "-m grpo.reproduce"):
+        with pytest.raises(SystemExit, match="0"):
+            call(f"{program} --help")
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) | TORCHRUNS
+    wrong = []
+    for name, text in TEXTS.items():
+        code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*", text, re.MULTILINE)
+        ours = [piece for piece in code if not re.search(r"torchrun|tests/|pip ", piece)]
+        named = {flag for piece in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", piece)}
+        flags = {flag.replace("_", "-") for flag in named}  # both spellings are accepted
+        wrong += [f"{name}: {flag}" for flag in sorted(flags - known)]
+    assert wrong == []
+
+
+def test_what_is_only_checked_is_in_a_manual() -> None:
+    starts = {start for start in ONLY_CHECKED if any(c.startswith(start) for c in COMMANDS)}
+
+    assert set(ONLY_CHECKED) - starts == set()
     assert sum(not is_only_checked(command) for command in COMMANDS) >= 11
 
 
+@pytest.mark.slow
 def test_the_lines_for_pandas_read_a_run(place: Path) -> None:
     pytest.importorskip("pandas", reason="metrics and trace are read by pandas where it is there")
     run = min((place / "runs").glob("*-phantom-MRI-g8"))
-    (lines,) = re.findall(r"^    import pandas;(?:.*\n)+?(?=\n)", TEXT, re.MULTILINE)
+    manual = TEXTS["grpo/run/README.md"]
+    (lines,) = re.findall(r"^    import pandas;(?:.*\n)+?(?=\n)", manual, re.MULTILINE)
     (place / "lines.py").write_text(dedent(lines).replace("runs/mine", str(run)))
     found = runpy.run_path(str(place / "lines.py"))
 
@@ -185,14 +229,7 @@ def test_the_lines_for_pandas_read_a_run(place: Path) -> None:
     assert len(found["tokens"]) == found["step"]["logprobs"].shape[1]
 
 
-def test_files_that_are_named_are_there_and_as_long_as_it_says() -> None:
-    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \| (\d+) \|", TEXT, re.MULTILINE)
-    for file, lines, minutes in rows:
-        assert (ROOT / file).read_text(encoding="utf-8").count("\n") == int(lines), file
-        assert int(minutes) == round(int(lines) / 15), file
-    (total,) = re.findall(r"(\d+) minutes, at 15 lines a minute", TEXT)
-    assert int(total) == sum(int(minutes) for _, _, minutes in rows) > 0
-    named = re.findall(r"`((?:\w+/)+\w+\.py): (?:\w+\.)?(\w+)`", TEXT)
-    assert len(named) >= 8
-    for file, name in named:
-        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), (file, name)
+def test_the_reading_order_counts_lines_and_minutes() -> None:
+    assert len(reading.files(TEXT)) == 10
+    assert len(reading.TOTAL.findall(TEXT)) == 1
+    assert reading.counted(TEXT) == TEXT, "run: python tests/figures/reading.py --write"
