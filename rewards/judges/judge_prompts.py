@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
-from rewards.judges.judge import Inquiry
+from rewards.judges.interface import Inquiry
 
 LIMIT = 4000  # characters of one text
 GRADES = ("0", "1", "2", "3")

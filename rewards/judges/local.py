@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.judges.judge import Inquiry, JudgeError, Verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
 
 ROWS = 8  # in one forward pass
 FORM = "Reply with one of these and nothing else: {choices}."

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.judges.endpoint import Endpoint, find_key, read_verdict
-from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict, open_judge
+from rewards.judges.address import find_key
+from rewards.judges.endpoint import Endpoint, read_verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge, open_judge
 from tests.rewards.judges.server import Server, serving, verdict, wire
 
 INQUIRY = Inquiry("You grade.", "<text>a bright rim</text>", ("yes", "no"))

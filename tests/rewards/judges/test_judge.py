@@ -13,7 +13,8 @@ import pytest
 
 from rewards.judges import judge_prompts as rubrics
 from rewards.judges.endpoint import Endpoint
-from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict, open_judges
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge, open_judges
 from rewards.scoring import RewardError
 from tests.rewards.judges.server import Server, serving, verdict
 
@@ -116,7 +117,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from rewards.judges.endpoint import Endpoint
-from rewards.judges.judge import Inquiry, Judge
+from rewards.judges.interface import Inquiry
+from rewards.judges.judge import Judge
 judge = Judge(Endpoint(sys.argv[1], "judge-1", wait=0.0), Path(sys.argv[2]))
 asked = [Inquiry("You grade.", f"text {i}", ("yes", "no")) for i in range(40)]
 print({verdict.choice for verdict in judge.ask(asked)})
