@@ -201,6 +201,7 @@ def test_a_choice_is_read_in_any_case():
 
 
 HOSTS = [
+    ("https://openai.com/v1", "openai"),
     ("https://api.openai.com/v1", "openai"),
     ("https://x.openai.azure.com/v1", "openai"),
     ("https://router.huggingface.co/v1", "face"),
