@@ -1,10 +1,9 @@
-"""Completion text -> what it answers: the one extractor of training and of evaluation.
+"""Read the answer of a completion: the one extractor, used in training and in evaluation.
 
-A completion in our format is `<think>...</think><answer>B</answer>`. Everything here is anchored to
-that one answer block: no letter is ever looked for in running text, where "A" is an article, "I" a
-pronoun, and every word is full of them. What can be read in two ways is refused, because paying for
-"A or B" teaches a policy to say "A or B". Tags count in lower case only. All functions take time
-linear in the text, whatever the text.
+A completion in our format is `<think>...</think><answer>B</answer>`. Answers are read from the one
+answer block alone. Running text is never searched for a letter: there, "A" is an article and "I" a
+pronoun. An ambiguous answer is refused, because rewarding "A or B" teaches a policy to say "A or
+B". Tags count in lower case only. All functions take time linear in the text.
 """
 
 import re
@@ -14,24 +13,22 @@ from rewards.words import exact_match
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# Tried only when each tag occurs once, so `.*` has one place to end at and hardly backtracks.
+# Tried only if each tag occurs once, so `.*` can end in one place and hardly backtracks.
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 _DIRECT = re.compile(r"\s*<answer>.*</answer>\s*", re.DOTALL)
-# ASCII classes on purpose: IGNORECASE or \w would let in the Kelvin sign and Cyrillic look-alikes.
+# ASCII classes, because IGNORECASE or \w would accept the Kelvin sign and Cyrillic look-alikes.
 _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\)?)\.?")  # B  b  B.  B)  (B)
 _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # (B) cyst  B. cyst
 
 
 def is_formatted(text: str, letters: Sequence[str], reasons: bool = True) -> bool:
-    """Is the text exactly a think block and then an answer block holding one of `letters`?
+    """Is the text exactly a think block and then an answer block with one of `letters`?
 
-    Of an open question, which has no `letters`, the answer block holds any text but none.
-
-    White space around and between the blocks is fine; anything else outside them, a tag too many or
-    a tag too few is not. The format asks for a letter, so the text of an option, which
-    `answer_letter` understands, is not enough here. An empty think block passes: this judges form,
-    and rewards for the reasoning are functions of their own. Where the question did not ask for
-    reasons (`reasons` False), the answer block stands alone.
+    An open question has no `letters`: its answer block holds any text that is not empty. White
+    space around and between the blocks is allowed; other text, an extra tag or a missing tag is
+    not. The format asks for a letter, so the text of an option, which `answer_letter` accepts, is
+    not enough here. An empty think block passes, because this function checks the form only. If the
+    question asks for no reasons (`reasons` False), the answer block stands alone.
 
     >>> is_formatted("<think>bright rim</think>\\n<answer>B</answer>\\n", "ABCD")
     True
@@ -53,10 +50,10 @@ def answered_right(
     options: Sequence[str],
     references: Sequence[str] = (),
 ) -> bool:
-    """Is the completion right? The one definition of it, for rewards and figures alike.
+    """Is the completion right? Rewards and metrics share this definition.
 
-    With `letters`, where the letter it gives is `answer`; of an open question, where what stands in
-    its answer block is, normalised, one of `references`.
+    With `letters`: the letter given is `answer`. For an open question: the normalised text of the
+    answer block is one of `references`.
 
     >>> answered_right("<answer>cyst</answer>", "B", "AB", ["none", "cyst"])
     True
@@ -69,9 +66,9 @@ def answered_right(
 
 
 def answer_text(text: str) -> str | None:
-    """What stands in the single answer block, without white space around it; None if nothing does.
+    """Return the stripped text of the single answer block; None if there is none or it is empty.
 
-    Refused: no block, two blocks, an unclosed one, one inside the think block.
+    Refused: no block, two blocks, an unclosed block, a block inside the think block.
 
     >>> answer_text("<think>Which lobe?</think><answer> Left upper lobe. </answer>")
     'Left upper lobe.'
@@ -87,12 +84,12 @@ def answer_text(text: str) -> str | None:
 def answer_letter(
     text: str, letters: Sequence[str], options: Sequence[str] | None = None
 ) -> str | None:
-    """The one of `letters` that the single answer block names, or None if that is not beyond doubt.
+    """Return the one of `letters` that the single answer block names; None if in any doubt.
 
-    Understood inside the block: the letter alone (`B`, `b`, `B.`, `B)`, `(B)`); and with `options`,
+    Accepted inside the block: the letter alone (`B`, `b`, `B.`, `B)`, `(B)`); and with `options`,
     in the order of `letters`, the letter with that option's text (`B) cyst`) or the text alone
-    (`cyst`). Texts are compared without regard to case, runs of white space and a trailing full
-    stop. A letter alone is always a label, even where some option's text is a letter.
+    (`cyst`). Texts are compared without case, runs of white space and a trailing full stop. A
+    letter alone is always a label, even if the text of an option is a letter.
     Refused: all that `answer_text` refuses; a letter that is not offered, two letters, a letter
     with another option's text, a text that two options share.
 
@@ -124,7 +121,7 @@ def answer_letter(
 
 
 def reasoning(text: str) -> str:
-    """What a completion says before its answer: the think block, or all up to an answer block.
+    """Return the text before the answer: the think block, or all up to the answer block.
 
     >>> reasoning("<think>bright rim</think><answer>B</answer>"), reasoning("A bright rim. So B.")
     ('bright rim', 'A bright rim. So B.')
@@ -136,7 +133,7 @@ def reasoning(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """`text` as options are compared: without case, runs of white space and one trailing full stop.
+    """Remove case, runs of white space and one trailing full stop, to compare options.
 
     >>> _normal("  Left   Lung. ")
     'left lung'
@@ -144,16 +141,16 @@ def _normal(text: str) -> str:
     return " ".join(text.split()).casefold().removesuffix(".").rstrip()
 
 
-# --- MedVLM-R1's own scoring, to compare like with like; no training and no headline figure uses it
+# --- MedVLM-R1's own scoring, for comparisons with its figures; our main figures do not use it
 # (github.com/JZPeterPan/MedVLM-R1 at 2eee421: grpo.py and test_qwen2vl_med.py)
 
 
 def medvlm_r1_reward(text: str, gold: str) -> float:
     """MedVLM-R1's accuracy reward: 1.0, 0.5 or 0.0.
 
-    It takes the first answer block, tags in any case, and counts the letters A to J in it, in words
-    too. One such letter, equal to `gold`, earns 1.0 when it stands alone and 0.5 with anything
-    beside it; all else earns 0.0.
+    It takes the first answer block, tags in any case, and finds the letters A to J in it, even
+    inside words. If there is exactly one and it is `gold`, it earns 1.0 alone and 0.5 beside other
+    text; anything else earns 0.0.
 
     >>> said = ("B", "(B)", "B) lung")  # the g of lung is a letter, too
     >>> [medvlm_r1_reward(f"<answer>{answer}</answer>", "B") for answer in said]
@@ -171,10 +168,11 @@ def medvlm_r1_reward(text: str, gold: str) -> float:
 
 
 def medvlm_r1_letter(text: str) -> str | None:
-    """The letter MedVLM-R1's evaluation of think-then-answer reads, or None, which counts as wrong.
+    """Return the letter that MedVLM-R1's evaluation reads; None counts as wrong.
 
-    The first answer block that holds one capital letter and white space, nothing else: stricter
-    about the letter than its reward, laxer about what surrounds the block than `answer_letter`.
+    It reads the first answer block that holds one capital letter and white space, nothing else. It
+    is stricter about the letter than the reward, and accepts more around the block than
+    `answer_letter`.
 
     >>> medvlm_r1_letter("<answer>A</answer> or rather <answer> B </answer>")
     'A'
@@ -188,7 +186,8 @@ def medvlm_r1_letter(text: str) -> str | None:
 def medvlm_r1_format(text: str) -> float:
     """MedVLM-R1's format reward, 1.0 or 0.0: the two blocks, nothing around them, repeats allowed.
 
-    The language of its pattern `<think>.*?</think>\\s*<answer>.*?</answer>`, in linear time.
+    Accepts the same texts as its pattern `<think>.*?</think>\\s*<answer>.*?</answer>`, in linear
+    time.
 
     >>> medvlm_r1_format("<think></think> <answer></answer>")
     1.0

@@ -1,9 +1,9 @@
-"""Rewards that a rule can give: no other model is asked, and equal texts earn equal numbers.
+"""Rewards computed by rules: no model is asked, and equal texts earn equal numbers.
 
-The papers that these ideas come from give no formula that we found; each docstring says whose the
-formula is and what the rule cannot see. All are 0.0 to 1.0, and None ("does not apply") where the
-question asks for no reasoning to judge (`asked` "direct"), or has not what the rule compares with.
-In a sum None earns as little as 0.0.
+We found no formulas in the papers that these ideas come from; each docstring says whose formula it
+is and what the rule cannot detect. All values lie in 0.0 to 1.0. A value is None ("does not apply")
+if the question asks for no reasoning (`asked` is "direct") or lacks what the rule compares with. In
+the weighted sum, None adds as little as 0.0.
 """
 
 import re
@@ -12,95 +12,84 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from rewards.answers import answer_letter, answer_text, answered_right, medvlm_r1_reward, reasoning
+from rewards.columns import rows
 from rewards.words import normalised, token_f1, words
 
 Texts = Sequence[str]
 Values = list[float | None]
 
-MATCHED = 64  # stated findings at most that are compared; a thousand are no report anyway
-# A full stop ends a clause only before white space: "1.5 cm" is one.
+MATCHED = 64  # most stated findings that are compared; a thousand would be no report
+# A full stop ends a clause only before white space: "1.5 cm" is one clause.
 _CLAUSE_END = re.compile(r"[;\n]|\.(?!\S)")
 _DENIAL = re.compile(r"(?:there (?:is|are) )?(?:no|none|not|without)\b")
-# That nothing is to be found: more than a doubt ("not sure", "no idea").
+# The statement that there is nothing to find; a doubt ("not sure", "no idea") is none.
 _NOTHING = re.compile(
     r"(?:there (?:is|are) )?(?:no|without)(?: \w+)? "
     r"(?:lesions?|findings?|abnormalit(?:y|ies)|mass(?:es)?|disease|pathology)\b|none\b"
 )
 
 
-def accuracy_medvlm_r1(
-    prompts: Texts, completions: Texts, answer: Texts, letters: Sequence[Texts], **columns: object
-) -> Values:
+def accuracy_medvlm_r1(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
     """MedVLM-R1's accuracy reward as published: 1.0, 0.5 or 0.0; None for open questions.
+
+    Reads the columns answer and letters.
 
     >>> said = ["<answer>B</answer>", "<answer>(B)</answer>"]
     >>> accuracy_medvlm_r1(["Which?"] * 2, said, answer="BB", letters=["AB", "AB"])
     [1.0, 0.5]
     """
-    rows = zip(completions, answer, letters, strict=True)
-    return [medvlm_r1_reward(text, gold) if offered else None for text, gold, offered in rows]
+    questions = rows(completions, columns, "answer", "letters")
+    return [medvlm_r1_reward(text, gold) if offered else None for text, gold, offered in questions]
 
 
 def length_ecr(
-    prompts: Texts, completions: Texts, asked: Texts = (), *, cap: int = 100, **columns: object
+    prompts: Texts, completions: Texts, *, cap: int = 100, **columns: Sequence
 ) -> Values:
-    """The longer the reasoning, the better, up to `cap` words: min(1, length / cap).
+    """min(1, length of the reasoning / cap), both in words.
 
     The Extended Chain Reward of Zhu et al. (arXiv 2505.13973); its formula and its cap were not
-    found, these are ours. The length leaves out what is repeated, and sees no sense in the rest.
+    found, these are ours. Repetition does not count (`_length`); whether the words make sense is
+    not checked. Reads the column asked.
 
     >>> length_ecr(["Which?"] * 2, ["a bright spot", "spot spot spot spot"], cap=6)
     [0.5, 0.5]
     """
-    rows = zip(completions, _reasoned(completions, asked), strict=True)
-    return [min(1.0, _length(text) / cap) if reasoned else None for text, reasoned in rows]
+    return [
+        None if way == "direct" else min(1.0, _length(text) / cap)
+        for text, way in rows(completions, columns, "asked")
+    ]
 
 
 def length_cwr(
-    prompts: Texts,
-    completions: Texts,
-    answer: Texts,
-    letters: Sequence[Texts],
-    options: Sequence[Texts],
-    references: Sequence[Texts] = (),
-    asked: Texts = (),
-    *,
-    cap: int = 100,
-    **columns: object,
+    prompts: Texts, completions: Texts, *, cap: int = 100, **columns: Sequence
 ) -> Values:
-    """`length_ecr` where the answer is right, else 0.0.
+    """`length_ecr` if the answer is right, else 0.0.
 
     The Correctness-Weighted Length Reward of Zhu et al. (arXiv 2505.13973); the formula is ours.
+    Reads the columns answer, letters, options, references and asked.
 
     >>> said = ["a bright spot<answer>B</answer>", "a bright spot<answer>A</answer>"]
     >>> known = {"answer": "BB", "letters": ["AB"] * 2, "options": [["none", "cyst"]] * 2}
     >>> length_cwr(["Which?"] * 2, said, **known, cap=6)
     [0.5, 0.0]
     """
-    lengths = length_ecr(prompts, completions, asked, cap=cap)
-    references = references or [()] * len(completions)
-    rows = zip(lengths, completions, answer, letters, options, references, strict=True)
+    lengths = length_ecr(prompts, completions, cap=cap, **columns)
+    questions = rows(completions, columns, "answer", "letters", "options", "references")
     return [
-        None if length is None else length * answered_right(text, *question)
-        for length, text, *question in rows
+        None if length is None else length * answered_right(*question)
+        for length, question in zip(lengths, questions, strict=True)
     ]
 
 
-def consistency_rule(
-    prompts: Texts,
-    completions: Texts,
-    letters: Sequence[Texts],
-    options: Sequence[Texts],
-    asked: Texts = (),
-    **columns: object,
-) -> Values:
-    """1.0 where the option that the reasoning mentions last is the one answered, else 0.0.
+def consistency_rule(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
+    """1.0 if the option that the reasoning mentions last is the one answered, else 0.0.
 
-    None where it mentions none, and for open questions. That the answer must follow from the
-    reasoning is rewarded in CAPO (arXiv 2506.12849), whose formula was not found; the rule is ours.
-    Texts of options are looked for as whole words, normalised; in "upper left" no "left" is seen.
-    The last one decides, as in "not left, so right". The rule understands nothing: it misreads
-    "right, not left" and the "no" of "no oedema, so yes", and cannot see what is said in synonyms.
+    None if the reasoning mentions no option, and for open questions. CAPO (arXiv 2506.12849)
+    rewards an answer that follows from its reasoning; its formula was not found, the rule is ours.
+    Options are looked for as whole words, normalised; "upper left" does not mention "left" if both
+    are options. The last mention decides, as in "not left, so right". The rule understands nothing:
+    it misreads "right, not left" and the "no" of "no oedema, so yes", and misses synonyms. Reads
+    the columns letters, options and asked.
 
     >>> said = ["Not left: right.<answer>B</answer>", "Right.<answer>A</answer>", "<answer>A"]
     >>> options = [["left", "right"]] * 3
@@ -108,79 +97,65 @@ def consistency_rule(
     [1.0, 0.0, None]
     """
     values: Values = []
-    rows = zip(completions, letters, options, _reasoned(completions, asked), strict=True)
-    for text, offered, texts, reasoned in rows:
-        texts_by_letter = dict(zip(offered, map(normalised, texts), strict=True))
-        last = _last_mentioned(reasoning(text), texts_by_letter.values()) if reasoned else None
-        letter = answer_letter(text, offered, texts)
-        values.append(None if last is None else float(texts_by_letter.get(letter) == last))
+    for text, letters, options, way in rows(completions, columns, "letters", "options", "asked"):
+        texts = dict(zip(letters, map(normalised, options), strict=True))
+        last = None if way == "direct" else _last_mentioned(reasoning(text), texts.values())
+        answered = texts.get(answer_letter(text, letters, options))
+        values.append(None if last is None else float(answered == last))
     return values
 
 
-def findings_reward(
-    prompts: Texts,
-    completions: Texts,
-    findings: Sequence[Texts | None],
-    asked: Texts = (),
-    **columns: object,
-) -> Values:
-    """How true the findings are that the reasoning states, and how complete.
+def findings_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
+    """How true and how complete the findings are that the reasoning states.
 
-    It is 2 * (sum of match scores) / (clauses stated + true findings), an F1 of findings. A clause
-    ends at ";", at a full stop or with its line, and what stands before a colon is left out of it
-    ("Two lesions:"). Each true finding is matched with one clause at most, the best pairs first; a
-    match scores the words they share over those of the longer. A denial ("no ...") is a clause,
-    too, and matches only denials. Where nothing is to be found, saying so ("no lesion", "none")
-    beside nothing but denials earns 1.0, all else 0.0. None where the findings are not known.
+    The value is 2 * (sum of match scores) / (clauses stated + true findings), an F1 of findings. A
+    clause ends at ";", at a full stop or at the end of a line; the text before its colon is left
+    out ("Two lesions:"). Each true finding is matched with at most one clause, the best pairs
+    first; a match scores the words shared over the words of the longer one. A denial ("no ...") is
+    a clause, too, and matches denials only. If there is nothing to find, saying so ("no lesion",
+    "none") beside nothing but denials earns 1.0, anything else 0.0. None if the findings are
+    unknown.
 
-    A rule, ours, and no judge: "left" for "right" costs one word, and a synonym as much. A clause
-    of every word that a phantom's lesion may have earns 4/11, no more than a blind guess.
+    This is our rule, and no judge: "left" for "right" costs one word, and so does a synonym. A
+    clause of every word that a phantom's lesion may have earns 4/11, no more than a blind guess.
+    Reads the columns findings and asked.
 
     >>> true = [("small cyst, upper left", "large abscess, lower left"), ()]
-    >>> findings_reward(["?"] * 2, ["One lesion: small cyst, upper left.", "No lesion."], true)
+    >>> said = ["One lesion: small cyst, upper left.", "No lesion."]
+    >>> findings_reward(["?"] * 2, said, findings=true)
     [0.6666666666666666, 1.0]
     """
-    rows = zip(completions, findings, _reasoned(completions, asked), strict=True)
     return [
-        _faithful(reasoning(text), true) if reasoned and true is not None else None
-        for text, true, reasoned in rows
+        None if true is None or way == "direct" else _faithful(reasoning(text), true)
+        for text, true, way in rows(completions, columns, "findings", "asked")
     ]
 
 
-def f1_reward(
-    prompts: Texts,
-    completions: Texts,
-    letters: Sequence[Texts],
-    references: Sequence[Texts] = (),
-    **columns: object,
-) -> Values:
-    """Token F1 of an open question's answer and the reference it suits best; None with options.
+def f1_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
+    """Token F1 between an open question's answer and its best reference; None with options.
 
-    It pays for naming two answers ("left right") as for a guess, so it never stands alone.
+    Naming two answers ("left right") earns as much as a guess, so this reward never stands alone.
+    Reads the columns letters and references.
 
     >>> known = {"letters": [""], "references": [["left lung", "left"]]}
     >>> f1_reward(["Where?"], ["<answer>the left side</answer>"], **known)  # 1 shared of 2 + 1
     [0.6666666666666666]
     """
-    rows = zip(completions, letters, references or [()] * len(completions), strict=True)
+    questions = rows(completions, columns, "letters", "references")
     return [
-        None if offered else token_f1(answer_text(text), right) for text, offered, right in rows
+        None if offered else token_f1(answer_text(text), right)
+        for text, offered, right in questions
     ]
 
 
-def _reasoned(completions: Texts, asked: Texts) -> list[bool]:
-    """Where reasoning was asked for; where nothing is known of it, everywhere."""
-    return [way != "direct" for way in asked] if asked else [True] * len(completions)
-
-
 def _length(text: str) -> int:
-    """Words of the reasoning, those in a row of three that was there before left out."""
+    """Count the words of the reasoning, without repetition: two, plus one per different trigram."""
     said = words(reasoning(text))
     return min(len(said), 2) + len(set(zip(said, said[1:], said[2:], strict=False)))
 
 
 def _last_mentioned(said: str, options: Sequence[str]) -> str | None:
-    """The one of the normalised `options` that is in the text last; None if none of them is."""
+    """Return the one of the normalised `options` that the text mentions last, or None."""
     longest_first = sorted({option for option in options if option}, key=len, reverse=True)
     if not longest_first:
         return None
@@ -190,7 +165,7 @@ def _last_mentioned(said: str, options: Sequence[str]) -> str | None:
 
 
 def _faithful(said: str, findings: Texts) -> float:
-    """The score of `findings_reward`."""
+    """Score the reasoning `said` against the true `findings`, as `findings_reward` describes."""
     clauses, true = list(_clauses(said)), [normalised(finding) for finding in findings]
     if not true:
         return float(all(map(_DENIAL.match, clauses)) and any(map(_NOTHING.match, clauses)))
@@ -201,7 +176,7 @@ def _faithful(said: str, findings: Texts) -> float:
         if denies == denied
     ]
     total, used = 0.0, set()
-    for score, i, j in sorted(scores, key=lambda pair: -pair[0]):  # equal scores: in order of text
+    for score, i, j in sorted(scores, key=lambda pair: -pair[0]):  # equal scores stay in text order
         if not used & {("stated", i), ("true", j)}:
             used |= {("stated", i), ("true", j)}
             total += score
@@ -209,12 +184,12 @@ def _faithful(said: str, findings: Texts) -> float:
 
 
 def _clauses(said: str) -> Iterator[str]:
-    """What the reasoning states, normalised, clause by clause."""
+    """Yield the normalised clauses of the reasoning."""
     for clause in _CLAUSE_END.split(said):
         if stated := normalised(clause.rpartition(":")[2]):
             yield stated
 
 
 def _bag(stated: str) -> tuple[bool, Counter[str]]:
-    """Whether a normalised clause is a denial, and its words."""
+    """Return whether a normalised clause is a denial, and its words."""
     return _DENIAL.match(stated) is not None, Counter(stated.split())

@@ -1,13 +1,13 @@
-"""Completion text -> number. What the policy is paid for, and nothing of how it is trained.
+"""Build the rewards that `--reward` names, and score completions with them.
 
 A reward function has TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`:
-lists of equal length, one entry a completion. `columns` holds what is known of each question
-(`answer`, its gold letter, `letters`, `options`, `references`, `modality`, `reasoning`, ...); an
-open question has no letters, and `references` are its right answers in words.
-None says "does not apply here". A coroutine function will do.
+lists of equal length, one entry for each completion. `columns` holds what is known about each
+question (`answer`, the right letter, `letters`, `options`, `references`, `modality`, `reasoning`,
+...). An open question has no letters; `references` are its right answers in words. None means that
+the reward does not apply to the completion. A coroutine function is allowed.
 
-It must be pure: the same arguments give the same numbers, and the arguments are left as they are. A
-resumed run scores its completions again and has to end in the same weights.
+A reward function must be pure: the same arguments give the same numbers, and the arguments stay
+unchanged. A resumed run scores its completions again and must end in the same weights.
 """
 
 import asyncio
@@ -23,17 +23,18 @@ from types import ModuleType
 
 from rewards import rules
 from rewards.answers import answered_right, is_formatted
+from rewards.columns import rows
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
 class RewardError(ValueError):
-    """A reward that cannot be built or gave what is no reward: one line, with the remedy."""
+    """A reward cannot be built, or returned something unusable: one line, with the remedy."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """One term of the total: `weight * function(...)`, logged without its weight under `name`."""
+    """One term of the total, `weight * function(...)`; logged under `name` without its weight."""
 
     name: str
     function: RewardFunction
@@ -41,48 +42,38 @@ class Reward:
 
 
 def format_reward(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    letters: Sequence[Sequence[str]],
-    asked: Sequence[str] = (),
-    **columns: object,
+    prompts: Sequence[str], completions: Sequence[str], **columns: Sequence
 ) -> list[float]:
-    """1.0 for `<think>...</think><answer>B</answer>` and a letter that was offered, else 0.0.
+    """1.0 for `<think>...</think><answer>B</answer>` with an offered letter, else 0.0.
 
-    Of an open question: any text in place of the letter.
-    `asked` "direct" (an entry a completion; empty: none): the answer block and nothing else.
+    Reads the columns letters and asked. An open question accepts any text in place of the letter.
+    If `asked` is "direct", the answer block stands alone.
 
     >>> said = ["<think>bright</think><answer>B</answer>", "B"]
     >>> format_reward(["Which?"] * 2, said, letters=["AB", "AB"])
     [1.0, 0.0]
     """
-    reasons = [way != "direct" for way in asked] or [True] * len(completions)
-    rows = zip(completions, letters, reasons, strict=True)
-    return [float(is_formatted(text, *expected)) for text, *expected in rows]
+    questions = rows(completions, columns, "letters", "asked")
+    return [float(is_formatted(text, letters, way != "direct")) for text, letters, way in questions]
 
 
 def accuracy_reward(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    answer: Sequence[str],
-    letters: Sequence[Sequence[str]],
-    options: Sequence[Sequence[str]],
-    references: Sequence[Sequence[str]] = (),
-    **columns: object,
+    prompts: Sequence[str], completions: Sequence[str], **columns: Sequence
 ) -> list[float]:
-    """1.0 where `answered_right`: the gold letter, or a right answer in words, else 0.0.
+    """1.0 if `answered_right`: the right letter, or a right answer in words; else 0.0.
+
+    Reads the columns answer, letters, options and references.
 
     >>> said = ["<answer>B</answer>", "<answer>cyst</answer>", "<answer>A or B</answer>"]
     >>> columns = {"answer": "BBB", "letters": ["AB"] * 3, "options": [["none", "cyst"]] * 3}
     >>> accuracy_reward(["Which?"] * 3, said, **columns)
     [1.0, 1.0, 0.0]
     """
-    references = references or [()] * len(completions)
-    rows = zip(completions, answer, letters, options, references, strict=True)
-    return [float(answered_right(*row)) for row in rows]
+    questions = rows(completions, columns, "answer", "letters", "options", "references")
+    return [float(answered_right(*question)) for question in questions]
 
 
-# Rewards that are a judge's opinion (judges/judge_rewards.py) -> the flag that names such a judge.
+# The rewards that need a judge (judges/judge_rewards.py), each with the flag that names one.
 A_TEXT_MODEL = "--judge URL --judge-model NAME, or --judge hf:FOLDER"
 NEED_A_JUDGE = dict.fromkeys(("semantic", "reasoning", "correctness"), A_TEXT_MODEL)
 NEED_A_JUDGE["similarity"] = "--judge embed:FOLDER"
@@ -93,7 +84,7 @@ NEVER_ALONE = {
 
 
 def built_in(length_cap: int = 100) -> dict[str, RewardFunction]:
-    """The rewards that need no judge, by name; `length_cap` in words, at least 1."""
+    """Return the rewards that need no judge, by name; `length_cap` in words, at least 1."""
     return {
         "format": format_reward,
         "accuracy": accuracy_reward,
@@ -107,11 +98,11 @@ def built_in(length_cap: int = 100) -> dict[str, RewardFunction]:
 
 
 def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) -> list[Reward]:
-    """The rewards of `--reward NAME[=WEIGHT],...`; a name is `known` or `FILE.py:FUNCTION`.
+    """Build the rewards of `--reward NAME[=WEIGHT],...`; a name is `known` or `FILE.py:FUNCTION`.
 
-    `known` is `built_in()` where it is not given. A weight is a finite number, 1 where none is
-    given; 0 logs a reward without paying for it, and a negative weight makes a penalty. Raises
-    RewardError.
+    `known` defaults to `built_in()`. A weight is a finite number, by default 1; weight 0 logs the
+    reward without adding it to the total, and a negative weight makes a penalty. Raises RewardError
+    if a reward is unknown, cannot be loaded, occurs twice or must not stand alone.
 
     >>> [(reward.name, reward.weight) for reward in parse_rewards("format=0.5,accuracy")]
     [('format', 0.5), ('accuracy', 1.0)]
@@ -131,14 +122,14 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
         rewards.append(reward)
     accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
     for name, reason in NEVER_ALONE.items():
-        of = [r for r in rewards if r.weight and r.function is known.get(name)]
-        if of and not accurate:
+        used = any(reward.weight and reward.function is known.get(name) for reward in rewards)
+        if used and not accurate:
             raise RewardError(f"reward {name!r} must not stand alone: {reason}; add accuracy=1")
     return rewards
 
 
 def _known(name: str, known: Mapping[str, RewardFunction]) -> RewardFunction:
-    """The function of that name. Raises RewardError."""
+    """Return the function of that name. Raises RewardError if there is none."""
     if name in known:
         return known[name]
     if name in NEED_A_JUDGE:
@@ -148,7 +139,7 @@ def _known(name: str, known: Mapping[str, RewardFunction]) -> RewardFunction:
 
 
 def _weight(name: str, number: str) -> float:
-    """`number` as a weight. Raises RewardError."""
+    """Read `number` as a weight. Raises RewardError if it is no finite number."""
     try:
         weight = float(number)
     except ValueError:
@@ -159,16 +150,16 @@ def _weight(name: str, number: str) -> float:
 
 
 def _load(path: Path, function: str) -> RewardFunction:
-    """The named function of the user's file, which is run to get it. Raises RewardError."""
+    """Run the user's file and return the named function of it. Raises RewardError."""
     if not path.is_file():
         raise RewardError(f"reward {function!r}: there is no file {path}; give a Python file")
-    # Compiled here and not imported, because an import writes __pycache__ beside the user's file.
+    # Compiled and not imported: an import would write __pycache__ beside the user's file.
     name = str(path.resolve())
-    module = sys.modules[name] = ModuleType(name)  # dataclasses look their module up there
+    module = sys.modules[name] = ModuleType(name)  # dataclasses look up their module here
     module.__file__ = name
     try:
         exec(compile(path.read_bytes(), name, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:  # a script's exit() must not end the run in silence
+    except (Exception, SystemExit) as error:  # a script's exit() must not end the run silently
         raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -182,21 +173,22 @@ def score(
     completions: Sequence[str],
     columns: Mapping[str, Sequence],
 ) -> tuple[list[float], dict[str, list[float | None]]]:
-    """Score n completions: their totals (n,), and by name, without weights, the parts (n,) each.
+    """Score n completions: return the totals (n,) and, by name, the unweighted parts (n,).
 
-    A total is the weighted sum of the parts that apply. Raises RewardError where a function raises
-    or returns anything but n finite numbers or Nones, and where no reward applies to a completion,
-    because the 0 of an empty sum would be a judgement, too.
+    A total is the weighted sum of the parts that apply. Raises RewardError if a column has another
+    length, if a function raises or returns anything but n finite numbers or Nones, and if no reward
+    applies to a completion: the 0 of an empty sum would be a judgement, too.
 
     >>> columns = {"answer": ["B"], "letters": ["AB"], "options": [["none", "cyst"]]}
     >>> score(parse_rewards("format=0.5,accuracy"), ["Which?"], ["<answer>B</answer>"], columns)
     ([1.0], {'format': [0.0], 'accuracy': [1.0]})
     """
     n = len(completions)
-    for name, column in {"prompts": prompts, **columns}.items():
-        if len(column) != n:  # one short, and completions are paid for another question's answer
+    arguments = {"prompts": prompts, "completions": completions, **columns}
+    for name, column in arguments.items():
+        if len(column) != n:  # else completions would be compared with other questions' answers
             raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")
-    parts = {reward.name: _call(reward, prompts, completions, columns) for reward in rewards}
+    parts = {reward.name: _call(reward, arguments) for reward in rewards}
     totals = []
     for i in range(n):
         values = [(reward.weight, parts[reward.name][i]) for reward in rewards]
@@ -208,18 +200,13 @@ def score(
     return totals, parts
 
 
-def _call(
-    reward: Reward,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    columns: Mapping[str, Sequence],
-) -> list[float | None]:
-    """The reward's values (n,) as plain floats and Nones, each of them checked."""
-    name, n = reward.name, len(completions)
+def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> list[float | None]:
+    """Return the values (n,) as plain floats and Nones. Raises RewardError if one is neither."""
+    name, n = reward.name, len(arguments["completions"])
     try:
-        values = reward.function(prompts=prompts, completions=completions, **columns)
+        values = reward.function(**arguments)
         values = asyncio.run(values) if inspect.iscoroutine(values) else values
-    except RewardError:  # of a judge: it says itself what to do
+    except RewardError:  # a judge's: its message already holds the remedy
         raise
     except (Exception, SystemExit) as error:
         remedy = "it must take (prompts, completions, **columns) and return a list"
@@ -238,5 +225,5 @@ def _call(
 
 
 def _line(thing: object) -> str:
-    """An error or a value as a message shows it: on one line, and not a long one."""
+    """Return the repr of an error or a value on one line of at most 150 characters."""
     return " ".join(repr(thing).split())[:150]

@@ -1,11 +1,11 @@
-"""Answers in words: whether two wordings are the same answer, and how much they share.
+"""Compare answers in words: are two wordings the same answer, and how many words do they share?
 
 The normalisation, exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250)
-with four changes, all meant to keep unlike answers apart or like ones together: punctuation gives
-way to a space ("T2-weighted" is "T2 weighted", "1.5" is not "15"), mathematical signs stay ("<5" is
-not ">5"), an article goes only where a word follows ("hepatitis A" is not "hepatitis"), and number
-words up to ten are digits. Neither knows a synonym, and F1 knows no meaning: "left lung" against
-"right lung" earns one half. All functions take time linear in the text, whatever the text.
+with four changes, so that different answers stay different and equal ones equal: punctuation
+becomes a space ("T2-weighted" is "T2 weighted", "1.5" is not "15"); mathematical signs stay ("<5"
+is not ">5"); an article is removed only before a word ("hepatitis A" is not "hepatitis"); number
+words up to ten become digits. Neither measure knows synonyms, and F1 ignores meaning: "left lung"
+against "right lung" earns one half. All functions take time linear in the text.
 """
 
 import unicodedata
@@ -16,25 +16,25 @@ from itertools import pairwise
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
-# Unicode's normal form takes time quadratic in a run of accents: no piece is longer than this.
+# Characters normalised at once: Unicode's normal form takes time quadratic in a run of accents.
 _PIECE = 300
 
 
 def words(text: str) -> list[str]:
-    """The words of a text without regard to case, punctuation and compatibility forms (NFKC).
+    """Split a text into words, without case, punctuation and compatibility forms (NFKC).
 
     >>> words("Left-sided MASS, \\uff12 cm.")  # a full-width 2
     ['left', 'sided', 'mass', '2', 'cm']
     """
     pieces = (text[i : i + _PIECE] for i in range(0, len(text), _PIECE))
     folded = "".join(unicodedata.normalize("NFKC", piece) for piece in pieces).casefold()
-    # Punctuation, separators, and all that is invisible; letters, accents, digits and signs stay.
+    # Punctuation, separators and invisible characters; letters, accents, digits and signs stay.
     gaps = {char: " " for char in set(folded) if unicodedata.category(char)[0] in "PZC"}
     return folded.translate(str.maketrans(gaps)).split()
 
 
 def normalised(text: str) -> str:
-    """The text as answers are compared; "" where it holds no word.
+    """Return the text in the form in which answers are compared; "" if it holds no word.
 
     >>> normalised(" The two Lesions."), normalised("2 lesions"), normalised("Yes!")
     ('2 lesions', '2 lesions', 'yes')
@@ -45,7 +45,7 @@ def normalised(text: str) -> str:
 
 
 def exact_match(said: str | None, references: Sequence[str]) -> bool:
-    """Is what was said one of the right answers, both normalised? Nothing said never is.
+    """Is the answer one of the right ones, both normalised? An empty answer never is.
 
     >>> exact_match("the Left lung.", ["left lung", "left"]), exact_match("", [""])
     (True, False)
@@ -55,9 +55,9 @@ def exact_match(said: str | None, references: Sequence[str]) -> bool:
 
 
 def token_f1(said: str | None, references: Sequence[str]) -> float:
-    """F1 of the words said and those of the reference that they suit best, 0.0 to 1.0.
+    """Return the best F1 between the words said and those of a reference, 0.0 to 1.0.
 
-    Words are counted as often as they occur in both, so repeating one earns nothing.
+    A word counts as often as it occurs in both texts, so repeating it earns nothing.
 
     >>> token_f1("left lung lung", ["left lung"])  # 2 shared; 2 * 2 / (3 + 2)
     0.8
@@ -67,11 +67,11 @@ def token_f1(said: str | None, references: Sequence[str]) -> float:
 
 
 def counted(text: str) -> Counter[str]:
-    """How often each word of the normalised text occurs in it."""
+    """Count the words of the normalised text."""
     return Counter(normalised(text).split())
 
 
 def shared(said: Counter[str], reference: Counter[str]) -> float:
-    """F1 of two bags of words: 2 * (shared words) / (all words of both); 0.0 without any."""
+    """Return the F1 of two bags of words: 2 * (shared words) / (words of both); 0.0 if empty."""
     total = said.total() + reference.total()
     return 2 * (said & reference).total() / total if total else 0.0

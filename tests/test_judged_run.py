@@ -39,6 +39,7 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_judged_rewards_train_and_judged_metrics_evaluate(server: Server, tmp_path: Path) -> None:
     server.reply = opinion
     run, judge = tmp_path / "run", ["--judge", server.url, "--judge-model", "judge-1"]
@@ -67,6 +68,7 @@ def test_judged_rewards_train_and_judged_metrics_evaluate(server: Server, tmp_pa
     assert {row["reasoning_reason"] for row in rows} <= {"as seen", "not readable"}
 
 
+@pytest.mark.slow
 def test_a_judge_that_goes_away_ends_the_run_with_all_that_was_learned(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,26 +7,22 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import KW_ONLY, dataclass
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
-from urllib.parse import urlsplit
 
-from rewards.judges.judge import Inquiry, JudgeError, Verdict
+from rewards.judges.address import addresses, find_key
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
 
 FORM = (
     'Reply with one JSON object and nothing else: {{"reason": "one short sentence", '
     '"verdict": "..."}}, where the verdict is one of {choices}.'
 )
-MAX_TOKENS = 1024  # of a reply
-MAX_BODY = 2**22  # bytes of a reply, with all that a server may say around it
-LONGEST_REPLY = 10  # times the silence that is borne: so long may a reply drip in
-LONGEST_PAUSE = 300.0  # seconds, whatever the server asks for
+MAX_TOKENS = 1024  # in the text of a reply
+MAX_BODY = 2**22  # bytes of a whole reply
+LONGEST_REPLY = 10  # a reply may take this many times `timeout`
+LONGEST_PAUSE = 300.0  # seconds, even if the server asks for more
 
-# Where a key goes that was not set for this program: to its own house and nowhere else.
-HOUSES = {
-    "OPENAI_API_KEY": (".openai.com", ".openai.azure.com"),
-    "HF_TOKEN": (".huggingface.co", ".hf.co", ".hf.space", ".huggingface.cloud"),
-}
 REMEDIES = {
     401: "set MEDVQA_JUDGE_KEY to the endpoint's key",
     403: "set MEDVQA_JUDGE_KEY to a key that may use this model",
@@ -35,55 +31,52 @@ REMEDIES = {
 
 
 class Fault(Exception):
-    """A request that failed and may be made again, after `pause` seconds if the server said so."""
+    """A request failed and may be repeated, after `pause` seconds if the server named them."""
 
-    def __init__(self, what: str, pause: float = 0.0) -> None:
-        super().__init__(what)
+    def __init__(self, problem: str, pause: float = 0.0) -> None:
+        super().__init__(problem)
         self.pause = pause
 
 
+@dataclass(repr=False, eq=False)  # a repr would show a password in the address
 class Endpoint:
     """Asks `model` at `url`, the address before /chat/completions: `http://localhost:8000/v1`.
 
-    `sleep` takes the seconds of each pause; None: they pass, unless another request has failed for
-    good meanwhile. The limits are those of `rewards.judge.open_judge`. Raises JudgeError.
+    At most `concurrency` requests run at once. Each is given up after `timeout` seconds without a
+    byte and made at most `tries` times; the pauses between the tries start at `wait` seconds and
+    double. `sleep` replaces the pauses: it gets their seconds. Raises JudgeError if the address is
+    unusable, `model` is missing or huggingface_hub is not installed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str | None,
-        *,
-        timeout: float = 60.0,
-        tries: int = 5,
-        concurrency: int = 8,
-        wait: float = 1.0,
-        sleep: Callable[[float], object] | None = None,
-    ) -> None:
-        self.shown = _shown(url)
-        if not urlsplit(url).hostname:
-            raise JudgeError(f"judge {url}: names no host; give one as http://localhost:8000/v1")
-        if not model:
+    url: str
+    model: str | None
+    _: KW_ONLY
+    timeout: float = 60.0
+    tries: int = 5
+    concurrency: int = 8
+    wait: float = 1.0
+    sleep: Callable[[float], object] | None = None
+
+    def __post_init__(self) -> None:
+        self.shown, self._address = addresses(self.url)
+        if not self.model:
             raise JudgeError(f"judge {self.shown}: which of its models? add --judge-model NAME")
-        self.model, self.tries, self.concurrency, self.wait = model, tries, concurrency, wait
-        self.identity = (url.rstrip("/"), model, FORM)
-        self.retries = 0
-        self._key = find_key(url, os.environ)
         if find_spec("huggingface_hub") is None:
             raise JudgeError(f"judge {self.shown}: pip install huggingface_hub")
-        self._headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        self._address, self.timeout = _completions(url), timeout
-        self._over = threading.Event()
-        self._sleep = sleep or self._over.wait
+        self.identity = (self.url.rstrip("/"), self.model, FORM)
+        self.retries = 0
+        self._key = find_key(self.url, os.environ)
+        self._over = threading.Event()  # set when no verdict is needed any more: ends all pauses
+        self._sleep = self.sleep or self._over.wait
         self._lock = threading.Lock()
-        self._jitter = random.Random()  # its own: nothing else is drawn differently for it
+        self._jitter = random.Random()  # its own, so that no other random draw changes
 
     def verdicts(
         self, inquiries: Sequence[Inquiry]
     ) -> Generator[tuple[int, Verdict | None], None, None]:
-        """Each inquiry's index and verdict, as they come in; None: unreadable, twice.
+        """Yield each inquiry's index and verdict, as they arrive; None: unreadable, twice.
 
-        Raises JudgeError where the endpoint refuses, or has failed `tries` times.
+        Raises JudgeError if the endpoint refuses or a request has failed `tries` times.
         """
         self._over.clear()
         pool = ThreadPoolExecutor(self.concurrency)
@@ -96,6 +89,7 @@ class Endpoint:
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, inquiry: Inquiry) -> Verdict | None:
+        """Return the verdict; an unreadable reply is asked for once more."""
         form = FORM.format(choices=", ".join(f'"{choice}"' for choice in inquiry.choices))
         messages = [
             {"role": "system", "content": f"{inquiry.system}\n\n{form}"},
@@ -103,47 +97,53 @@ class Endpoint:
         ]
         if verdict := read_verdict(self._reply(messages), inquiry.choices):
             return verdict
-        self._again()
+        self._count_retry()
         return read_verdict(self._reply(messages), inquiry.choices)
 
     def _reply(self, messages: list[dict[str, str]]) -> str:
-        """The text of a completion, after as many tries as it takes. Raises JudgeError."""
-        for attempt in range(self.tries):
+        """Return the text of a completion, in at most `tries` requests. Raises JudgeError."""
+        for attempt in range(1, self.tries + 1):
             try:
                 return self._request(messages)
             except Fault as fault:
-                what, asked_for = str(fault), fault.pause
-            if attempt + 1 == self.tries:
-                break
-            backoff = self.wait * 2**attempt * self._jitter.uniform(1.0, 1.5)
-            self._sleep(min(max(asked_for, backoff), LONGEST_PAUSE))
-            if self._over.is_set():
-                break
-            self._again()
+                problem, pause = str(fault), fault.pause
+            if attempt < self.tries:
+                backoff = self.wait * 2 ** (attempt - 1) * self._jitter.uniform(1.0, 1.5)
+                self._sleep(min(max(pause, backoff), LONGEST_PAUSE))
+                if self._over.is_set():
+                    break
+                self._count_retry()
         raise JudgeError(
-            f"judge {self.shown}: no answer in {self.tries} tries, the last: {what}; is it running "
-            "and reachable? start it, then run this again"
+            f"judge {self.shown}: no answer in {self.tries} tries, the last: {problem}; is it "
+            "running and reachable? start it, then run this again"
         )
 
-    def _again(self) -> None:
+    def _count_retry(self) -> None:
         with self._lock:
             self.retries += 1
 
     def _request(self, messages: list[dict[str, str]]) -> str:
-        """One request. Raises Fault for what may pass, JudgeError for what will not."""
+        """Make one request and return the completion's text.
+
+        Raises Fault for a problem that may pass, JudgeError for one that will not.
+        """
         from huggingface_hub.errors import OfflineModeIsEnabled
         from huggingface_hub.utils import get_session
 
-        law = {"model": self.model, "temperature": 0.0, "max_tokens": MAX_TOKENS}
-        asked = {"json": {"messages": messages, **law}, "headers": self._headers}
-        asked |= {"timeout": self.timeout, "follow_redirects": False}  # the text is for one address
+        sampling = {"model": self.model, "temperature": 0.0, "max_tokens": MAX_TOKENS}
+        request = {
+            "json": {"messages": messages, **sampling},
+            "headers": {"authorization": f"Bearer {self._key}"} if self._key else {},
+            "timeout": self.timeout,
+            "follow_redirects": False,  # the texts are meant for this address only
+        }
         try:
-            with get_session().stream("POST", self._address, **asked) as response:
+            with get_session().stream("POST", self._address, **request) as response:
                 body = self._body(response.iter_bytes())
         except OfflineModeIsEnabled:
             remedy = "unset HF_HUB_OFFLINE, which forbids all requests"
             raise JudgeError(f"judge {self.shown}: {remedy}") from None
-        except Exception as error:  # of the client and its transport: any kind
+        except Exception as error:  # the client and its transport raise many kinds
             silent = "Timeout" in type(error).__name__ and f"silent for {self.timeout:g} seconds"
             raise Fault(silent or self._line(f"{type(error).__name__}: {error}")) from None
         if body is None:
@@ -153,10 +153,10 @@ class Endpoint:
             content = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
-        return content if isinstance(content, str) else ""  # a refusal has none
+        return content if isinstance(content, str) else ""  # a refusal has no text
 
     def _body(self, parts: Iterable[bytes]) -> bytearray | None:
-        """All of a reply; None of one that goes on and on."""
+        """Return the whole reply; None if it is too long or takes too long."""
         body, until = bytearray(), time.monotonic() + LONGEST_REPLY * self.timeout
         for part in parts:
             body += part
@@ -165,10 +165,10 @@ class Endpoint:
         return body
 
     def _check(self, status: int, headers: Mapping[str, str], text: str) -> None:
-        """Raises Fault or JudgeError, without the key, for a status that is no success."""
+        """Raise Fault or JudgeError, without the key, if the status is no success."""
         if status < 300:
             return
-        # Of a refused key, some servers show a part: nothing of theirs is repeated then.
+        # Some servers quote a part of the refused key, so their text is not repeated.
         said = "" if status in (401, 403) else f" ({self._line(text)})"
         if status in (408, 429) or status >= 500:
             raise Fault(f"status {status}{said}", _retry_after(headers))
@@ -176,40 +176,16 @@ class Endpoint:
         raise JudgeError(f"judge {self.shown}: status {status}{said}; {remedy}")
 
     def _line(self, text: str) -> str:
-        """On one line, not a long one, and without the key."""
+        """Return the text on one line of at most 150 characters, without the key."""
         text = text.replace(self._key, "***") if self._key else text
         return " ".join(text[:1000].split())[:150]
 
 
-def _completions(url: str) -> str:
-    """The address of chat completions, however much of it was given."""
-    parts = urlsplit(url)
-    path = parts.path.rstrip("/")
-    if path.endswith("/chat/completions"):
-        return url
-    missing = "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
-    return parts._replace(path=path + missing).geturl()
-
-
-def find_key(url: str, environment: Mapping[str, str]) -> str | None:
-    """The key for this address: MEDVQA_JUDGE_KEY, else the one of the house that it belongs to.
-
-    >>> find_key("https://api.openai.com/v1", {"OPENAI_API_KEY": "a", "HF_TOKEN": "b"})
-    'a'
-    >>> find_key("http://localhost:8000/v1", {"OPENAI_API_KEY": "a", "HF_TOKEN": "b"}) is None
-    True
-    """
-    host = urlsplit(url).hostname or ""
-    house = [name for name, hosts in HOUSES.items() if f".{host}".endswith(hosts)]
-    keys = (environment.get(name, "").strip() for name in ("MEDVQA_JUDGE_KEY", *house))
-    return next(filter(None, keys), None)
-
-
 def read_verdict(reply: str, choices: Sequence[str]) -> Verdict | None:
-    """The verdict of a reply, or None if it is not beyond doubt; in time linear in the reply.
+    """Read the verdict of a reply, in time linear in the reply; None if it is in any doubt.
 
-    The reply is one JSON object, with anything around it (a code fence, a sentence, thinking that
-    ends in </think>), whose "verdict" is one of `choices` as text or number, in any case.
+    The reply must hold one JSON object, whose "verdict" is one of `choices` as a text or a number,
+    in any case. Anything may surround it: a code fence, a sentence, thinking that ends in </think>.
 
     >>> read_verdict('```json\\n{"reason": "As seen.", "verdict": 3}\\n```', "0123")
     Verdict(choice='3', reason='As seen.')
@@ -234,14 +210,14 @@ def read_verdict(reply: str, choices: Sequence[str]) -> Verdict | None:
 
 
 def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """The object of these pairs. Raises ValueError where a name is there twice."""
+    """Make an object of these pairs. Raises ValueError if a name occurs twice."""
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a name is there twice")
     return found
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to be left alone; 0 where it does not say."""
+    """Return the seconds that the server asks to wait; 0 if it names none."""
     text = headers.get("retry-after", "")
     try:
         if text.strip().isdecimal():
@@ -249,12 +225,3 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _shown(url: str) -> str:
-    """The address without user, password and query, which may hold secrets. Raises JudgeError."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise JudgeError(f"judge {url}: {error}; give one as http://localhost:8000/v1") from None
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,9 +1,8 @@
-"""Another model's opinion of a text, through one interface whatever the model runs on.
+"""Ask another model for its opinion about a text, and keep its verdicts on disk.
 
-A `Judge` wraps an OpenAI-compatible endpoint (endpoint.py) or a local language model
-(local.py). It is asked inquiries (judge_prompts.py) and gives verdicts, which are kept on
-disk: a resumed run meets its old verdicts again and pays for none of them twice. An `Encoder`
-(local.py) compares meanings instead.
+A `Judge` puts inquiries (judge_prompts.py) to an OpenAI-compatible endpoint (endpoint.py) or to a
+local language model (local.py). A resumed run finds its old verdicts on disk and pays for none of
+them twice. An `Encoder` (local.py) compares meanings instead.
 """
 
 import hashlib
@@ -11,142 +10,89 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-from rewards.scoring import RewardError
-
-if TYPE_CHECKING:
-    from rewards.judges.local import Encoder
+from rewards.judges.endpoint import Endpoint
+from rewards.judges.interface import Inquiry, JudgeError, JudgeModel, Verdict
+from rewards.judges.local import Encoder, LanguageModel
 
 KINDS = "an http:// or https:// address, hf:ID_OR_FOLDER or embed:ID_OR_FOLDER"
-
-
-class JudgeError(RewardError):
-    """A judge that cannot be opened, or does not answer any more: one line, with the remedy."""
-
-
-@dataclass(frozen=True)
-class Inquiry:
-    """What a judge is asked. Only `system` instructs it; `user` holds texts of anyone.
-
-    `choices` are the verdicts to pick from, such as ("yes", "no"); no two differ in case alone.
-    """
-
-    system: str
-    user: str
-    choices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One of the inquiry's choices, and why."""
-
-    choice: str
-    reason: str
-
-
-class Backend(Protocol):
-    """What a judge runs on."""
-
-    identity: tuple[str, ...]  # verdicts of equal identities may stand for each other; no secrets
-    retries: int  # requests that were made again, so far
-
-    def verdicts(
-        self, inquiries: Sequence[Inquiry]
-    ) -> Generator[tuple[int, Verdict | None], None, None]:
-        """Each inquiry's index and verdict in any order; None: the reply cannot be read.
-
-        Raises JudgeError.
-        """
+COUNTS = ("asked", "cached", "retries", "unreadable", "seconds")
 
 
 class Judge:
-    """Asks each thing once: equal inquiries of a call together, those of the cache not at all.
+    """Asks `model` each inquiry once: not twice in one call, and not if its verdict is cached.
 
-    `cache` is the folder of verdicts, shared by any number of processes; None keeps nothing. A
-    reply that cannot be read is not kept.
+    `cache` is the folder of verdicts, shared by any number of processes; None keeps nothing. An
+    unreadable reply is not kept.
     """
 
-    def __init__(self, backend: Backend, cache: Path | None = None) -> None:
-        self.backend = backend
+    def __init__(self, model: JudgeModel, cache: Path | None = None) -> None:
+        self.model = model
         self.folder = None if cache is None else Path(cache) / "judge"
-        self._counts = self._zero()
+        self._counts = dict.fromkeys(COUNTS, 0.0)
 
     def ask(self, inquiries: Sequence[Inquiry]) -> list[Verdict | None]:
-        """The verdicts (n,) in order; None is a reply that could not be read, and is counted.
+        """Return the verdicts (n,) in order; None is an unreadable reply, which is counted.
 
-        Verdicts are kept as they come in, so that those before an error are not lost. Raises
-        JudgeError where the judge is gone or the cache cannot be written.
+        Each verdict is kept as soon as it arrives, so an error loses none of those before it.
+        Raises JudgeError if the judge no longer answers or the cache cannot be written.
         """
-        started = time.monotonic()
-        found: dict[Inquiry, Verdict | None] = {}
-        for inquiry in dict.fromkeys(inquiries):
-            if verdict := self._read(inquiry):
-                found[inquiry] = verdict
-        open_ = [inquiry for inquiry in dict.fromkeys(inquiries) if inquiry not in found]
-        self._counts["judge/cached"] += len(found)
+        started, retries = time.monotonic(), self.model.retries
+        distinct = list(dict.fromkeys(inquiries))
+        found = {inquiry: self._read(inquiry) for inquiry in distinct}
+        missing = [inquiry for inquiry in distinct if found[inquiry] is None]
+        self._counts["cached"] += len(distinct) - len(missing)
+        self._counts["asked"] += len(missing)
         try:
-            if open_:
-                self._counts["judge/asked"] += len(open_)
-                found |= self._ask(open_)
+            with closing(self.model.verdicts(missing)) as verdicts:
+                for i, verdict in verdicts:
+                    found[missing[i]] = verdict
+                    if verdict is None:
+                        self._counts["unreadable"] += 1
+                    else:
+                        self._write(missing[i], verdict)
         finally:
-            self._counts["judge/seconds"] += time.monotonic() - started
+            self._counts["retries"] += self.model.retries - retries
+            self._counts["seconds"] += time.monotonic() - started
         return [found[inquiry] for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:
-        """What happened since the last call of this.
+        """Return the counts since the last call of this method, and start again from 0.
 
-        judge/asked: inquiries put to the model; judge/cached: answered from disk; judge/retries:
-        requests made again; judge/unreadable: replies given up on; judge/seconds: time waited.
+        judge/asked: inquiries put to the model; judge/cached: verdicts read from disk;
+        judge/retries: requests repeated; judge/unreadable: replies given up; judge/seconds: time
+        spent in `ask`.
         """
-        counts = self._counts | {"judge/retries": self.backend.retries - self._retries}
-        self._counts = self._zero()
+        counts = {f"judge/{name}": count for name, count in self._counts.items()}
+        self._counts = dict.fromkeys(COUNTS, 0.0)
         return counts
 
-    def _zero(self) -> dict[str, float]:
-        self._retries = self.backend.retries
-        names = ("asked", "cached", "retries", "unreadable", "seconds")
-        return {f"judge/{name}": 0.0 for name in names}
-
-    def _ask(self, inquiries: Sequence[Inquiry]) -> dict[Inquiry, Verdict | None]:
-        found: dict[Inquiry, Verdict | None] = {}
-        with closing(self.backend.verdicts(inquiries)) as verdicts:
-            for i, verdict in verdicts:
-                found[inquiries[i]] = verdict
-                if verdict is None:
-                    self._counts["judge/unreadable"] += 1
-                else:
-                    self._write(inquiries[i], verdict)
-        return found
-
-    def _path(self, inquiry: Inquiry) -> Path | None:
-        """Where the verdict is kept, by all that it depends on; None: without a cache."""
-        if self.folder is None:
-            return None
-        content = [self.backend.identity, inquiry.system, inquiry.user, inquiry.choices]
+    def _path(self, inquiry: Inquiry) -> Path:
+        """Return the verdict's file, named by a hash of all that the verdict depends on."""
+        content = [self.model.identity, inquiry.system, inquiry.user, inquiry.choices]
         name = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.json"
 
     def _read(self, inquiry: Inquiry) -> Verdict | None:
-        path = self._path(inquiry)
-        if path is None:
+        """Return the cached verdict, or None if it is absent or damaged."""
+        if self.folder is None:
             return None
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = json.loads(self._path(inquiry).read_text(encoding="utf-8"))
             choice, reason = kept["choice"], kept["reason"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None  # not there, or damaged: asked and written again
+            return None
         return Verdict(choice, str(reason)) if choice in inquiry.choices else None
 
     def _write(self, inquiry: Inquiry, verdict: Verdict) -> None:
-        """Write beside the place and rename: a reader or a crash never sees half a file."""
-        path = self._path(inquiry)
-        if path is None:
+        """Write a temporary file and rename it: no reader or crash ever sees half a file."""
+        if self.folder is None:
             return
+        path = self._path(inquiry)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -162,44 +108,32 @@ class Judge:
 
 
 def open_judge(
-    spec: str,
-    model: str | None = None,
-    cache: Path | None = None,
-    *,
-    timeout: float = 60.0,
-    tries: int = 5,
-    concurrency: int = 8,
-    wait: float = 1.0,
-) -> "Judge | Encoder":
-    """The judge that `--judge` names: an endpoint's address, hf:ID_OR_FOLDER or embed:ID_OR_FOLDER.
+    spec: str, model: str | None = None, cache: Path | None = None, **limits: float
+) -> Judge | Encoder:
+    """Open the judge that `--judge` names: an address, hf:ID_OR_FOLDER or embed:ID_OR_FOLDER.
 
-    `model` is the one that an endpoint serves. Of an endpoint, too: at most `concurrency` requests
-    at once, each given up after `timeout` seconds of silence and made at most `tries` times, after
-    pauses that begin at `wait` seconds and double. Local models are loaded here, an endpoint is not
-    called before it is asked. Raises JudgeError.
+    `model` and `limits` are those of an `Endpoint`, which is not called before it is asked. A local
+    model is loaded here. Raises JudgeError.
     """
     kind, _, name = spec.partition(":")
     if kind in ("http", "https") and name.startswith("//"):
-        from rewards.judges.endpoint import Endpoint
-
-        limits = {"timeout": timeout, "tries": tries, "concurrency": concurrency, "wait": wait}
         return Judge(Endpoint(spec, model, **limits), cache)
-    if kind in ("hf", "embed") and name:
-        from rewards.judges.local import Encoder, LanguageModel
-
-        return Judge(LanguageModel(name), cache) if kind == "hf" else Encoder(name)
+    if kind == "hf" and name:
+        return Judge(LanguageModel(name), cache)
+    if kind == "embed" and name:
+        return Encoder(name)
     raise JudgeError(f"--judge {spec!r}: unknown kind of judge; give {KINDS}")
 
 
 def open_judges(
     specs: str | None, model: str | None = None, cache: Path | None = None, **limits: float
-) -> "list[Judge | Encoder]":
-    """The judges of a comma list, at most one that gives verdicts and one encoder; None: none.
+) -> list[Judge | Encoder]:
+    """Open the judges of a comma-separated list: at most one `Judge` and one `Encoder`.
 
-    Raises JudgeError.
+    None opens none. Raises JudgeError.
     """
     names = [name.strip() for name in (specs or "").split(",") if name.strip()]
     kinds = ["embed" if name.startswith("embed:") else "judge" for name in names]
-    if len(set(kinds)) < len(kinds):  # whose verdict would be paid for?
+    if len(set(kinds)) < len(kinds):  # it would be unclear whose verdict counts
         raise JudgeError(f"--judge {specs}: two of one kind; keep one judge and one embed:")
     return [open_judge(name, model, cache, **limits) for name in names]

@@ -11,7 +11,8 @@ import pytest
 
 from grpo.settings.errors import one_line
 from rewards.judges.endpoint import Endpoint, read_verdict
-from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge
 from tests.rewards.judges.server import Server, serving, verdict, wire
 
 INQUIRY = Inquiry("You grade.", "<text>a bright rim</text>", ("yes", "no"))

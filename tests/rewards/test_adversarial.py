@@ -1,7 +1,8 @@
-"""What a policy may try: no text breaks a reward, and none earns what it was not meant for.
+"""Texts that try to break a reward or to earn one without an honest answer.
 
 Every built-in reward meets every text, as a closed and as an open question, with findings and
-without. The bounds name what each trick may earn at most; a completion that is honest earns more.
+without. The bounds say what each trick may earn at most; an honest completion earns more. A test
+tries all its texts and names each one that fails.
 """
 
 import itertools
@@ -10,9 +11,10 @@ import pytest
 
 from data.phantom.anatomy import KINDS, QUADRANTS
 from data.phantom.questions import SIZES
-from rewards.scoring import built_in, parse_rewards, score
+from rewards.scoring import RewardError, built_in, parse_rewards, score
 
-HUGE = 1_000_000  # characters: finishes in seconds unless something is quadratic
+HUGE = 1_000_000  # characters: takes seconds unless something is quadratic
+LARGE = 20_000  # characters: takes a moment, even for what is linear and slow
 CYST, ABSCESS = "small cyst, upper left", "large abscess, lower right"
 RIGHT = f"<think>One lesion: {CYST}.</think><answer>A</answer>"
 EVERY_LESION = [
@@ -93,50 +95,84 @@ TEXTS = {
     "a pattern": answered("(.*)", ".*|left|(a+)+$"),
     "a format": answered("{0.__class__} %s %n", "{findings} {}"),
 }
-HUGE_TEXTS = {
-    "letters": "x" * HUGE,
-    "answers": "<answer>" * (HUGE // 8),
-    "blocks": answered("B") * (HUGE // 34),
-    "words": answered("left " * (HUGE // 10), "left " * (HUGE // 10)),
-    "numbers": answered("B", " ".join(map(str, range(HUGE // 7)))),
-    "clauses": answered("B", "x;" * (HUGE // 2)),
-    "denials": answered("B", "no\n" * (HUGE // 3)),
-    "one clause": answered("B", "cyst " * (HUGE // 5)),
-    "colons": answered("B", ":" * HUGE),
-    "dots": answered("." * (HUGE // 2), "." * (HUGE // 2)),
-    "white space": answered(" " * (HUGE // 2), "\n" * (HUGE // 2)),
-    "accents": answered("B", "a" + "\u0315\u0323" * (HUGE // 2)),
-    "surrogates": "\ud800" * HUGE,
-}
 
 
-def check(parts):
+def long_texts(size):
+    """Texts of about `size` characters, each of another kind, by name."""
+    return {
+        "letters": "x" * size,
+        "answers": "<answer>" * (size // 8),
+        "blocks": answered("B") * (size // 34),
+        "words": answered("left " * (size // 10), "left " * (size // 10)),
+        "numbers": answered("B", " ".join(map(str, range(size // 7)))),
+        "clauses": answered("B", "x;" * (size // 2)),
+        "denials": answered("B", "no\n" * (size // 3)),
+        "one clause": answered("B", "cyst " * (size // 5)),
+        "colons": answered("B", ":" * size),
+        "dots": answered("." * (size // 2), "." * (size // 2)),
+        "white space": answered(" " * (size // 2), "\n" * (size // 2)),
+        "accents": answered("B", "a" + "\u0315\u0323" * (size // 2)),
+        "surrogates": "\ud800" * size,
+    }
+
+
+def out_of_range(parts):
+    """What is wrong with the values of all rewards, whatever the text."""
     assert set(parts) == set(built_in())
-    assert all(part is None or 0.0 <= part <= 1.0 for part in parts.values()), parts
+    return [f"{name} {part}" for name, part in parts.items() if not 0.0 <= (part or 0.0) <= 1.0]
 
 
-@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_no_text_breaks_a_reward_or_is_taken_for_right(text, question):
-    parts = paid(text, question)
-    check(parts)
-    # The full-width A is a letter to nobody, and in words it is no "left" either.
-    assert parts["accuracy"] == 0.0
-    assert parts["length-cwr"] in (0.0, None)
-    assert (parts["f1"] or 0.0) <= 2 / 3  # "left right": the one word of two, and of one
-    assert (parts["findings"] or 0.0) <= 2 / 5  # "left": one word of one and four
+def unearned(text, question):
+    """What a text without a right answer earns beyond the bounds, reward by reward."""
+    try:
+        parts = paid(text, question)
+    except RewardError as error:  # a function raised, or returned no number
+        return [str(error)]
+    # The full-width A is no letter, and in words it is no "left" either.
+    most = {"accuracy": 0.0, "length-cwr": 0.0}
+    most["f1"] = 2 / 3  # "left right": the one word of two, and of one
+    most["findings"] = 2 / 5  # "left": one word of one and four
+    beyond = [f"{name} {parts[name]}" for name, bound in most.items() if (parts[name] or 0) > bound]
+    return out_of_range(parts) + beyond + (["no accuracy"] if parts["accuracy"] is None else [])
 
 
-@pytest.mark.parametrize("text", HUGE_TEXTS.values(), ids=HUGE_TEXTS)
-def test_a_million_characters_are_scored_and_earn_no_more_than_their_length(text):
-    parts = paid(text)
-    check(parts)
-    assert parts["accuracy"] == parts["length-cwr"] == 0.0
-    assert parts["findings"] < 0.001
-    assert parts["length-ecr"] == (1.0 if "1 2 3 4 5" in text else pytest.approx(0, abs=0.04))
-    parts = paid(text, OPEN, "accuracy,f1")
-    assert parts["accuracy"] == 0.0
-    assert parts["f1"] < 0.001
+def unearned_by_length(text, size):
+    """What a text of `size` characters earns beyond its length; the bounds shrink with the size."""
+    try:
+        parts, as_open = paid(text), paid(text, OPEN, "accuracy,f1")
+    except RewardError as error:
+        return [str(error)]
+    few = 1000 / size
+    most = {"accuracy": 0.0, "length-cwr": 0.0, "findings": few, "length-ecr": 0.04}
+    if "1 2 3 4 5" in text:
+        assert parts["length-ecr"] == 1.0
+        del most["length-ecr"]
+    beyond = [f"{name} {parts[name]}" for name, bound in most.items() if parts[name] > bound]
+    beyond += [f"open {as_open}"] if as_open["accuracy"] != 0.0 or as_open["f1"] >= few else []
+    return out_of_range(parts) + beyond
+
+
+def test_no_text_breaks_a_reward_or_is_taken_for_right():
+    failed = {
+        (name, kind): problems
+        for name, text in TEXTS.items()
+        for kind, question in QUESTIONS.items()
+        if (problems := unearned(text, question))
+    }
+    assert failed == {}
+
+
+def test_a_long_text_is_scored_and_earns_no_more_than_its_length():
+    texts = long_texts(LARGE).items()
+    failed = {name: wrong for name, text in texts if (wrong := unearned_by_length(text, LARGE))}
+    assert failed == {}
+
+
+@pytest.mark.exhaustive
+def test_a_million_characters_are_scored_and_earn_no_more_than_their_length():
+    texts = long_texts(HUGE).items()
+    failed = {name: wrong for name, text in texts if (wrong := unearned_by_length(text, HUGE))}
+    assert failed == {}
 
 
 def test_an_honest_completion_earns_more_than_any_of_these():
@@ -173,34 +209,41 @@ TRICKS = [
 ]
 
 
-@pytest.mark.parametrize(("reward", "thought", "most"), [row[1:] for row in TRICKS])
-def test_a_trick_in_the_reasoning_earns_less_than_the_honest_finding(reward, thought, most):
-    assert paid(answered("A", thought))[reward] <= most + 1e-9
-    assert most < 1.0 == paid(RIGHT)["findings"]
+def test_a_trick_in_the_reasoning_earns_less_than_the_honest_finding():
+    assert paid(RIGHT)["findings"] == 1.0
+    failed = {}
+    for trick, reward, thought, most in TRICKS:
+        value = paid(answered("A", thought))[reward]
+        if not value <= most + 1e-9 < 1.0:
+            failed[trick] = value
+    assert failed == {}
 
 
-@pytest.mark.parametrize("said", ["left right", "left, right", "left or right", "A) right", "A B"])
-def test_naming_both_options_is_no_answer(said):
-    parts = paid(answered(said, "left"))
+def test_naming_both_options_is_no_answer():
     names = ("format", "accuracy", "accuracy-medvlm-r1", "length-cwr", "consistency")
-    assert [parts[name] for name in names] == [0.0] * len(names)
+    failed = {}
+    for said in ("left right", "left, right", "left or right", "A) right", "A B"):
+        parts = paid(answered(said, "left"))
+        if [parts[name] for name in names] != [0.0] * len(names):
+            failed[said] = parts
+    assert failed == {}
 
 
-@pytest.mark.parametrize(
-    ("said", "most"),
-    [
-        ("left right", 2 / 3),
-        ("left " * 50, 2 / 51),
-        ("left right upper lower", 2 / 5),
-        (" ".join(sorted(WORDS)), 2 / 12),
-        (INJECTED, 0.0),
-    ],
-)
-def test_an_open_answer_of_many_words_is_not_right_and_shares_little(said, most):
-    parts = paid(answered(said), OPEN)
-    assert parts["accuracy"] == 0.0
-    assert parts["f1"] <= most + 1e-9
+def test_an_open_answer_of_many_words_is_not_right_and_shares_little():
     assert paid(answered("left"), OPEN)["f1"] == 1.0
+    most = {
+        "left right": 2 / 3,
+        "left " * 50: 2 / 51,
+        "left right upper lower": 2 / 5,
+        " ".join(sorted(WORDS)): 2 / 12,
+        INJECTED: 0.0,
+    }
+    failed = {}
+    for said, bound in most.items():
+        parts = paid(answered(said), OPEN)
+        if parts["accuracy"] != 0.0 or parts["f1"] > bound + 1e-9:
+            failed[said] = parts
+    assert failed == {}
 
 
 def test_mentioning_every_option_decides_nothing():

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rewards.scoring import Reward, RewardError, built_in, parse_rewards, score
+from data.example import columns as columns_of
+from data.phantom import questions as phantom
+from rewards.scoring import NEED_A_JUDGE, Reward, RewardError, built_in, parse_rewards, score
+
+MANUAL = (Path(__file__).parents[2] / "rewards" / "README.md").read_text(encoding="utf-8")
 
 SAID = [
     "<think>x</think><answer>B</answer>",  # in the format, right
@@ -236,3 +240,25 @@ def test_columns_out_of_step_with_the_completions_are_refused():
 
 def test_scoring_nothing_gives_nothing():
     assert score(parse_rewards("format"), [], [], {"letters": []}) == ([], {"format": []})
+
+
+def test_a_reward_names_the_column_that_it_lacks():
+    known = {name: column for name, column in COLUMNS.items() if name != "options"}
+    with pytest.raises(RewardError, match=r"'accuracy' raised TypeError.*missing column 'options'"):
+        score(parse_rewards("accuracy"), PROMPTS, SAID, known)
+
+
+def test_the_manual_names_every_reward_and_column_and_its_function_works(tmp_path):
+    cells = "".join(line.split("|")[1] for line in MANUAL.splitlines() if line.startswith("| `"))
+    columns = columns_of(phantom.load("MRI", split="test", size=4))
+    names = {*built_in(), *NEED_A_JUDGE, "prompts", "completions", *columns}
+    assert sorted(name for name in names if f"`{name}`" not in cells) == []
+
+    source = MANUAL.split("```python\n")[1].split("```")[0]
+    rewards = parse_rewards(f"{write(tmp_path, source)}:brevity=2")
+    assert score(rewards, PROMPTS, ["", "x" * 250, "x" * 500, "x" * 501], columns)[0] == [
+        2,
+        1,
+        0,
+        0,
+    ]

@@ -10,8 +10,10 @@ from email.utils import formatdate
 
 import pytest
 
-from rewards.judges.endpoint import Endpoint, find_key, read_verdict
-from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict, open_judge
+from rewards.judges.address import find_key
+from rewards.judges.endpoint import Endpoint, read_verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge, open_judge
 from tests.programs import Program
 from tests.rewards.judges.server import Server, serving, verdict, wire
 
@@ -52,38 +54,45 @@ def test_the_wire_is_openais_with_the_roles_apart(server):
     assert "authorization" not in server.headers[0]
 
 
-@pytest.mark.parametrize("end", ["", "/", "/chat/completions"])
-def test_the_address_may_end_as_people_write_it(server, end):
-    server.url += end
-    assert judge_at(server).ask([INQUIRY]) == [YES]
-    assert server.paths == ["/v1/chat/completions"]
+def test_the_address_may_end_as_people_write_it(server):
+    url = server.url
+    for end in ("", "/", "/chat/completions"):
+        server.url = url + end
+        assert judge_at(server).ask([INQUIRY]) == [YES], end
+    assert server.paths == ["/v1/chat/completions"] * 3
 
 
 LIST_BODY = (429, {}, b'[{"error": {"code": 429}}]')  # a real endpoint sends errors as a list
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [429, 500, 503, 408, LIST_BODY, "slow", "cut", "hang up", b"no json", b"{}", b"[]", b"3",
-     b'{"choices": []}', b'{"choices": [{"message": null}]}', b"\xff\xfe"],
-)  # fmt: skip
-def test_what_may_pass_is_tried_again_and_counted(server, fault):
-    server.faults = [fault, fault]
-    judge = judge_at(server, timeout=0.3 if fault == "slow" else 5.0)
-    assert judge.ask([INQUIRY]) == [YES]
-    assert len(server.bodies) == 3
-    counts = judge.counts()
-    assert (counts["judge/retries"], counts["judge/unreadable"]) == (2, 0)
+FAULTS = [429, 500, 503, 408, LIST_BODY, "slow", "cut", "hang up", b"no json", b"{}", b"[]", b"3"]
+FAULTS += [b'{"choices": []}', b'{"choices": [{"message": null}]}', b"\xff\xfe"]
 
 
-@pytest.mark.parametrize("fault", [500, "hang up", b"no json"])
-def test_a_judge_that_stays_away_ends_with_one_line(server, fault):
-    server.faults = [fault] * 9
-    with pytest.raises(JudgeError, match="no answer in 3 tries") as error:
-        judge_at(server, tries=3).ask([INQUIRY])
-    assert len(server.bodies) == 3
-    assert server.url in str(error.value)
-    assert "\n" not in str(error.value)
+def test_what_may_pass_is_tried_again_and_counted(server):
+    failed = []
+    for fault in FAULTS:
+        server.faults, server.bodies = [fault, fault], []
+        judge = judge_at(server, tries=3, timeout=0.3 if fault == "slow" else 5.0)
+        try:
+            verdicts = judge.ask([INQUIRY])
+        except JudgeError as error:
+            verdicts = str(error)
+        counts = judge.counts()
+        seen = len(server.bodies), counts["judge/retries"], counts["judge/unreadable"]
+        if (verdicts, seen) != ([YES], (3, 2, 0)):
+            failed.append((fault, verdicts, seen))
+    assert failed == []
+
+
+def test_a_judge_that_stays_away_ends_with_one_line(server):
+    for fault in (500, "hang up", b"no json"):
+        server.faults, server.bodies = [fault] * 3, []
+        with pytest.raises(JudgeError, match="no answer in 3 tries") as error:
+            judge_at(server, tries=3).ask([INQUIRY])
+        assert len(server.bodies) == 3, fault
+        assert server.url in str(error.value), fault
+        assert "\n" not in str(error.value), fault
 
 
 def test_nobody_there_ends_with_one_line():
@@ -93,20 +102,19 @@ def test_nobody_there_ends_with_one_line():
         judge_at(server, tries=2).ask([INQUIRY])
 
 
-@pytest.mark.parametrize(
-    ("status", "remedy"),
-    [(401, "MEDVQA_JUDGE_KEY"), (403, "MEDVQA_JUDGE_KEY"), (404, "--judge-model"), (400, "oops")],
-)
-def test_a_refusal_is_not_tried_again_and_shows_no_key(server, monkeypatch, status, remedy):
+def test_a_refusal_is_not_tried_again_and_shows_no_key(server, monkeypatch):
     monkeypatch.setenv("MEDVQA_JUDGE_KEY", "very-secret")
-    server.faults = [(status, {}, b'{"error": {"message": "oops very-secret"}}')] * 9
-    with pytest.raises(JudgeError, match=f"status {status}") as error:
-        judge_at(server).ask([INQUIRY])
-    assert len(server.bodies) == 1
-    assert server.headers[0]["authorization"] == "Bearer very-secret"
-    assert remedy in str(error.value)
-    assert "very-secret" not in "".join(traceback.format_exception(error.value))
-    assert "\n" not in str(error.value)
+    key = "MEDVQA_JUDGE_KEY"
+    for status, remedy in {401: key, 403: key, 404: "--judge-model", 400: "oops"}.items():
+        server.faults = [(status, {}, b'{"error": {"message": "oops very-secret"}}')]
+        server.bodies, server.headers = [], []
+        with pytest.raises(JudgeError, match=f"status {status}") as error:
+            judge_at(server).ask([INQUIRY])
+        assert len(server.bodies) == 1, status
+        assert server.headers[0]["authorization"] == "Bearer very-secret", status
+        assert remedy in str(error.value), status
+        assert "very-secret" not in "".join(traceback.format_exception(error.value)), status
+        assert "\n" not in str(error.value), status
 
 
 def test_pauses_double_from_wait_and_honour_retry_after(server):
@@ -151,36 +159,39 @@ def test_an_unreadable_reply_is_asked_once_more_and_then_counted(server):
     assert judge.counts()["judge/unreadable"] == 0
 
 
-@pytest.mark.parametrize(
-    ("reply", "choice"),
-    [
-        ('{"reason": "r", "verdict": "2"}', "2"),
-        ('{"reason": "r", "verdict": 2}', "2"),
-        ('{"reason": "r", "verdict": 2.0}', "2"),
-        ('```json\n{"verdict": " (2). "}\n```', "2"),
-        ('Here it is: {"verdict": "2"} Good luck!', "2"),
-        ('<think>{"verdict": "0"}?</think>{"verdict": "2"}', "2"),
-        ('{"reason": "it says {\\"verdict\\": \\"3\\"}", "verdict": "2"}', "2"),
-        ('{"verdict": "2"} {"verdict": "3"}', None),  # which of the two?
-        ('{"verdict": "2", "verdict": "3"}', None),
-        ('{"verdict": "4"}', None),
-        ('{"verdict": true}', None),
-        ('{"verdict": 1e999}', None),
-        ('{"verdict": NaN}', None),
-        ('{"verdict": ["2"]}', None),
-        ('{"score": 2}', None),
-        ('["verdict"]', None),
-        ("2", None),
-        ("", None),
-        ('{"verdict": "2"', None),
-        ("{" * 100_000 + "}" * 100_000, None),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, None),
-        ("\ud800", None),
-    ],
-)
-def test_a_reply_is_read_generously_but_never_guessed(reply, choice):
-    found = read_verdict(reply, ("0", "1", "2", "3"))
-    assert (found and found.choice) == choice
+REPLIES = [
+    ('{"reason": "r", "verdict": "2"}', "2"),
+    ('{"reason": "r", "verdict": 2}', "2"),
+    ('{"reason": "r", "verdict": 2.0}', "2"),
+    ('```json\n{"verdict": " (2). "}\n```', "2"),
+    ('Here it is: {"verdict": "2"} Good luck!', "2"),
+    ('<think>{"verdict": "0"}?</think>{"verdict": "2"}', "2"),
+    ('{"reason": "it says {\\"verdict\\": \\"3\\"}", "verdict": "2"}', "2"),
+    ('{"verdict": "2"} {"verdict": "3"}', None),  # which of the two?
+    ('{"verdict": "2", "verdict": "3"}', None),
+    ('{"verdict": "4"}', None),
+    ('{"verdict": true}', None),
+    ('{"verdict": 1e999}', None),
+    ('{"verdict": NaN}', None),
+    ('{"verdict": ["2"]}', None),
+    ('{"score": 2}', None),
+    ('["verdict"]', None),
+    ("2", None),
+    ("", None),
+    ('{"verdict": "2"', None),
+    ("{" * 100_000 + "}" * 100_000, None),
+    ('{"a":' * 100_000 + "1" + "}" * 100_000, None),
+    ("\ud800", None),
+]
+
+
+def test_a_reply_is_read_generously_but_never_guessed():
+    failed = []
+    for reply, choice in REPLIES:
+        found = read_verdict(reply, ("0", "1", "2", "3"))
+        if (found and found.choice) != choice:
+            failed.append((reply[:80], found))
+    assert failed == []
 
 
 def test_a_choice_is_read_in_any_case():
@@ -188,22 +199,23 @@ def test_a_choice_is_read_in_any_case():
     assert read_verdict('{"verdict": "None"}', ("A", "none")).choice == "none"
 
 
-@pytest.mark.parametrize(
-    ("url", "key"),
-    [
-        ("https://api.openai.com/v1", "openai"),
-        ("https://x.openai.azure.com/v1", "openai"),
-        ("https://router.huggingface.co/v1", "face"),
-        ("https://x.endpoints.huggingface.cloud/v1", "face"),
-        ("http://localhost:8000/v1", None),
-        ("https://openai.com.example.org/v1", None),
-        ("https://notopenai.com/v1", None),
-    ],
-)
-def test_a_key_goes_to_its_own_house_only(url, key):
+HOSTS = [
+    ("https://openai.com/v1", "openai"),
+    ("https://api.openai.com/v1", "openai"),
+    ("https://x.openai.azure.com/v1", "openai"),
+    ("https://router.huggingface.co/v1", "face"),
+    ("https://x.endpoints.huggingface.cloud/v1", "face"),
+    ("http://localhost:8000/v1", None),
+    ("https://openai.com.example.org/v1", None),
+    ("https://notopenai.com/v1", None),
+]
+
+
+def test_a_key_goes_to_hosts_of_its_company_only():
     keys = {"OPENAI_API_KEY": "openai", "HF_TOKEN": "face"}
-    assert find_key(url, keys) == key
-    assert find_key(url, keys | {"MEDVQA_JUDGE_KEY": "mine"}) == "mine"
+    mine = keys | {"MEDVQA_JUDGE_KEY": "mine"}
+    assert [url for url, key in HOSTS if find_key(url, keys) != key] == []
+    assert [url for url, _ in HOSTS if find_key(url, mine) != "mine"] == []
 
 
 def test_the_users_other_tokens_do_not_travel(server, monkeypatch):
@@ -213,23 +225,23 @@ def test_the_users_other_tokens_do_not_travel(server, monkeypatch):
     assert not any("secret" in value for value in server.headers[0].values())
 
 
-@pytest.mark.parametrize(
-    ("spec", "model", "problem"),
-    [
-        ("http://localhost:8000/v1", None, "add --judge-model NAME"),
-        ("http://", "m", "names no host"),
-        ("http://[::1/v1", "m", "such as|give one as"),
-        ("localhost:8000", "m", "unknown kind of judge"),
-        ("", "m", "unknown kind of judge"),
-        ("hf:", None, "unknown kind of judge"),
-        ("hf:/no/such/folder", None, "no such folder"),
-        ("embed:./no_such_folder", None, "no such folder"),
-    ],
-)
-def test_a_judge_that_is_none_is_refused_in_one_line(spec, model, problem):
-    with pytest.raises(JudgeError, match=problem) as error:
-        open_judge(spec, model, None)
-    assert "\n" not in str(error.value)
+NO_JUDGES = [
+    ("http://localhost:8000/v1", None, "add --judge-model NAME"),
+    ("http://", "m", "names no host"),
+    ("http://[::1/v1", "m", "such as|give one as"),
+    ("localhost:8000", "m", "unknown kind of judge"),
+    ("", "m", "unknown kind of judge"),
+    ("hf:", None, "unknown kind of judge"),
+    ("hf:/no/such/folder", None, "no such folder"),
+    ("embed:./no_such_folder", None, "no such folder"),
+]
+
+
+def test_a_judge_that_is_none_is_refused_in_one_line():
+    for spec, model, problem in NO_JUDGES:
+        with pytest.raises(JudgeError, match=problem) as error:
+            open_judge(spec, model, None)
+        assert "\n" not in str(error.value), spec
 
 
 def test_passwords_in_an_address_are_not_shown(server):
@@ -240,6 +252,7 @@ def test_passwords_in_an_address_are_not_shown(server):
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_importing_judges_needs_the_standard_library_only():
     code = "import sys, rewards.judges.judge_rewards, rewards.judges.endpoint\n"
     code += "print({'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules))"

@@ -12,7 +12,8 @@ import pytest
 
 from rewards.judges import judge_prompts as rubrics
 from rewards.judges.endpoint import Endpoint
-from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict, open_judges
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge, open_judges
 from rewards.scoring import RewardError
 from tests.programs import Program
 from tests.rewards.judges.server import Server, serving, verdict
@@ -74,18 +75,17 @@ def test_a_verdict_stands_for_the_same_model_texts_and_choices_only(server, tmp_
     assert len(server.bodies) == 5
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b'{"choice": "maybe", "reason": ""}', b"\xff"]
-)
-def test_a_damaged_entry_is_asked_and_written_again(server, tmp_path, damage):
+def test_a_damaged_entry_is_asked_and_written_again(server, tmp_path):
     judge_at(server, tmp_path).ask(INQUIRIES[:1])
     (path,) = files(tmp_path)
     whole = path.read_bytes()
-    path.write_bytes(damage)
-    assert judge_at(server, tmp_path).ask(INQUIRIES[:1]) == [YES]
-    assert len(server.bodies) == 2
-    assert files(tmp_path) == [path]
-    assert path.read_bytes() == whole
+    damages = (b"", b"{", b"[]", b'{"choice": "maybe", "reason": ""}', b"\xff")
+    for asked, damage in enumerate(damages, start=2):
+        path.write_bytes(damage)
+        assert judge_at(server, tmp_path).ask(INQUIRIES[:1]) == [YES], damage
+        assert len(server.bodies) == asked, damage
+        assert files(tmp_path) == [path], damage
+        assert path.read_bytes() == whole, damage
 
 
 def test_an_unreadable_reply_is_not_kept(server, tmp_path):
@@ -116,13 +116,15 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from rewards.judges.endpoint import Endpoint
-from rewards.judges.judge import Inquiry, Judge
+from rewards.judges.interface import Inquiry
+from rewards.judges.judge import Judge
 judge = Judge(Endpoint(sys.argv[1], "judge-1", wait=0.0), Path(sys.argv[2]))
 asked = [Inquiry("You grade.", f"text {i}", ("yes", "no")) for i in range(40)]
 print({verdict.choice for verdict in judge.ask(asked)})
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_cache(server, tmp_path):
     command = [sys.executable, "-c", PROGRAM, server.url, str(tmp_path)]
     both = [Program(*command) for _ in "ab"]
@@ -214,12 +216,14 @@ def test_the_conclusion_is_asked_without_the_answer_and_open_questions_have_no_o
     assert "<options" not in rubrics.correctness("Which side?", (), REFERENCES, "left").user
 
 
-@pytest.mark.parametrize("attack", ATTACKS[:6], ids=range(6))
-def test_over_the_wire_an_attack_stays_in_the_users_turn(server, attack):
+def test_over_the_wire_an_attack_stays_in_the_users_turn(server):
     server.reply = lambda body: verdict("0")
     judge = judge_at(server, None)
-    assert judge.ask(asked_of(attack)[:2]) == [Verdict("0", "as seen")] * 2
-    for body in server.bodies:
-        assert [message["role"] for message in body["messages"]] == ["system", "user"]
-        assert attack in body["messages"][1]["content"]
-        assert attack not in body["messages"][0]["content"]
+    for attack in ATTACKS[:6]:
+        server.bodies = []
+        assert judge.ask(asked_of(attack)[:2]) == [Verdict("0", "as seen")] * 2, attack
+        assert len(server.bodies) == 2, attack
+        for body in server.bodies:
+            assert [message["role"] for message in body["messages"]] == ["system", "user"]
+            assert attack in body["messages"][1]["content"]
+            assert attack not in body["messages"][0]["content"]

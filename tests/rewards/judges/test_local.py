@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from rewards.judges import judge_prompts as rubrics
-from rewards.judges.judge import Inquiry, JudgeError, open_judge
+from rewards.judges.interface import Inquiry, JudgeError
+from rewards.judges.judge import open_judge
 from rewards.judges.local import Encoder, LanguageModel
 from tests.rewards.judges.encoder import make_encoder
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer

@@ -1,0 +1,27 @@
+"""The columns of a reward function: what is known about each completion's question, by name."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+# The value of a column that the caller leaves out or passes empty. All other columns are required.
+DEFAULTS = {"references": (), "asked": "reason"}
+
+
+def rows(
+    completions: Sequence[str], columns: Mapping[str, Sequence], *names: str
+) -> Iterator[tuple]:
+    """Yield, for each completion, its text and its entry in each named column.
+
+    Raises TypeError if a required column is missing, ValueError if a column has another length.
+
+    >>> list(rows(["<answer>B</answer>"], {"letters": ["AB"]}, "letters", "asked"))
+    [('<answer>B</answer>', 'AB', 'reason')]
+    """
+    wanted = []
+    for name in names:
+        if name in DEFAULTS:
+            wanted.append(columns.get(name) or [DEFAULTS[name]] * len(completions))
+        elif name in columns:
+            wanted.append(columns[name])
+        else:
+            raise TypeError(f"missing column {name!r}")
+    return zip(completions, *wanted, strict=True)
