@@ -32,7 +32,7 @@ from data.evaluation_questions import (
 )
 from data.example import VQAExample, columns
 from data.rows import Skipped
-from data.showing import described
+from data.showing import asked_and_gold, described
 from data.targets import sft_target
 from data.training_questions import question_order
 from data.variety import in_all_ways, varied
@@ -44,7 +44,7 @@ from grpo.optim import adamw
 from grpo.run.checkpoint import Keeper, cut_back, origin, restore, save_adapter
 from grpo.run.folder import peak_memory, run_folder, starting_adapter, write_json, write_whole
 from grpo.run.metrics_log import check_tensorboard, history
-from grpo.run.progress import closing_line
+from grpo.run.progress import Progress, closing_line
 from grpo.run.recorder import follow
 from grpo.run.resume import Halted, Point, Stop, going_on, starting_point
 from grpo.run.skipped import SkippedSteps
@@ -131,7 +131,9 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     skips = SkippedSteps(config, history(run))
     look = partial(watch, policy, config, run, judges, validation, skips)
     with Stop(run, config.quiet) as stop:
-        follow(steps, config, keeper, stop, look, rewards.scoring.RewardError)
+        title = f"{config.method} on {config.modality}"
+        progress = Progress(config, title, asked_and_gold, before=history(run))
+        follow(steps, config, keeper, stop, look, progress, rewards.scoring.RewardError)
         save_adapter(run, policy)
         stop.now()
         answers = ask(policy, config, tests, run, Options()) if tests else {}
@@ -146,7 +148,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     }
     if not rank():
         write_json(run / "summary.json", record)
-    return closing_line(run, config, gained(table, config))
+    return closing_line(run, gained(table, config), config.ood_modalities, not config.out)
 
 
 def prepare(config: Config, policy: Policy, point: Point, skipped: set[Skipped]) -> Path:

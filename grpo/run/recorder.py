@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from grpo.distributed import gathered
 from grpo.run.checkpoint import Keeper, checkpoints, save_adapter
-from grpo.run.metrics_log import Record, history
+from grpo.run.metrics_log import MetricsLog, history
 from grpo.run.progress import Progress
 from grpo.run.resume import Halted, Stop
 from grpo.settings.config import Config
@@ -21,6 +21,7 @@ def follow(
     keeper: Keeper,
     stop: Stop,
     look: Callable[[Step], None],
+    progress: Progress,
     *also: type[Exception],
 ) -> None:
     """Take all steps; `look` is told of each before it is recorded, and may add metrics.
@@ -30,7 +31,7 @@ def follow(
     """
     run, before = keeper.run, history(keeper.run)
     try:
-        with Record(run, config) as log, Progress(config, before=before) as progress:
+        with MetricsLog(run, config) as log, progress:
             keeper.note(len(before), log.bytes)
             for this in steps:
                 look(this)

@@ -18,6 +18,7 @@ from grpo.run import atomic as folders
 from grpo.run import resume
 from grpo.run.checkpoint import Keeper, checkpoints, cut_back, newest, opened, restore
 from grpo.run.metrics_log import history
+from grpo.run.progress import Progress
 from grpo.run.recorder import follow
 from grpo.run.resume import Halted, Stop
 from grpo.settings.config import Config
@@ -64,7 +65,8 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
     start = found.step if found else 0
     keeper = Keeper(run, policy, optimizer, c, "origin", time.monotonic())
     steps = steps_of(c, policy, optimizer, start)
-    follow(steps, c, keeper, Stop(run, quiet=True), seen, ArithmeticError)
+    progress = Progress(c, "a run", vars, before=history(run))
+    follow(steps, c, keeper, Stop(run, quiet=True), seen, progress, ArithmeticError)
     return drawn
 
 
@@ -223,8 +225,9 @@ def test_an_end_between_two_steps_is_saved_where_it_is(fresh, tmp_path, error, r
 
     run.mkdir()
     keeper = Keeper(run, policy, optimizer, c, "origin", time.monotonic())
+    progress = Progress(c, "a run", vars)
     with pytest.raises(raised, match="the judge is gone"):
-        follow(judged(), c, keeper, Stop(run, quiet=True), lambda step: None)
+        follow(judged(), c, keeper, Stop(run, quiet=True), lambda step: None, progress)
     assert newest(run).step == len(history(run)) == 2
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 

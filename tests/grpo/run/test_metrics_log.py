@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from grpo.run.metrics_log import Record, check_tensorboard
+from grpo.run.metrics_log import MetricsLog, check_tensorboard
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
@@ -19,7 +19,7 @@ STEPS = [
 
 
 def test_a_line_a_step_is_on_disk_before_the_next(tmp_path):
-    with Record(tmp_path, Config()) as log:
+    with MetricsLog(tmp_path, Config()) as log:
         log.add(STEPS[0])
         (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == STEPS[0] | {"rewards/f1/mean": None}
@@ -30,7 +30,7 @@ def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Record(tmp_path, Config(tensorboard=True)) as log:
+    with MetricsLog(tmp_path, Config(tensorboard=True)) as log:
         for metrics in STEPS:
             log.add(metrics)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
