@@ -86,14 +86,8 @@ def reward_not_moving(history: History, config: Config) -> str | None:
     return f"{found}: raise {_now(config, 'learning_rate')} or look at --reward"
 
 
-DIAGNOSES = (
-    no_signal,
-    equal_completions,
-    truncated,
-    kl_above_1,
-    format_without_accuracy,
-    reward_not_moving,
-)
+DIAGNOSES = (no_signal, equal_completions, truncated, kl_above_1)
+DIAGNOSES += (format_without_accuracy, reward_not_moving)
 
 
 class Diagnoses:

@@ -63,8 +63,9 @@ class Screen:
             return
         self.last_line, elapsed = now, now - self.start
         left = elapsed / (done - self.before) * (self.steps - done)
-        clocked = f"[{_clocked(elapsed)}<{_clocked(left)}, {phases}]"
-        self.say(f"{self.title} {done}/{self.steps} {clocked} {' '.join(words)}")
+        taken, left = (timedelta(seconds=round(seconds)) for seconds in (elapsed, left))
+        place = f"{self.title} {done}/{self.steps} [{taken}<{left}, {phases}]"
+        self.say(f"{place} {' '.join(words)}")
 
     def say(self, text: str) -> None:
         """Show a message above the bar."""
@@ -80,10 +81,6 @@ class Screen:
         if self.plain:
             return PLAIN_WIDTH
         return max(terminal_width() - 1, 1)  # some terminals wrap after the last column
-
-
-def _clocked(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def fitted(words: Sequence[str], width: int) -> str:

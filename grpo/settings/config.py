@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo.settings.errors import UsageError, exit_on_usage_error
-from grpo.settings.flags import (
-    check_names,
-    check_options,
-    names_in,
-    option,
-    parse_flags,
-    steps_in,
-)
+from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
 from grpo.settings.recipes import RECIPES, TRL_NAMES, choose
 
 ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step, or

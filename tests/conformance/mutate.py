@@ -1,6 +1,6 @@
 """Does the suite bite? Put one small bug at a time into a copy of the project and run the tests.
 
-    python tests/conformance/mutate.py                     all of them: 20 minutes of two cores
+    python tests/conformance/mutate.py                     all of them: half an hour of two cores
     python tests/conformance/mutate.py --only temperature  those with this word in the name
     python tests/conformance/mutate.py --check             only see that each can be put in
 
@@ -55,7 +55,7 @@ SOUND = Mutation("no bug at all", "", "grpo/loss.py", "LOG_RATIO_LIMIT = ", "LOG
 
 
 def tests_of(thread: str) -> list[str]:
-    """Return what to give pytest for the tests of one thread; it may also be a list of files."""
+    """Return what to give pytest for the tests of one thread, or of the files that it lists."""
     if thread.startswith("tests/"):
         return [name for name in thread.split() if (ROOT / name).is_file()]
     files = Path(__file__).parent.glob("test_*.py")

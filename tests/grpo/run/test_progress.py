@@ -1,4 +1,4 @@
-"""What a run says: numbers that fit, text that is inert, lines that are lines, its last words."""
+"""What a run shows: numbers that fit, escaped text, whole lines, and the last line."""
 
 from __future__ import annotations
 
@@ -115,6 +115,14 @@ def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
         f"grpo on MRI 4/60 [0:00:35<0:08:10, {phases}]",
         f"grpo on MRI 6/60 [0:01:05<0:09:45, {phases}]",
     ]
+
+
+def test_a_resumed_run_expects_its_steps_to_take_what_those_since_then_took(capfd):
+    before = [METRICS | {"step": n} for n in range(1, 41)]
+    ticks, c = iter([0, 10]), Config(steps=60, sample_every=0)
+    with Progress(c, "grpo on MRI", asked_and_gold, before, lambda: next(ticks)) as progress:
+        progress.show(step(41))
+    assert "grpo on MRI 41/60 [0:00:10<0:03:10, " in capfd.readouterr().err
 
 
 def test_a_terminal_that_tells_no_size_gets_lines(monkeypatch):
