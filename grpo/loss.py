@@ -26,6 +26,15 @@ def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     return log_ratio(logprobs, old_logprobs).exp()
 
 
+def clip_bounds(clip_eps: float, clip_eps_high: float | None) -> tuple[float, float]:
+    """eps and eps_high of the clip: without a bound of its own the high side has the low one's.
+
+    >>> clip_bounds(0.2, None), clip_bounds(0.2, 0.28)
+    ((0.2, 0.2), (0.2, 0.28))
+    """
+    return clip_eps, clip_eps_high or clip_eps
+
+
 def clipped_surrogate(
     ratio: Tensor, advantages: Tensor, clip_eps: float, clip_eps_high: float
 ) -> Tensor:

@@ -1,20 +1,92 @@
-"""The numbers of a step, under TRL's names where TRL has one; and a clock for its phases."""
+"""A step as the loop yields it, and its numbers, under TRL's names where TRL has one.
+
+A step refers to everything that it is made of, so that keeping a record of it (run/trace.py),
+explaining it (explain/) or neither is up to the caller.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import nan
 
 import torch
 from torch import Tensor
 
 from grpo.advantages import zero_variance
-from grpo.loss import LOG_RATIO_LIMIT, clipped, k3_kl
+from grpo.interfaces import Example
+from grpo.loss import LOG_RATIO_LIMIT, clip_bounds, clipped, k3_kl
 from grpo.rollout import Rollout
 from grpo.settings.config import Config
-from grpo.step import Update
 
+PER_TOKEN = ("logprobs", "ratio", "kl", "entropy", "loss")  # what a pass sees of a token
 GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # of an update, as metrics
+
+
+@dataclass
+class Tokens:
+    """What the loss needs to know of every completion token of a step, (N,) each."""
+
+    weights: Tensor
+    advantages: Tensor  # those of the token's completion
+    old_logprobs: Tensor = field(init=False)
+    ref_logprobs: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.old_logprobs = torch.zeros_like(self.weights)
+        self.ref_logprobs = torch.zeros_like(self.weights)
+
+
+class Seen:
+    """What the passes of one update see of every completion token, as one tensor (5, N)."""
+
+    def __init__(self, weights: Tensor, update: int) -> None:
+        """`weights` (N,) gives size, dtype and device; `update` counts from 0 in a step."""
+        self.numbers = weights.new_zeros(len(PER_TOKEN), len(weights))
+        self.update = update
+
+    def keep(self, at: Tensor, **values: Tensor) -> None:
+        """Write the values (n,), by their names, for the tokens at the places `at` (n,)."""
+        for name, value in values.items():
+            self.numbers[PER_TOKEN.index(name), at] = value.detach()
+
+    def by_name(self, scored: Tensor) -> dict[str, Tensor]:
+        """(N,) each, NaN for the tokens that took no pass: those not among `scored` (N,) bool."""
+        return dict(zip(PER_TOKEN, self.numbers.where(scored, nan), strict=True))
+
+
+@dataclass
+class Update:
+    """One optimizer update and what its passes saw of every token: (N,) each, detached.
+
+    NaN for the tokens of a group that took no pass: equal rewards, and no KL term.
+    """
+
+    logprobs: Tensor
+    ratio: Tensor
+    kl: Tensor
+    entropy: Tensor
+    loss: Tensor  # the token's share of the loss, which is their sum
+    grad_norm: float  # before clipping
+    learning_rate: float
+    skipped_updates: float  # 1.0 where a number was not finite and so nothing was updated
+    grad_norm_by_layer: dict[str, float] = field(default_factory=dict)  # of a traced step
+
+
+@dataclass
+class Step:
+    """What happened in a step. A supervised one has its metrics and nothing else."""
+
+    metrics: dict[str, float]
+    rollout: Rollout | None = None
+    advantages: Tensor | None = None  # (B, G)
+    weights: Tensor | None = None  # (N,)
+    old_logprobs: Tensor | None = None  # (N,)
+    ref_logprobs: Tensor | None = None  # (N,); None where kl_coef is 0
+    updates: list[Update] = field(default_factory=list)
+    suspects: list[Example] = field(default_factory=list)  # whose pass spoilt the gradient
+    cuts: int = 0  # how often memory ran out, and its passes were made smaller
 
 
 class Clock:
@@ -61,7 +133,7 @@ def update_metrics(
     the reference, was held at its bound. Without a KL term there is no `kl`.
     """
     each = [_update_metrics(update, scored, advantages, config) for update in updates]
-    return {name: sum(of[name] for of in each) / len(each) for name in each[0]}
+    return {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
 
 
 def _update_metrics(
@@ -71,7 +143,7 @@ def _update_metrics(
     if not scored.any():  # no group had signal
         return {"loss": 0.0, **gradient}
     ratio, kl = update.ratio[scored], update.kl[scored]
-    bounds = config.clip_eps, config.clip_eps_high or config.clip_eps
+    bounds = clip_bounds(config.clip_eps, config.clip_eps_high)
     low, high = clipped(ratio, advantages[scored], *bounds)
     limits = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
     clamped = torch.isin(ratio, limits.exp()) | torch.isin(kl, k3_kl(limits, 0 * limits))

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo.advantages import zero_variance
-from grpo.distributed import gathered, in_order, share
+from grpo.distributed import gathered, in_order, share, world
+from grpo.interfaces import Draw, Example, Group, Groups, Policy, Reward
 from grpo.settings.config import TRAIN_STREAM, Config
 
-if TYPE_CHECKING:
-    from grpo.loop import Policy
 
-Example = Any  # a question with its images: only the policy and the rewards look inside
-Rewards = tuple[list[float], dict[str, list[float | None]]]  # totals, and their parts by name
+@dataclass
+class ScoredGroup:
+    """One question's completions and what they earned; lists have G entries."""
 
-
-class Group(Protocol):
-    """One prompt and its G completions: ids up to and with the end of sequence, no more."""
-
-    completions: list[Tensor]
-    truncated: list[bool]  # stopped by max_completion_length, without an end of sequence
+    example: Example
+    group: Group
+    texts: list[str]
+    rewards: list[float]
+    parts: dict[str, list[float | None]]  # by the reward's name; None where it does not apply
 
 
 @dataclass
@@ -46,85 +46,102 @@ class Rollout:
         self.row = torch.repeat_interleave(self.lengths)
 
 
-def sample_groups(
-    policy: Policy,
-    draw: Callable[[int, int, int], Example],
-    reward: Callable[[list[Example], list[str]], Rewards],
-    config: Config,
-    step: int,
-) -> Rollout:
+def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, step: int) -> Rollout:
     """Fill the step's B slots with groups, each process its share of them.
 
     With dynamic sampling (DAPO, 2503.14476, section 3.2) a slot whose rewards are all equal is
     filled again, with another question, up to `dynamic_sampling` times; what is still without
     signal then stays. A slot's random numbers are keyed by (seed, step, slot, attempt), so neither
-    batch layout nor the other slots can change them, nor who draws it.
+    batch layout nor the other slots can change them, nor which process draws it.
     """
     slots, redrawn = list(range(config.prompts_per_step)), 0
-    filled: dict[int, tuple[Example, Group, dict[str, Any]]] = {}
+    filled: dict[int, ScoredGroup] = {}
     for attempt in range(config.dynamic_sampling + 1):
         examples = [draw(step, slot, attempt) for slot in slots]
-        own = policy.encode(share(examples))
+        # o_1 .. o_G ~ pi_old(. | q): nothing has trained since the last step, so the policy as is
         groups = policy.sample(
-            own,
+            policy.encode(share(examples)),
             config.group_size,
             [(TRAIN_STREAM, config.seed, step, slot, attempt) for slot in share(slots)],
             temperature=config.temperature,
             max_completion_length=config.max_completion_length,
         )
-        scored = in_order(gathered(score_groups(policy, share(examples), groups, reward)))
-        # The others' images have gone through the tower by now, and are in the cache on disk.
-        prompts = own if len(own) == len(slots) else policy.encode(examples)
-        for slot, example, prompt, of in zip(slots, examples, prompts, scored, strict=True):
-            group = policy.completed(prompt, of["ids"], of["truncated"])
-            filled[slot] = example, group, of
-        rewards = {slot: _tensor(policy, [filled[slot][2]["rewards"]]) for slot in slots}  # (1, G)
-        slots = [slot for slot in slots if zero_variance(rewards[slot])]
+        scored = score_groups(policy, share(examples), groups, reward)
+        if world() > 1:
+            scored = exchanged(policy, examples, scored)
+        filled |= zip(slots, scored, strict=True)
+
+        # Equal rewards: every advantage of the group would be 0
+        slots = [slot for slot in slots if zero_variance(_tensor(policy, [filled[slot].rewards]))]
         if not slots or attempt == config.dynamic_sampling:
             break
         redrawn += len(slots)
-    examples, groups, scored = zip(*(filled[slot] for slot in sorted(filled)), strict=True)
+
+    whole = [filled[slot] for slot in sorted(filled)]
     return Rollout(
-        examples=list(examples),
-        groups=list(groups),
-        texts=[of["texts"] for of in scored],
-        rewards=_tensor(policy, [of["rewards"] for of in scored]),
+        examples=[scored.example for scored in whole],
+        groups=[scored.group for scored in whole],
+        texts=[scored.texts for scored in whole],
+        rewards=_tensor(policy, [scored.rewards for scored in whole]),
         parts={
-            name: _tensor(policy, [of["parts"][name] for of in scored])
-            for name in scored[0]["parts"]
+            name: _tensor(policy, [scored.parts[name] for scored in whole])
+            for name in whole[0].parts
         },
         redrawn=redrawn,
     )
 
 
 def score_groups(
-    policy: Policy,
-    examples: Sequence[Example],
-    groups: Sequence[Group],
-    reward: Callable[[list[Example], list[str]], Rewards],
-) -> list[dict[str, Any]]:
-    """Each group ready for JSON: ids, truncated, texts, rewards and, by name, their parts (G)."""
+    policy: Policy, examples: Sequence[Example], groups: Groups, reward: Reward
+) -> list[ScoredGroup]:
+    """r_i of every completion: all texts of these groups go to `reward` in one call."""
     if not groups:
         return []
     texts = [[policy.decode(ids) for ids in group.completions] for group in groups]
-    repeated = [example for example, of in zip(examples, texts, strict=True) for _ in of]
-    totals, parts = reward(repeated, [text for of in texts for text in of])
+    repeated = [example for example, rows in zip(examples, texts, strict=True) for _ in rows]
+    totals, parts = reward(repeated, [text for rows in texts for text in rows])
     scored, end = [], 0
-    for group, of in zip(groups, texts, strict=True):
-        start, end = end, end + len(of)
+    for example, group, rows in zip(examples, groups, texts, strict=True):
+        start, end = end, end + len(rows)
         scored.append(
-            {
-                "ids": [ids.tolist() for ids in group.completions],
-                "truncated": list(group.truncated),
-                "texts": of,
-                "rewards": list(totals[start:end]),
-                "parts": {name: list(part[start:end]) for name, part in parts.items()},
-            }
+            ScoredGroup(
+                example=example,
+                group=group,
+                texts=rows,
+                rewards=list(totals[start:end]),
+                parts={name: list(part[start:end]) for name, part in parts.items()},
+            )
         )
     return scored
 
 
+def exchanged(
+    policy: Policy, examples: Sequence[Example], scored: Sequence[ScoredGroup]
+) -> list[ScoredGroup]:
+    """The groups of all processes, one for each of `examples`; they travel as JSON."""
+    records: list[dict[str, Any]] = [
+        {
+            "ids": [ids.tolist() for ids in mine.group.completions],
+            "truncated": list(mine.group.truncated),
+            "scores": {"texts": mine.texts, "rewards": mine.rewards, "parts": mine.parts},
+        }
+        for mine in scored
+    ]
+    # The other processes have already computed the features of their images: encoding all prompts
+    # here only reads the cache on disk.
+    return [
+        ScoredGroup(
+            example=example,
+            group=policy.completed(prompt, record["ids"], record["truncated"]),
+            **record["scores"],
+        )
+        for example, prompt, record in zip(
+            examples, policy.encode(examples), in_order(gathered(records)), strict=True
+        )
+    ]
+
+
 def _tensor(policy: Policy, values: Sequence[Sequence[float | None]]) -> Tensor:
     """(B, G) float32, NaN for None."""
-    rows = [[float("nan") if value is None else value for value in row] for row in values]
+    rows = [[nan if value is None else value for value in row] for row in values]
     return torch.tensor(rows, dtype=torch.float32, device=policy.device)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
+from torch.optim import AdamW
 
 from grpo.distributed import sum_gradients, summed
-from grpo.loop import Policy
-from grpo.metrics import Clock
+from grpo.interfaces import Draw, Example, Groups, Policy
+from grpo.metrics import Clock, Step
 from grpo.optim import optimizer_step
 from grpo.passes import Passes
-from grpo.rollout import Example
 from grpo.settings.config import Config
-from grpo.step import Step
 
 
 def sft(
     policy: Policy,
-    optimizer: torch.optim.AdamW,
-    draw: Callable[[int, int, int], Example],
+    optimizer: AdamW,
+    draw: Draw,
     target: Callable[[Example], str],
     config: Config,
     start: int = 0,
@@ -30,23 +30,37 @@ def sft(
     among them. Scored at temperature 1, as a likelihood must be.
     """
     for step in range(start, config.steps):
-        clock = Clock()
-        examples = [draw(step, slot, 0) for slot in range(config.prompts_per_step)]
-        prompts = policy.encode(examples)
-        groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]
-        passes = Passes(policy, groups, torch.ones(len(groups), dtype=torch.bool))
-        losses = torch.zeros(sum(len(g.completions[0]) for g in groups), device=policy.device)
-        for chosen, tokens in passes:
-            with passes.fitted():
-                logprobs = loss = None  # the pass before lets go
-                logprobs, _ = policy.logprobs(chosen, temperature=1.0)  # (n,)
-                loss = -logprobs / len(losses)
-                loss.sum().backward()
-                losses[tokens] = loss.detach()
-        losses = summed(losses)  # (N,)
-        sum_gradients(policy.parameters())
-        update = optimizer_step(optimizer, step, config, losses)
-        clock.lap("update")
-        numbers = {"loss": losses.sum().item(), **update, **clock.times()}
-        suspects = [examples[b] for b in passes.suspects]
-        yield Step({"step": step + 1, **numbers}, suspects=suspects)
+        yield sft_step(policy, optimizer, draw, target, config, step)
+
+
+def sft_step(
+    policy: Policy,
+    optimizer: AdamW,
+    draw: Draw,
+    target: Callable[[Example], str],
+    config: Config,
+    step: int,
+) -> Step:
+    """One update towards the targets of B questions."""
+    clock = Clock()
+    examples = [draw(step, slot, 0) for slot in range(config.prompts_per_step)]
+    prompts = policy.encode(examples)
+    groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]
+    passes = Passes(policy, groups, torch.ones(len(groups), dtype=torch.bool))
+    losses = torch.zeros(sum(len(g.completions[0]) for g in groups), device=policy.device)  # (N,)
+    passes.run(target_pass, policy, losses)
+    summed(losses)
+    sum_gradients(policy.parameters())
+    update = optimizer_step(optimizer, step, config, losses)
+    clock.lap("update")
+    numbers = {"loss": losses.sum().item(), **update, **clock.times()}
+    suspects = [examples[b] for b in passes.suspects]
+    return Step({"step": step + 1, **numbers}, suspects=suspects)
+
+
+def target_pass(groups: Groups, at: Tensor, policy: Policy, losses: Tensor) -> None:
+    """Add the gradient of one pass: -1/N sum_t log pi(token t)."""
+    logprobs, _ = policy.logprobs(groups, temperature=1.0)  # (n,)
+    loss = -logprobs / len(losses)
+    loss.sum().backward()
+    losses[at] = loss.detach()

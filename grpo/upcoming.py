@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from grpo.distributed import share
-from grpo.rollout import Example
+from grpo.interfaces import Example
 from grpo.settings.config import Config
 
 Draw = Callable[[int, int, int], Example]

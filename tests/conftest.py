@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from models.policy import Policy, load_policy
+from tests import programs
 from tests.models.hub import make_hub_folder
 from tests.tiny import make_model
 
@@ -18,6 +19,14 @@ from tests.tiny import make_model
 def one_thread() -> None:
     """Sums in one order, and no fight for cores with whatever else runs."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def end_programs() -> Iterator[None]:
+    """End what a test has started. Programs of a fixture of wider scope started before."""
+    before = [*programs.running]
+    yield
+    programs.end_all(kept=before)
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.programs import ROOT, SETTINGS, Program
+
 SHORT = [
     *("--recipe", "phantom", "--kl-coef", "0.04", "--steps", "6", "--train-size", "24"),
     *("--eval-size", "4", "--ood", "none", "--prompts-per-step", "2", "--group-size", "4"),
@@ -21,26 +18,11 @@ SHORT = [
 UNLIKE = ("time/", "memory/", "judge/")  # metrics of the machine and of what a cache spared
 
 
-def started(flags: list[str], where: Path) -> subprocess.Popen[str]:
-    """`train.py` with these flags, running."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *flags],
-        cwd=where,
-        env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def once(process: subprocess.Popen[str], true: Callable[[], bool]) -> bool:
-    """Wait until something is true; False where the process ended before."""
-    while not true():
-        if process.poll() is not None:
-            return False
-        time.sleep(0.001)
-    return True
+def started(flags: list[str], where: Path, *before: str) -> Program:
+    """`train.py` with these flags, running. The words `before` come before the command."""
+    settings = SETTINGS | {"XDG_CACHE_HOME": str(where / "cache")}
+    words = [*before, sys.executable, str(ROOT / "train.py"), *flags]
+    return Program(*words, where=where, settings=settings)
 
 
 def lines(run: Path) -> int:

@@ -7,9 +7,7 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,29 +22,22 @@ from grpo.settings.options import Options
 from models.policy import load_policy
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
+from tests.programs import ROOT, Program, children
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 QUICK = "--steps 4 --train-size 40 --prompts-per-step 3 --group-size 4 --kl-coef 0.04 --threads 1"
 QUICK += " --max-completion-length 12 --ood none --val-size 0 --device cpu --cache none"
 
 
-def torchrun(processes: int, *words: str) -> subprocess.Popen[str]:
+def torchrun(processes: int, *words: str) -> Program:
     """A program on so many processes, one thread each."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    words = [*LAUNCH, str(processes), *words]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    return Program(*LAUNCH, str(processes), *words, settings={"OMP_NUM_THREADS": "1"})
 
 
-def finish(program: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Its exit code, and what it said."""
-    try:
-        out, err = program.communicate(timeout=300)
-    finally:
-        if program.poll() is None:
-            os.killpg(program.pid, signal.SIGKILL)
-    return program.returncode, out, err
+def signal_second_worker(program: Program, metrics: Path, number: signal.Signals) -> None:
+    """Send a signal to one of torchrun's processes, after the run's second step."""
+    program.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 1)
+    os.kill(children(program.pid)[1], number)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +62,9 @@ def alone(record, tiny_folder) -> Path:
 def shared(processes: int, record: Path, model: Path) -> Path:
     out = record.parent / str(processes)
     out.mkdir()
-    code, _, err = finish(
-        torchrun(processes, "-m", "tests.grpo.shared", str(model), str(record), str(out))
-    )
-    assert code == 0, err[-3000:]
+    words = ["-m", "tests.grpo.shared", str(model), str(record), str(out)]
+    done = torchrun(processes, *words).finish()
+    assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
@@ -114,31 +104,26 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
     flags = [*QUICK.split(), "--eval-size", "10", "--save-every", "1", "--out", str(folder)]
     program = torchrun(2, "train.py", *flags, "--steps", "400", "--lr-schedule", "constant")
     metrics = folder / "metrics.jsonl"
-    while program.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
-        time.sleep(0.05)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(program.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(workers[1]), signal.SIGKILL)
-    code, out, err = finish(program)
-    assert code != 0
-    said = re.findall(r"^train\.py: .*is gone.*$", err, re.MULTILINE)
-    assert len(said) == 1, err
+    signal_second_worker(program, metrics, signal.SIGKILL)
+    done = program.finish()
+    assert done.returncode != 0
+    said = re.findall(r"^train\.py: .*is gone.*$", done.stderr, re.MULTILINE)
+    assert len(said) == 1, done.stderr
     assert f"--resume {folder}" in said[0]
-    assert 'train.py", line' not in err, "torchrun has a traceback, we have none"
+    assert 'train.py", line' not in done.stderr, "torchrun has a traceback, we have none"
 
     again = ["train.py", *flags, "--lr-schedule", "constant", "--resume", "auto"]
     made = len(rows(metrics))
     again += ["--steps", str(made + 3)]
-    code, out, err = finish(torchrun(3, *again))
-    assert code == 0, err[-3000:]
-    assert out.count(f"{folder}: ") == 1, "one process speaks for all"
+    done = torchrun(3, *again).finish()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(f"{folder}: ") == 1, "one process speaks for all"
     assert [row["step"] for row in rows(metrics)] == list(range(1, made + 4))
 
     plain = tmp_path / "plain"
     whole = [str(plain) if word == str(folder) else word for word in again if word != "--resume"]
     whole.remove("auto")
-    done = subprocess.run([sys.executable, *whole], cwd=ROOT, capture_output=True, text=True)
+    done = Program(sys.executable, *whole).finish()
     assert done.returncode == 0, done.stderr[-3000:]
     for mine, one in zip(rows(metrics), rows(plain / "metrics.jsonl"), strict=True):
         drop = ("time/", "memory/")
@@ -155,24 +140,20 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     flags = [*QUICK.split(), "--eval-size", "0", "--steps", "400", "--out", str(folder)]
     program = torchrun(2, "train.py", *flags, "--save-every", "0")
     metrics = folder / "metrics.jsonl"
-    while program.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
-        time.sleep(0.05)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(program.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(workers[1]), signal.SIGTERM)
-    code, _, err = finish(program)
-    assert code != 0
-    said = re.findall(r"^train\.py: stopped by SIGTERM after step (\d+) .*$", err, re.MULTILINE)
-    assert said == [str(len(rows(metrics)))], err
+    signal_second_worker(program, metrics, signal.SIGTERM)
+    done = program.finish()
+    assert done.returncode != 0
+    stopped = r"^train\.py: stopped by SIGTERM after step (\d+) .*$"
+    said = re.findall(stopped, done.stderr, re.MULTILINE)
+    assert said == [str(len(rows(metrics)))], done.stderr
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert checkpoint.name == f"step-{int(said[0]):06d}"
 
 
 def test_a_bad_flag_is_said_once(tmp_path):
-    code, _, err = finish(torchrun(2, "train.py", "--modality", "TEA", "--device", "cpu"))
-    assert code != 0
-    assert len(re.findall(r"^train\.py: .*TEA", err, re.MULTILINE)) == 1, err
+    done = torchrun(2, "train.py", "--modality", "TEA", "--device", "cpu").finish()
+    assert done.returncode != 0
+    assert len(re.findall(r"^train\.py: .*TEA", done.stderr, re.MULTILINE)) == 1, done.stderr
 
 
 def test_the_lines_of_the_readme_are_launched_by_torchrun_and_have_flags_that_exist():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
+import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ import evaluate
 import train
 from grpo.settings.errors import UsageError
 from rewards.answers import is_formatted
+from tests.programs import ROOT, Program
 
-ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--recipe", "phantom", "--steps", "2", "--train-size", "24", "--prompts-per-step", "2"]
 CONTROLS = ["blank_image", "shuffled_image", "permuted_options", "options_prior", "majority_letter"]
 
@@ -206,11 +205,10 @@ def test_killed_half_way_and_run_again_gives_the_same_table(here, run, work):
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("predictions"))
     expected = table(whole, *flags)
     command = [sys.executable, str(ROOT / "evaluate.py"), "--run", str(killed), *flags]
-    started = subprocess.Popen(command, cwd=work, stderr=subprocess.DEVNULL)
+    program = Program(*command, where=work)
     file = killed / "predictions" / "base-CT-reason.jsonl"
-    while started.poll() is None and not (file.exists() and len(file.read_text().splitlines()) > 3):
-        time.sleep(0.01)
-    started.kill()
-    assert started.wait() == -9
+    program.wait_for(lambda: file.exists() and len(file.read_text().splitlines()) > 3)
+    program.kill()
+    assert program.finish().returncode == -signal.SIGKILL
     assert not (killed / "predictions" / "trained-MRI-reason.jsonl").exists()
     assert table(killed, *flags) == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,11 +11,15 @@ import pytest
 
 import train
 from grpo.run.checkpoint import checkpoints, newest
+from grpo.run.interrupt import AT_ONCE, Stop
 from grpo.run.metrics_log import history
-from grpo.run.resume import AT_ONCE, going_on, starting_point
+from grpo.run.resume import going_on, starting_point
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, exit_on_usage_error
-from tests.resuming import SHORT, differences, lines, once, started
+from tests.programs import Program
+from tests.resuming import SHORT, differences, lines, started
+
+FINISHING = "finishing this step, then saving; again to stop at once"
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +35,11 @@ def whole(where: Path) -> Path:
     return where / "whole"
 
 
-def ended(process: subprocess.Popen[str], code: int) -> str:
+def ended(program: Program, code: int) -> str:
     """What a program said on stderr until it ended with this code."""
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == code, said
-    return said
+    done = program.finish()
+    assert done.returncode == code, done.stderr
+    return done.stderr
 
 
 def goes_on(where: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,10 +51,10 @@ def goes_on(where: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_is_killed_between_two_checkpoints_goes_on_to_the_bit(
     where, whole, monkeypatch, capsys
 ):
-    process = started([*SHORT, "--out", "killed"], where)
-    assert once(process, lambda: lines(where / "killed") >= 3)
-    process.kill()
-    ended(process, -signal.SIGKILL)
+    program = started([*SHORT, "--out", "killed"], where)
+    program.wait_for(lambda: lines(where / "killed") >= 3)
+    program.kill()
+    ended(program, -signal.SIGKILL)
     assert newest(where / "killed").step in (2, 4)
     goes_on(where, "killed", monkeypatch)
     assert "train.py: killed goes on after step" in capsys.readouterr().err
@@ -59,10 +62,10 @@ def test_a_run_that_is_killed_between_two_checkpoints_goes_on_to_the_bit(
 
 
 def test_sigterm_finishes_the_step_saves_and_names_the_command(where, whole, monkeypatch):
-    process = started([*SHORT, "--out", "terminated"], where)
-    assert once(process, lambda: lines(where / "terminated") >= 1)
-    process.terminate()
-    last = ended(process, 143).splitlines()[-1]
+    program = started([*SHORT, "--out", "terminated"], where)
+    program.wait_for(lambda: lines(where / "terminated") >= 1)
+    program.terminate()
+    last = ended(program, 143).splitlines()[-1]
     run = where / "terminated"
     step = lines(run)
     assert newest(run).step == step < 6
@@ -86,24 +89,39 @@ def test_a_second_sigint_ends_at_once(where):
     )
     run = where / "interrupted"
     flags = ["--reward", "accuracy,slow.py:slow", "--save-every", "1", "--out", "interrupted"]
-    process = started([*SHORT, *flags], where)
-    assert once(process, (where / "asleep").exists)
-    process.send_signal(signal.SIGINT)
-    assert "finishing this step, then saving" in first_lines(process, "again to stop at once")
+    program = started([*SHORT, *flags], where)
+    program.wait_for((where / "asleep").exists)
+    program.send_signal(signal.SIGINT)
+    program.wait_for(lambda: f"train.py: {FINISHING}\n" in program.err)
     time.sleep(AT_ONCE)
-    process.send_signal(signal.SIGINT)
-    assert "go on with" not in ended(process, 130)
+    program.send_signal(signal.SIGINT)
+    assert "go on with" not in ended(program, 130)
     assert newest(run).step == lines(run) == 3
 
 
-def first_lines(process: subprocess.Popen[str], until: str) -> str:
-    """What a program says up to a line."""
-    said = ""
-    for line in process.stderr:
-        said += line
-        if until in line:
-            break
-    return said
+def test_a_sigint_that_the_parent_ignores_stays_ignored(where):
+    """As of a background job of a script, which Ctrl-C is not meant for. SIGTERM still stops it."""
+    run, ignoring = where / "background", ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
+    flags = ["--steps", "2000", "--save-every", "0", "--out", "background"]
+    program = started([*SHORT, *flags], where, *ignoring)
+    program.wait_for(lambda: lines(run) >= 1)
+    program.send_signal(signal.SIGINT)
+    later = lines(run) + 3
+    program.wait_for(lambda: lines(run) >= later)
+    assert FINISHING not in program.err
+    program.terminate()
+    assert f"stopped by SIGTERM after step {lines(run)} of 2000" in ended(program, 143)
+
+
+def test_stop_leaves_an_ignored_signal_ignored(tmp_path, monkeypatch):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stop(tmp_path, quiet=True) as stop:
+            assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, stop._heard]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_while_scoring_keeps_the_answers(where, whole, monkeypatch):
@@ -113,13 +131,14 @@ def test_a_signal_while_scoring_keeps_the_answers(where, whole, monkeypatch):
         (run / made).unlink()
     base = run / "predictions" / "base-MRI-reason.jsonl"
     base.write_text("".join(base.read_text().splitlines(keepends=True)[:1]))
-    process = started([*SHORT, "--out", "scoring", "--resume", "auto"], where)
-    assert once(process, lambda: base.read_text().count("\n") > 1)
-    process.terminate()
-    _, said = process.communicate(timeout=300)
-    if process.returncode:  # it may have been done already
-        assert process.returncode == 143
-        assert "while scoring; the answers so far are kept; go on with: " in said.splitlines()[-1]
+    program = started([*SHORT, "--out", "scoring", "--resume", "auto"], where)
+    program.wait_for(lambda: base.read_text().count("\n") > 1)
+    program.terminate()
+    done = program.finish()
+    if done.returncode:  # it may have been done already
+        assert done.returncode == 143
+        last = done.stderr.splitlines()[-1]
+        assert "while scoring; the answers so far are kept; go on with: " in last
     goes_on(where, "scoring", monkeypatch)
     assert differences(run, whole) == []
 

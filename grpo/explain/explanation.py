@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from grpo.advantages import zero_variance
-from grpo.loop import Policy
-from grpo.loss import clipped_surrogate
+from grpo.interfaces import Policy
+from grpo.loss import clip_bounds, clipped_surrogate
+from grpo.metrics import Step
 from grpo.run.trace import Describe
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
-from grpo.step import Step
 
 WIDTH, LABEL, NUMBER = 100, 33, 11  # columns of a line, and of the table of tokens
 # One step on one prompt. A question whose rewards are all equal would teach nothing, so others are
@@ -109,12 +109,13 @@ def advantages(step: Step, config: Config) -> Iterator[str]:
 def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) -> Iterator[str]:
     """Everything about one token of each of the `chosen` completions: the least certain one."""
     last, row, rollout = step.updates[-1], step.rollout.row, step.rollout
-    low, high = 1 - config.clip_eps, 1 + (config.clip_eps_high or config.clip_eps)
+    eps, eps_high = clip_bounds(config.clip_eps, config.clip_eps_high)
     places = [(row == i).nonzero().flatten() for i in chosen]
     at = torch.stack([place[last.entropy[place].argmax()] for place in places])  # (3,) into (N,)
     within = [int(t - place[0]) for t, place in zip(at, places, strict=True)]
     ratio, advantage = last.ratio[at], step.advantages.flatten()[row[at]]
-    gain = clipped_surrogate(ratio, advantage, 1 - low, high - 1)
+    low, high = 1 - eps, 1 + eps_high
+    gain = clipped_surrogate(ratio, advantage, eps, eps_high)
     ids = [rollout.groups[0].completions[i][t : t + 1] for i, t in zip(chosen, within, strict=True)]
     which = f"update {len(step.updates)} of {len(step.updates)}"
     yield f"4. The least certain token of the best, a middle and the worst completion, {which}"

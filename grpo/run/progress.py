@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from grpo.rollout import Example
+from grpo.interfaces import Example
+from grpo.metrics import Step
 from grpo.run.diagnoses import Diagnoses, same_text
 from grpo.run.terminal import Screen, visible
 from grpo.settings.config import Config
-from grpo.step import Step
 
 LONGEST = 1000  # characters of a completion that are shown
 ENDS = 20  # steps at either end of a run that `what_changed` compares the means of

@@ -29,10 +29,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grpo.advantages import zero_variance
-from grpo.rollout import Example, Rollout
-from grpo.run.folder import write_whole
+from grpo.interfaces import Example
+from grpo.loss import clip_bounds
+from grpo.metrics import Step
+from grpo.rollout import Rollout
+from grpo.run.atomic import write_whole
 from grpo.settings.config import Config
-from grpo.step import Step
 
 MOST_GROUPS = 64
 SETTINGS = ("group_size", "loss", "scale_rewards", "kl_coef", "clip_eps", "temperature")
@@ -65,7 +67,7 @@ def write_trace(
     record = {
         "step": int(step.metrics["step"]),
         "settings": {name: getattr(config, name) for name in SETTINGS}
-        | {"clip_eps_high": config.clip_eps_high or config.clip_eps},
+        | {"clip_eps_high": clip_bounds(config.clip_eps, config.clip_eps_high)[1]},
         "updates": updates,
         "metrics": _all_finite(step.metrics),
         "groups": groups,

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from grpo.metrics import Step
 from grpo.settings.config import Config
-from grpo.step import Step
 from models.policy import Policy
 from models.tree import Group
 from tests.grpo.cases import draw, reward, steps

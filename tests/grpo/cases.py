@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from grpo.loop import grpo
+from grpo.metrics import Step
 from grpo.optim import adamw
 from grpo.settings.config import Config
-from grpo.step import Step
 from models.policy import Policy
 from tests.tiny import NoiseImage, Question
 

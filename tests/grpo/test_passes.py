@@ -3,24 +3,24 @@ gradient; and the pass that made the gradient not finite is known."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
+import weakref
 
 import pytest
 import torch
 
 from grpo.loop import grpo
+from grpo.metrics import Step
 from grpo.optim import adamw
 from grpo.passes import Passes, halves
 from grpo.rollout import sample_groups
-from grpo.run.skipped import SkippedSteps
+from grpo.run.recorder import SkippedSteps
 from grpo.settings.errors import UsageError
-from grpo.step import Step
 from models.policy import Policy
 from tests.conftest import randomise
 from tests.grpo.cases import QUESTIONS, config, draw, reward, steps
 from tests.grpo.test_loop import at_each_update, close, gradients
+from tests.programs import Program
 
 
 def starve(policy: Policy, most: int, during: str) -> list[int]:
@@ -78,8 +78,33 @@ def test_other_errors_of_a_pass_are_not_taken_for_memory(fresh):
     passes = Passes(
         policy, sample_groups(policy, draw, reward, config(), 0).groups, torch.ones(3) > 0
     )
-    with pytest.raises(RuntimeError, match="shapes"), passes.fitted():
+
+    def fails(groups, at):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        passes.run(fails)
+
+
+def test_a_pass_without_memory_keeps_nothing_alive_when_it_runs_again(fresh):
+    """Its tensors are what took the memory: a traceback would hold them during the next try."""
+    policy, c = fresh(), config()
+    adamw(policy.parameters(), c)  # gives the parameters their gradients
+    passes = Passes(policy, sample_groups(policy, draw, reward, c, 0).groups, torch.ones(3) > 0)
+    alive = weakref.WeakSet()
+
+    class Large:
+        """Stands for what a pass allocates."""
+
+    def runs_out_once(groups, at):
+        assert not alive
+        large = Large()
+        alive.add(large)
+        if passes.cuts == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    passes.run(runs_out_once)
+    assert passes.cuts == 1
 
 
 def test_halves_hold_every_completion_once_and_in_order(fresh):
@@ -102,12 +127,7 @@ def test_halves_hold_every_completion_once_and_in_order(fresh):
 
 def test_a_real_limit_of_memory_is_survived(tiny_folder):
     """The program limits its own address space, and torch's allocations fail for real."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.grpo.starved", str(tiny_folder)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
+    done = Program(sys.executable, "-m", "tests.grpo.starved", str(tiny_folder)).finish()
     assert done.returncode == 0, done.stderr[-2000:]
     cuts, difference = done.stdout.split()
     assert int(cuts) > 0, "memory never ran out"

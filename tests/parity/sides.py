@@ -23,8 +23,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from grpo.metrics import Step
 from grpo.settings.config import Config
-from grpo.step import Step
 from models import lora
 from models.policy import Policy, load_policy
 from tests.conftest import randomise

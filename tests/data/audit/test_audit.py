@@ -1,9 +1,7 @@
 """The audit of small folders whose every figure is known, and of phantoms that leak on purpose."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,8 @@ import data.load
 from data.audit.audit import Options, audit, full_stops, main, questions, shared_images
 from data.example import ImageFile, VQAExample
 from grpo.settings.errors import UsageError
+from tests.programs import Program
 
-ROOT = Path(__file__).parents[3]
 SPLITS = ("train", "val", "test")
 SEED = 1  # by which every split of `folder` has questions of both modalities
 CT = "CT(Computed Tomography)"
@@ -204,15 +202,10 @@ def test_bad_input_gets_one_line(words: list[str], line: str) -> None:
 @pytest.mark.parametrize("words", [["phantom", "--seed", "x"], ["phantom", "--json", "."]])
 def test_bad_input_exits_with_2_and_without_a_traceback(words: list[str]) -> None:
     flags = ["--train-size", "1", "--eval-size", "1"]
-    run = subprocess.run(
-        [sys.executable, "-m", "data.audit", *words, *flags],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    (line,) = run.stderr.splitlines()
+    command = [sys.executable, "-m", "data.audit", *words, *flags]
+    done = Program(*command, settings={"OMP_NUM_THREADS": "1"}).finish()
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert line.startswith("python -m data.audit: ")
 
 

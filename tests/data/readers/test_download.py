@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
 import stat
-import subprocess
 import sys
 import threading
 import zipfile
@@ -21,8 +19,7 @@ from data.readers import download
 from data.readers.huatuo import HUB_NAME
 from grpo.settings.errors import UsageError
 from tests.data.hub import COMMIT, Hub, zipped
-
-ROOT = Path(__file__).parents[3]
+from tests.programs import Program, join
 
 
 @pytest.fixture
@@ -196,8 +193,9 @@ def test_a_half_unpacked_folder_is_never_taken_for_a_whole_one(
 def test_two_processes_fetch_only_once(omni: Any, place: Path, serve: Any) -> None:
     omni.write([omni.row(1)])
     hub = serve("omnimedvqa", {"OmniMedVQA.zip": packed(omni.root)})
-    fetches = [threading.Thread(target=download.fetch, args=["omnimedvqa"]) for _ in range(2)]
-    for step in (threading.Thread.start, threading.Thread.join):
+    fetch = {"target": download.fetch, "args": ["omnimedvqa"], "daemon": True}
+    fetches = [threading.Thread(**fetch) for _ in range(2)]
+    for step in (threading.Thread.start, join):
         for fetch in fetches:
             step(fetch)
     assert [span for _, span in hub.asked].count("bytes=0-999") == 1
@@ -223,13 +221,10 @@ def test_without_a_network_one_line_says_what_to_put_where(serve: Any) -> None:
 
 def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
     code = (
-        "import data.load\nfrom grpo.settings.errors import exit_on_usage_error\n"
+        "import data.load\nfrom grpo.settings.config import exit_on_usage_error\n"
         "with exit_on_usage_error('train.py'): data.load.read('omnimedvqa')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    done = Program(sys.executable, "-c", code, settings={"HF_HUB_OFFLINE": "1"}).finish()
     assert done.returncode == 2
     assert done.stderr.startswith("train.py: --data omnimedvqa: could not be fetched (Offline")
     assert done.stderr.count("\n") == 1

@@ -8,11 +8,12 @@ import json
 import os
 import select
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.programs import Program
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
@@ -27,12 +28,10 @@ class Browser:
         theirs_in, self.out = os.pipe()
         self.into, theirs_out = os.pipe()
         # The browser reads commands from descriptor 3 and writes answers to 4.
-        self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "_", PROGRAM, *FLAGS,
-             f"--user-data-dir={self.folder}", "about:blank"],
+        self.program = Program(
+            "bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "_", PROGRAM, *FLAGS,
+            f"--user-data-dir={self.folder}", "about:blank",
             pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
@@ -52,7 +51,7 @@ class Browser:
         with contextlib.suppress(OSError):
             self.session = None
             self.call("Browser.close")
-        self.process.wait(PATIENCE)
+        self.program.finish(PATIENCE)
         os.close(self.out)
         os.close(self.into)
         shutil.rmtree(self.folder, ignore_errors=True)

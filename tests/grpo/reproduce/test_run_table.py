@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +14,8 @@ from grpo.reproduce import run_table as reproduce
 from grpo.reproduce.paper_tables import TABLES, Arm
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
+from tests.programs import Program
 
-ROOT = Path(__file__).parents[3]
 EVERY = [(name, arm) for name, table in TABLES.items() for arm in table.arms]
 PHANTOM, LARGE = arms.Plan(), arms.Plan(scale="2b", judge="http://judge/v1")
 
@@ -78,8 +77,8 @@ def test_a_dry_run_says_what_would_be_done(name: str, capsys: pytest.CaptureFixt
 def test_a_table_runs_and_is_not_run_again(tmp_path: Path) -> None:
     flags = "rarl --arms 3 --steps 1 --eval-size 4 --seeds 2 --out"
     command = [sys.executable, "-m", "grpo.reproduce", *flags.split(), str(tmp_path)]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    first = Program(*command).finish()
+    again = Program(*command).finish()
     page = (tmp_path / "rarl-phantom" / "table.md").read_text("utf-8")
     record = json.loads((tmp_path / "rarl-phantom" / "table.json").read_text("utf-8"))
 
@@ -109,6 +108,6 @@ def test_a_table_runs_and_is_not_run_again(tmp_path: Path) -> None:
         ]
         assert cells[1:3] == [f"{100 * means[0]:.1f}", f"{means[1]:.1f}"]
     changed = [*command, "--eval-size", "5"]
-    refused = subprocess.run(changed, cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = Program(*changed).finish()
     assert refused.returncode == 2
     assert "was made with other flags" in refused.stderr

@@ -19,12 +19,13 @@ import torch
 import train
 from data.example import VQAExample
 from data.showing import asked_and_gold
+from grpo.metrics import Step
 from grpo.rollout import Rollout
 from grpo.run.progress import Progress, closing_line, sampled, what_changed
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
-from grpo.step import Step
 from models.tree import Group
+from tests.programs import join
 
 METRICS = {
     "reward": 1.25,
@@ -76,12 +77,12 @@ def terminal(columns: int, monkeypatch: pytest.MonkeyPatch, rows: int = 24) -> I
         except OSError:  # the other end is closed
             return
 
-    reader, shown = threading.Thread(target=read), []
+    reader, shown = threading.Thread(target=read, daemon=True), []
     reader.start()
     with monkeypatch.context() as patched, os.fdopen(ours, "w", encoding="utf-8") as stderr:
         patched.setattr(sys, "stderr", stderr)
         yield shown
-    reader.join()
+    join(reader)
     os.close(screen)
     shown.append(b"".join(sent).decode())
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train
+from grpo.metrics import Step, Update
 from grpo.rollout import Rollout
 from grpo.run.trace import write_trace
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import steps_in
-from grpo.step import Step, Update
 from models.policy import Policy
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward, steps

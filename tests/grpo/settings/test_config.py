@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag
 from grpo.settings.recipes import TRL_NAMES
+from tests.programs import Program
 
-ROOT = Path(__file__).parents[3]
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # A value of every field that is neither its default nor any recipe's.
 OTHER = {
@@ -190,9 +189,7 @@ def test_a_bad_command_is_one_line_with_the_remedy(capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_a_bad_flag_ends_a_real_process_with_code_2_and_no_traceback() -> None:
     code = "from grpo.settings.config import Config; Config.from_flags()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--group-size", "1"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = Program(sys.executable, "-c", code, "--group-size", "1").finish()
 
     assert done.returncode == 2
     assert done.stdout == ""

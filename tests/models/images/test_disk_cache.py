@@ -13,8 +13,8 @@ import torch
 
 from models.images import disk_cache as feature_files
 from models.images.disk_cache import FeatureFiles
+from tests.programs import Program
 
-ROOT = Path(__file__).parents[3]
 GRID = (1, 4, 4)
 
 
@@ -138,17 +138,15 @@ for i in range(300):
 
 
 def test_two_runs_write_and_evict_in_one_folder_at_once(tmp_path):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     words = [sys.executable, "-c", TWO, str(tmp_path)]
-    runs = [subprocess.Popen(words, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+    runs = [Program(*words, stdin=subprocess.PIPE) for _ in range(2)]
     for run in runs:
-        assert run.stdout.readline() == "ready\n"
+        run.wait_for(lambda run=run: run.out == "ready\n")
     for run in runs:
-        run.stdin.write("go\n")
-        run.stdin.flush()
+        run.stdin.close()  # the line that it reads is empty
     for run in runs:
-        assert run.communicate(timeout=120)[1] == ""
-        assert run.returncode == 0
+        done = run.finish()
+        assert (done.returncode, done.stderr) == (0, "")
     left = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert {file.suffix for file in left} == {".safetensors"}
     assert sum(file.stat().st_size for file in left) <= 20_000 + 2 * 2_000

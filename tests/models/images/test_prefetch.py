@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,9 +18,9 @@ from grpo.upcoming import announced
 from models.images.prefetch import Ahead
 from models.policy import load_policy
 from tests.grpo import cases
+from tests.programs import Program, join
 from tests.tiny import NoiseImage, Question
 
-ROOT = Path(__file__).parents[3]
 IMAGES = [NoiseImage(seed, 56 + 28 * (seed % 3), 84) for seed in range(6)]
 
 
@@ -48,8 +47,7 @@ class Gated(NoiseImage):
 def settled(ahead: Ahead) -> None:
     """Wait until its threads have done what they may."""
     for thread in list(ahead._threads):
-        thread.join(60)
-        assert not thread.is_alive()
+        join(thread)
 
 
 def vision_of(folder: Path, cache: Path | None = None):
@@ -184,7 +182,7 @@ sys.exit(3)
 @pytest.mark.parametrize("first", [0.2, 1000], ids=["slow", "hangs"])
 def test_the_end_of_a_program_begins_nothing_more_and_says_nothing(first):
     words = [sys.executable, "-c", ENDS.replace("{first}", str(first))]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = Program(*words).finish(60)
     assert (ended.returncode, ended.stderr) == (3, "")
     assert ended.stdout.count("begun") <= models.images.prefetch.WORKERS
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.programs import join
+
 PATIENCE = 10.0  # seconds, so that a broken test ends
 
 
@@ -123,12 +125,13 @@ def serving() -> Iterator[Server]:
     http.judge = judge
     http.daemon_threads = True
     judge.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    loop = {"poll_interval": 0.02}
+    thread = threading.Thread(target=http.serve_forever, kwargs=loop, daemon=True)
     thread.start()
     try:
         yield judge
     finally:
         judge.closing.set()
         http.shutdown()
-        thread.join()
+        join(thread)
         http.server_close()

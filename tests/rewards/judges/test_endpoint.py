@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
 
 from rewards.judges.endpoint import Endpoint, find_key, read_verdict
 from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict, open_judge
+from tests.programs import Program
 from tests.rewards.judges.server import Server, serving, verdict, wire
 
 INQUIRY = Inquiry("You grade.", "<text>a bright rim</text>", ("yes", "no"))
@@ -244,6 +243,5 @@ def test_passwords_in_an_address_are_not_shown(server):
 def test_importing_judges_needs_the_standard_library_only():
     code = "import sys, rewards.judges.judge_rewards, rewards.judges.endpoint\n"
     code += "print({'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules))"
-    root = Path(__file__).parents[3]
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert run.stdout.strip() == "set()", run.stderr
+    done = Program(sys.executable, "-c", code).finish()
+    assert done.stdout.strip() == "set()", done.stderr

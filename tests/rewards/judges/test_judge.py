@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from rewards.judges import judge_prompts as rubrics
 from rewards.judges.endpoint import Endpoint
 from rewards.judges.judge import Inquiry, Judge, JudgeError, Verdict, open_judges
 from rewards.scoring import RewardError
+from tests.programs import Program
 from tests.rewards.judges.server import Server, serving, verdict
 
 INQUIRIES = [Inquiry("You grade.", f"text {i}", ("yes", "no")) for i in range(3)]
@@ -125,9 +125,8 @@ print({verdict.choice for verdict in judge.ask(asked)})
 
 def test_two_processes_share_one_cache(server, tmp_path):
     command = [sys.executable, "-c", PROGRAM, server.url, str(tmp_path)]
-    root = Path(__file__).parents[3]
-    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in "ab"]
-    assert [run.communicate(timeout=60)[0].strip() for run in both] == ["{'yes'}"] * 2
+    both = [Program(*command) for _ in "ab"]
+    assert [program.finish().stdout.strip() for program in both] == ["{'yes'}"] * 2
     kept = files(tmp_path)
     assert len(kept) == 40
     assert {json.loads(path.read_text())["choice"] for path in kept} == {"yes"}
