@@ -42,8 +42,8 @@ def optimizer_step(
 ) -> dict[str, float]:
     """Clip the gradient, update the parameters, zero the gradient.
 
-    If the gradient or a number `seen` on the way to it (log-probs, losses) is not finite, nothing is
-    updated and the moments stay as they are.
+    If the gradient or a number `seen` on the way to it (log-probs, losses) is not finite, nothing
+    is updated and the moments stay as they are.
     """
     norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), config.max_grad_norm)
     finite = bool(norm.isfinite() & seen.isfinite().all())
