@@ -37,8 +37,6 @@ from grpo.run.atomic import write_whole
 from grpo.settings.config import Config
 
 MOST_GROUPS = 64
-SETTINGS = ("group_size", "loss", "scale_rewards", "kl_coef", "clip_eps", "temperature")
-SETTINGS += ("updates_per_rollout", "max_completion_length")
 BY_UPDATE = ("logprobs", "ratio", "kl", "entropy", "loss")  # one number per token and update
 
 Describe = Callable[[Example], tuple[dict[str, Any], list[bytes]]]
@@ -64,10 +62,10 @@ def write_trace(
         | {"grad_norm_by_layer": _all_finite(update.grad_norm_by_layer)}
         for update in step.updates
     ]
+    _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
     record = {
         "step": int(step.metrics["step"]),
-        "settings": {name: getattr(config, name) for name in SETTINGS}
-        | {"clip_eps_high": clip_bounds(config.clip_eps, config.clip_eps_high)[1]},
+        "settings": {**config.to_dict(), "clip_eps_high": high},
         "updates": updates,
         "metrics": _all_finite(step.metrics),
         "groups": groups,
