@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,13 +46,18 @@ class MetricsLog(ExitStack):
 
     def add(self, metrics: dict[str, float]) -> None:
         """Write the metrics of one step; they are in the file when this returns."""
-        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self.lines.write(json.dumps(finite).encode() + b"\n")
+        written = finite(metrics)
+        self.lines.write(json.dumps(written).encode() + b"\n")
         self.lines.flush()
         self.bytes = self.lines.tell()
-        for name, value in finite.items():
+        for name, value in written.items():
             if self.board and value is not None and name != "step":
                 self.board.add_scalar(name, value, int(metrics["step"]))
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the values with None for NaN and infinity, which JSON does not know."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def history(run: Path) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from grpo.loss import clip_bounds
 from grpo.metrics import Step
 from grpo.rollout import Rollout
 from grpo.run.atomic import write_whole
+from grpo.run.metrics_log import finite
 from grpo.settings.config import Config
 
 MOST_GROUPS = 64
@@ -58,8 +59,8 @@ def write_trace(
         images = [_keep_image(folder, png) for png in pictures]
         groups.append({**facts, "images": images, **_group(step, b, pieces)})
     updates = [
-        {name: _finite(getattr(update, name)) for name in ("learning_rate", "grad_norm")}
-        | {"grad_norm_by_layer": _all_finite(update.grad_norm_by_layer)}
+        finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
+        | {"grad_norm_by_layer": finite(update.grad_norm_by_layer)}
         for update in step.updates
     ]
     _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
@@ -67,7 +68,7 @@ def write_trace(
         "step": int(step.metrics["step"]),
         "settings": {**config.to_dict(), "clip_eps_high": high},
         "updates": updates,
-        "metrics": _all_finite(step.metrics),
+        "metrics": finite(step.metrics),
         "groups": groups,
         "groups_left_out": len(step.rollout.examples) - len(groups),
     }
@@ -105,22 +106,13 @@ def _group(step: Step, b: int, pieces: Pieces) -> dict[str, Any]:
             "text": text,
             "tokens": pieces(group.completions[i]),
             "reward": rewards[i].item(),
-            "parts": _all_finite({k: part[b, i].item() for k, part in rollout.parts.items()}),
+            "parts": finite({k: part[b, i].item() for k, part in rollout.parts.items()}),
             "advantage": step.advantages[b, i].item(),
             "truncated": group.truncated[i],
         }
         for i, text in enumerate(rollout.texts[b])
     ]
     return {"zero_variance": zero_variance(rewards[None]).item(), "completions": completions}
-
-
-def _all_finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _finite(value) for name, value in values.items()}
-
-
-def _finite(value: float) -> float | None:
-    """Return None for NaN and infinity, which JSON does not know."""
-    return value if math.isfinite(value) else None
 
 
 def _keep_image(folder: Path, png: bytes) -> str:
