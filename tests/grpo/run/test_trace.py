@@ -203,12 +203,17 @@ def pieces(ids: Tensor) -> list[str]:
 
 
 def test_of_a_large_step_the_first_64_groups_are_kept_and_the_rest_counted(tmp_path):
-    write_trace(tmp_path, made(70), config(), describe, pieces)
+    step = made(70)
+    write_trace(tmp_path, step, config(), describe, pieces)
     record, tensors = read(tmp_path)
     assert [g["id"] for g in record["groups"]] == [str(b) for b in range(64)]
     assert record["groups_left_out"] == 6
     assert tensors["rewards"].shape == (64, 2)
     assert tensors["row"].tolist() == list(range(128))
+    for name in ("weights", "old_logprobs", "ref_logprobs"):
+        assert torch.equal(tensors[name], getattr(step, name)[:128]), name
+    for name in ("logprobs", "ratio", "kl", "entropy", "loss"):
+        assert torch.equal(tensors[name], getattr(step.updates[0], name)[None, :128]), name
     assert {len(t) for name, t in tensors.items() if t.ndim == 1} == {128}
     assert record["updates"][0]["grad_norm"] is None, "JSON knows no NaN"
     assert record["metrics"]["loss"] is None
