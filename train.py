@@ -29,7 +29,7 @@ from data.evaluation_questions import (
 )
 from data.example import VQAExample, columns
 from data.rows import Skipped
-from data.showing import described
+from data.showing import asked_and_gold, described
 from data.targets import sft_target
 from data.training_questions import question_order
 from data.variety import in_all_ways, varied
@@ -42,8 +42,8 @@ from grpo.run.atomic import write_json
 from grpo.run.checkpoint import Checkpointer, origin, restore
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.machine import memory_metrics, peak_memory
-from grpo.run.metrics_log import check_tensorboard
-from grpo.run.progress import closing_line
+from grpo.run.metrics_log import check_tensorboard, history
+from grpo.run.progress import Progress, closing_line
 from grpo.run.recorder import Recorder
 from grpo.run.resume import Point, going_on, open_run, starting_point
 from grpo.run.terminal import hushed
@@ -118,7 +118,9 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
     with Stop(run, config.quiet) as stop:
-        with Recorder(checkpointer, stop, described, policy.chat.pieces) as record:
+        title = f"{config.method} on {config.modality}"
+        progress = Progress(config, title, asked_and_gold, before=history(run))
+        with Recorder(checkpointer, stop, progress, described, policy.chat.pieces) as record:
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):
                     step.metrics |= validate(policy, validation, config)
@@ -144,7 +146,7 @@ def finish(run: Path, config: Config, policy: Policy, table: dict[str, Any], sta
     }
     if not rank():
         write_json(run / "summary.json", summary)
-    return closing_line(run, config, gained(table, config))
+    return closing_line(run, gained(table, config), config.ood_modalities, not config.out)
 
 
 def open_rewards(config: Config) -> tuple[list[Any], Callable[..., Any]]:

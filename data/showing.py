@@ -28,6 +28,14 @@ def described(example: VQAExample) -> tuple[dict[str, Any], list[bytes]]:
     return facts | {"gold": example.letter or " / ".join(example.right_answers)}, pictures
 
 
+def asked_and_gold(example: VQAExample) -> dict[str, str]:
+    """Return the question with its options, and the right answer, as one line of text each."""
+    choices = zip(example.letters, example.options, strict=True)
+    question = " ".join([example.question, *(f"{letter}) {text}" for letter, text in choices)])
+    gold = f"{example.letter}) {example.answer}" if example.options else ""
+    return {"question": question, "gold": gold or " / ".join(example.right_answers)}
+
+
 def as_png(image: Image.Image) -> bytes:
     """A PNG file of the image, shrunk where a side is longer than 256 pixels."""
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))

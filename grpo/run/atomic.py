@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever ends the program."""
+"""Files and folders that exist whole or not at all, even if the program stops midway."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SUMS = "SHA256SUMS"  # of all other files of a folder, as sha256sum -c reads it
+SUMS = "SHA256SUMS"  # the checksums of all other files of a folder, as sha256sum -c reads them
 
 
 def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder of what `fill(folder)` writes into an empty one, and its SHA256SUMS.
+    """Make the folder `place` of what `fill(folder)` writes into an empty one, and its SHA256SUMS.
 
-    It is written under another name beside `place`, synced to the disk, and then renamed. Of a
-    failure nothing is left.
+    The folder is written under another name beside `place`, synced to the disk and then renamed.
+    If anything fails, nothing is left of it.
     """
     part = place.with_name(f".{place.name}.part")
     sweep(place.parent)
     try:
         part.mkdir(parents=True)
         fill(part)
-        (part / SUMS).write_text(_sums(part), encoding="utf-8")
+        (part / SUMS).write_text("\n".join([*_sums(part), ""]), encoding="utf-8")
         for path in (*part.rglob("*"), part):
             sync(path)
         part.rename(place)
@@ -35,21 +35,21 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where a byte is not what it was, or a file is missing or too many."""
-    written = (folder / SUMS).read_text(encoding="utf-8")
-    if odd := {*_sums(folder).splitlines()} ^ {*written.splitlines()}:
-        raise ValueError(f"{min(line[66:] for line in odd)} is not what {SUMS} says")
+    """Raise ValueError if a byte has changed, or a file is missing or new."""
+    written = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    if different := {*_sums(folder)} ^ {*written}:
+        raise ValueError(f"{min(line[66:] for line in different)} is not what {SUMS} says")
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a folder away; half of one is never seen under its name."""
+    """Delete a folder; a part of it never remains under its name."""
     aside = folder.with_name(f".{folder.name}.old")
     folder.rename(aside)
     shutil.rmtree(aside)
 
 
 def sweep(parent: Path) -> None:
-    """Take away what a kill left of folders that were being written or removed."""
+    """Delete what a killed program left of folders that it was writing or deleting."""
     for rest in (*parent.glob(".*.part"), *parent.glob(".*.old")):
         shutil.rmtree(rest)
 
@@ -63,23 +63,23 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sums(folder: Path) -> str:
-    """The lines of SHA256SUMS for all other files of a folder."""
+def _sums(folder: Path) -> list[str]:
+    """Return the lines of SHA256SUMS for all other files of a folder, by path."""
     lines = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
-    return "".join(lines)
+        lines.append(f"{digest}  {file.relative_to(folder).as_posix()}")
+    return lines
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
+    """Write a record as JSON, whole or not at all."""
     write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it: a kill leaves no half of it."""
+    """Write a file under another name, then rename it, so that a kill leaves no half of it."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
     part.replace(path)

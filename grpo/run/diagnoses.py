@@ -1,160 +1,141 @@
-"""What is wrong with a run, in plain words with the number and the flag to turn; or nothing.
+"""What is wrong with a run, as sentences with the number and the flag to change.
 
-A diagnosis is a function of the steps so far: `history` holds the metrics of every step, with
-`same_text` (see `same_text` below) added. It returns a sentence where it is true, and else None.
+A diagnosis is a function (history, config) -> sentence, or None if it does not hold. `history`
+holds the metrics of every step so far, and each step's `same_text` (the function below).
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
+from statistics import fmean, variance
 
 from grpo.rollout import Rollout
 from grpo.settings.config import Config
+from grpo.settings.flags import flag, shown
 
 History = Sequence[dict[str, float]]
 
 WINDOW = 10  # steps that a share is averaged over
 TREND = 30  # steps in each of two means that are compared: a step of 4 groups is mostly noise
-AGAIN = 30  # steps that a diagnosis has to be false for, to be said again
+AGAIN = 30  # steps that a diagnosis must not hold for before it is said again
 
 
 def no_signal(history: History, config: Config) -> str | None:
-    """Half of the groups or more have equal rewards, so that their advantages are all 0.
+    """Half of the groups or more have equal rewards, so their advantages are all 0.
 
     >>> no_signal([{"frac_reward_zero_std": 0.72}] * 10, Config())
     '72 % of groups have no signal: raise --group-size (now 8) or --temperature (now 1.0)'
     """
-    share = _recent(history, "frac_reward_zero_std")
-    if not share >= 0.5:
-        return None
-    remedy = f"raise --group-size (now {config.group_size}) or {_temperature(config)}"
-    return f"{_percent(share)} of groups have no signal: {remedy}"
+    share = _mean(history, "frac_reward_zero_std")
+    remedy = f"raise {_now(config, 'group_size')} or {_now(config, 'temperature')}"
+    return f"{100 * share:.0f} % of groups have no signal: {remedy}" if share >= 0.5 else None
 
 
 def equal_completions(history: History, config: Config) -> str | None:
-    """In a quarter of the groups or more, all completions are one text."""
-    share = _recent(history, "same_text")
+    """In a quarter of the groups or more, all completions are the same text."""
+    share = _mean(history, "same_text")
     if not share >= 0.25:
         return None
-    found = f"in {_percent(share)} of groups all completions are equal"
-    return f"{found}: raise {_temperature(config)}"
+    found = f"in {100 * share:.0f} % of groups all completions are equal"
+    return f"{found}: raise {_now(config, 'temperature')}"
 
 
 def truncated(history: History, config: Config) -> str | None:
-    """One completion in 20 or more was cut off before its end."""
-    share = _recent(history, "completions/clipped_ratio")
+    """One completion in 20 or more reached the length limit before its end."""
+    share = _mean(history, "completions/clipped_ratio")
     if not share >= 0.05:
         return None
-    length = config.max_completion_length
-    remedy = f"raise --max-completion-length (now {length})"
-    return f"{_percent(share)} of completions are truncated at {length} tokens: {remedy}"
+    found = f"{100 * share:.0f} % of completions are truncated at {config.max_completion_length}"
+    return f"{found} tokens: raise {_now(config, 'max_completion_length')}"
 
 
 def kl_above_1(history: History, config: Config) -> str | None:
-    """The policy has left the reference: it is e times as sure of its tokens, or surer."""
-    kl = _recent(history, "kl")
-    if not kl > 1:
-        return None
-    remedy = f"raise --kl-coef (now {config.kl_coef:g}) or lower {_learning_rate(config)}"
-    return f"KL is {kl:.2f}, above 1: {remedy}"
+    """The policy is far from the reference: its tokens are e times as likely, or more."""
+    kl = _mean(history, "kl")
+    remedy = f"raise {_now(config, 'kl_coef')} or lower {_now(config, 'learning_rate')}"
+    return f"KL is {kl:.2f}, above 1: {remedy}" if kl > 1 else None
 
 
 def format_without_accuracy(history: History, config: Config) -> str | None:
     """The format is paid in full, and the last 30 steps are less accurate than the 30 before.
 
-    Less by more than four standard errors: these windows slide, and at three, 9 % of runs of 200
-    steps of mere noise would show a fall somewhere; at four, 0.4 % do (simulated).
+    The fall exceeds four standard errors. The windows slide, so with three, 9 % of runs of 200
+    steps of mere noise would show a fall somewhere; with four, 0.4 % do (simulated).
     """
-    accuracy = next((n for n in history[-1] if n.startswith("rewards/accuracy")), "")
-    before, after = history[-2 * TREND : -TREND], history[-TREND:]
-    form = _mean(after, "rewards/format/mean")
-    change, error = _change(before, after, accuracy)
-    if len(before) < TREND or not (form >= 0.985 and change < -max(4 * error, 0.05)):
+    accuracy = next((name for name in history[-1] if name.startswith("rewards/accuracy")), "")
+    was, now, error = _compared(history, accuracy, -2 * TREND)
+    form = _mean(history, "rewards/format/mean", TREND)
+    if not (form >= 0.985 and now - was < -max(4 * error, 0.05)):
         return None
-    was, now = _mean(before, accuracy), _mean(after, accuracy)
     found = f"format reward is at {form:.2f} and accuracy falls ({was:.2f} to {now:.2f}"
-    return f"{found} in {2 * TREND} steps): pay format less in --reward (now {config.reward})"
+    return f"{found} in {2 * TREND} steps): pay format less in {_now(config, 'reward')}"
 
 
 def reward_not_moving(history: History, config: Config) -> str | None:
-    """The last 30 steps earn what the first 30 did, for all that can be told from the noise.
+    """The last 30 steps earn what the first 30 did, as far as the noise lets one tell.
 
-    The change lies within two standard errors of 0, and these are less than a quarter of the
-    spread inside a group: a change worth having would show.
+    The change is within two standard errors of 0, and these are less than a quarter of the spread
+    inside a group, so a change worth having would show.
     """
-    start, now = history[:TREND], history[-TREND:]
-    spread = _mean(now, "reward_std")
-    change, error = _change(start, now, "reward")
-    if len(history) < 2 * TREND or not abs(change) < 2 * error < spread / 4:
+    was, now, error = _compared(history, "reward", 0)
+    spread = _mean(history, "reward_std", TREND)
+    if not abs(now - was) < 2 * error < spread / 4:
         return None
-    was, remedy = _mean(start, "reward"), f"raise {_learning_rate(config)} or look at --reward"
-    is_now = f"{_mean(now, 'reward'):.2f}, and was {was:.2f} in the first {TREND} steps"
-    return f"reward is not moving ({is_now}): {remedy}"
+    found = f"reward is not moving ({now:.2f}, and was {was:.2f} in the first {TREND} steps)"
+    return f"{found}: raise {_now(config, 'learning_rate')} or look at --reward"
 
 
-DIAGNOSES = (
-    no_signal,
-    equal_completions,
-    truncated,
-    kl_above_1,
-    format_without_accuracy,
-    reward_not_moving,
-)
+DIAGNOSES = (no_signal, equal_completions, truncated, kl_above_1)
+DIAGNOSES += (format_without_accuracy, reward_not_moving)
 
 
 class Diagnoses:
-    """Says a diagnosis once, and again only after it has been false for AGAIN steps."""
+    """Says a diagnosis once, and again only after it has not held for AGAIN steps."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.last_true: dict[str, int] = {}  # by the function's name: a number of steps
+        self.last_true: dict[str, int] = {}  # the last step at which each diagnosis held
 
     def new(self, history: History) -> list[str]:
-        """What is to be said after the last step of `history`; call it after every step."""
-        said = []
+        """Return what to say after the last step of `history`; call this after every step."""
+        said, step = [], len(history)
         for diagnosis in DIAGNOSES:
-            sentence, name = diagnosis(history, self.config), diagnosis.__name__
-            if sentence is None:
-                continue
-            if len(history) - self.last_true.get(name, -AGAIN) > AGAIN:
-                said.append(sentence)
-            self.last_true[name] = len(history)
+            if sentence := diagnosis(history, self.config):
+                if step - self.last_true.get(diagnosis.__name__, -AGAIN) > AGAIN:
+                    said.append(sentence)
+                self.last_true[diagnosis.__name__] = step
         return said
 
 
 def same_text(rollout: Rollout) -> float:
-    """Share of the groups whose completions are all one text."""
-    return sum(len(set(texts)) == 1 for texts in rollout.texts) / len(rollout.texts)
+    """Return the share of groups whose completions are all the same text."""
+    return fmean(len(set(texts)) == 1 for texts in rollout.texts)
 
 
-def _recent(history: History, name: str) -> float:
-    """Mean over the last WINDOW steps; NaN, of which no comparison is true, while they are few."""
-    return _mean(history[-WINDOW:], name) if len(history) >= WINDOW else math.nan
+def _mean(history: History, name: str, steps: int = WINDOW) -> float:
+    """Return the mean of a metric over the last `steps`; NaN if there are fewer.
+
+    It is also NaN if a step lacks the metric. No comparison with NaN is true.
+    """
+    if len(history) < steps:
+        return math.nan
+    return fmean(step.get(name, math.nan) for step in history[-steps:])
 
 
-def _mean(steps: History, name: str) -> float:
-    """Mean of a metric; NaN where a step has none, or one that is not a number."""
-    return statistics.fmean(step.get(name, math.nan) for step in steps) if steps else math.nan
+def _compared(history: History, name: str, start: int) -> tuple[float, float, float]:
+    """Compare the TREND steps from index `start` with the last TREND steps.
+
+    Returns both means of the metric and the standard error of their difference; NaN while the two
+    windows would overlap.
+    """
+    if len(history) < 2 * TREND:
+        return math.nan, math.nan, math.nan
+    windows = (history[start:][:TREND], history[-TREND:])
+    before, after = ([step.get(name, math.nan) for step in steps] for steps in windows)
+    error = math.sqrt(variance(before) / TREND + variance(after) / TREND)
+    return fmean(before), fmean(after), error
 
 
-def _change(before: History, after: History, name: str) -> tuple[float, float]:
-    """Mean of a metric in `after` minus that in `before`, and the standard error of that."""
-    if min(len(before), len(after)) < 2:
-        return math.nan, math.nan
-    values = [[step.get(name, math.nan) for step in steps] for steps in (before, after)]
-    was, now = map(statistics.fmean, values)
-    return now - was, math.sqrt(sum(statistics.variance(v) / len(v) for v in values))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _temperature(config: Config) -> str:
-    return f"--temperature (now {config.temperature})"
-
-
-def _learning_rate(config: Config) -> str:
-    return f"--learning-rate (now {config.learning_rate:g})"
+def _now(config: Config, name: str) -> str:
+    return f"{flag(name)} (now {shown(getattr(config, name))})"

@@ -1,13 +1,13 @@
-"""What a run keeps of its steps: a line of metrics.jsonl each, and TensorBoard's files if asked."""
+"""The numbers of a run's steps on disk: metrics.jsonl, and TensorBoard's files if asked for."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from grpo.distributed import rank
 from grpo.settings.config import Config
@@ -15,59 +15,53 @@ from grpo.settings.errors import UsageError
 
 
 def check_tensorboard(config: Config) -> None:
-    """Raises UsageError where `--tensorboard` asks for a package that is not installed."""
-    if config.tensorboard:
-        _summary_writer()
-
-
-def _summary_writer() -> Any:
+    """Raise UsageError if `--tensorboard` is given and the package is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter  # torch leaves the package to the user
+        if config.tensorboard:
+            import torch.utils.tensorboard  # noqa: F401  torch leaves the package to the user
     except ImportError:
-        problem = "the package tensorboard is not installed"
-        raise UsageError(
-            f"--tensorboard: {problem}; pip install tensorboard, or leave it out"
-        ) from None
-    return SummaryWriter
+        problem = "--tensorboard: the package tensorboard is not installed"
+        raise UsageError(f"{problem}; pip install tensorboard, or leave it out") from None
 
 
-class Record:
-    """Writes metrics.jsonl and, with `--tensorboard`, the folder tensorboard, of the same names.
+class MetricsLog(ExitStack):
+    """Appends steps to metrics.jsonl and, with `--tensorboard`, to the folder tensorboard/.
 
-    A context manager; of many processes the first one writes. A metric that is not finite is null
-    in the one and missing in the other. What metrics.jsonl holds already are the steps before;
-    TensorBoard forgets what it has of later.
+    A context manager. If there are several processes, only rank 0 writes. A metric that is not
+    finite is null in metrics.jsonl and missing in TensorBoard. TensorBoard's files lose the steps
+    after those that metrics.jsonl already holds.
     """
 
     def __init__(self, run: Path, config: Config) -> None:
-        self.files = ExitStack()
+        super().__init__()
         file = Path(os.devnull) if rank() else run / "metrics.jsonl"
-        self.lines = self.files.enter_context(file.open("ab"))
-        self.bytes = self.lines.tell()  # of whole lines
+        self.lines = self.enter_context(file.open("ab"))
+        self.bytes = self.lines.tell()  # of whole lines; a checkpoint keeps this number
         self.board = None
         if config.tensorboard and not rank():
-            step = len(history(run)) + 1
-            writer = _summary_writer()(str(run / "tensorboard"), purge_step=step)
-            self.board = self.files.enter_context(writer)
+            from torch.utils.tensorboard import SummaryWriter
 
-    def __enter__(self) -> Record:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.files.close()
+            writer = SummaryWriter(str(run / "tensorboard"), purge_step=len(history(run)) + 1)
+            self.board = self.enter_context(writer)
 
     def add(self, metrics: dict[str, float]) -> None:
-        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self.lines.write(json.dumps(finite).encode() + b"\n")
+        """Write the metrics of one step; they are in the file when this returns."""
+        written = finite(metrics)
+        self.lines.write(json.dumps(written).encode() + b"\n")
         self.lines.flush()
         self.bytes = self.lines.tell()
-        for name, value in finite.items():
+        for name, value in written.items():
             if self.board and value is not None and name != "step":
                 self.board.add_scalar(name, value, int(metrics["step"]))
 
 
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the values with None for NaN and infinity, which JSON does not know."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
 def history(run: Path) -> list[dict[str, float]]:
-    """The metrics of all steps in metrics.jsonl, NaN where they were not finite; [] without one."""
+    """Read the metrics of all steps from metrics.jsonl, null as NaN; [] if there is no file."""
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     steps = map(json.loads, lines)

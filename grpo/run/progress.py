@@ -1,7 +1,7 @@
-"""What a run says while it trains, and its last line.
+"""What a run shows while it trains, and its last line.
 
-The numbers of the steps, now and then a completion, and what grpo/run/diagnoses.py finds. Questions
-and completions are untrusted text: nothing in them may reach a terminal but characters that print.
+The numbers of each step, a completion now and then, and the sentences of grpo/run/diagnoses.py.
+Questions and completions are untrusted text: only their printing characters reach the terminal.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from grpo.interfaces import Example
 from grpo.metrics import Step
 from grpo.run.diagnoses import Diagnoses, same_text
-from grpo.run.terminal import Bar, Lines, Screen, columns, visible
+from grpo.run.terminal import Screen, visible
 from grpo.settings.config import Config
 
 LONGEST = 1000  # characters of a completion that are shown
-CHANGED = 20  # steps at either end that "what changed" is a mean of
+ENDS = 20  # steps at either end of a run that `what_changed` compares the means of
+
+Ask = Callable[[Example], dict[str, str]]
 
 
 class Progress:
-    """Says on stderr what happens: a context manager, told of every step by `show`.
-
-    `before` holds the metrics of the steps that a run which goes on has made already.
-    """
+    """Shows on stderr what happens in a run: a context manager; call `show` after every step."""
 
     def __init__(
         self,
         config: Config,
-        clock: Callable[[], float] = time.monotonic,
+        title: str,
+        ask: Ask,
         before: Sequence[dict[str, float]] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        title, law = f"{config.method} on {config.modality}", {"done": len(before)}
-        self.screen: Screen = (
-            Bar(title, config.steps, **law)
-            if columns()
-            else Lines(title, config.steps, clock, **law)
-        )
+        """`ask(example)` returns the rows that show a question, by name.
+
+        `before` holds the metrics of the steps that a resumed run has made already.
+        """
+        self.screen, self.ask = Screen(title, config.steps, len(before), clock), ask
         self.diagnoses = Diagnoses(config)
         self.history = [*before]  # the metrics of every step
         every = config.sample_every
@@ -55,7 +56,7 @@ class Progress:
             print(what_changed(self.history), file=sys.stderr)
 
     def show(self, step: Step) -> None:
-        """A supervised step has no completion to show and nothing to diagnose."""
+        """Show a step. A supervised one has no completion to show and nothing to diagnose."""
         done, rollout = int(step.metrics["step"]), step.rollout
         self.history.append(dict(step.metrics))
         words = [f"{name} {value}" for name, value in numbers(step.metrics)]
@@ -63,20 +64,22 @@ class Progress:
         if rollout is None:
             return
         if self.sample_every and (done == 1 or done % self.sample_every == 0):
-            self.screen.say(sampled(step, self.screen.width()))
+            self.screen.say(sampled(step, self.ask, self.screen.width()))
         self.history[-1]["same_text"] = same_text(rollout)
         for sentence in self.diagnoses.new(self.history):
             self.screen.say(f"step {done}: {sentence}")
 
 
 def phases(metrics: dict[str, float]) -> str:
-    """Seconds by phase, of those that took any."""
+    """Return the seconds of each phase that took any."""
     taken = {k.removeprefix("time/"): v for k, v in metrics.items() if k.startswith("time/")}
     return ", ".join(f"{k} {v:.2f} s" for k, v in taken.items() if k != "step" and v >= 0.005)
 
 
 def numbers(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    """A step in words: `signal` is the share of groups that have any, `cut` that of truncated.
+    """Return a step's numbers as (name, value in words).
+
+    `signal` is the share of groups whose rewards differ, `cut` that of truncated completions.
 
     >>> numbers({"step": 1, "loss": 0.25})
     [('loss', '0.250')]
@@ -94,20 +97,16 @@ def numbers(metrics: dict[str, float]) -> list[tuple[str, str]]:
     ]
 
 
-def sampled(step: Step, width: int) -> str:
-    """The first completion of a step, which is as good as drawn: question, gold, what it earned."""
+def sampled(step: Step, ask: Ask, width: int) -> str:
+    """Return the first completion of a step in lines of `width`: what was asked, what it earned."""
     rollout = step.rollout
-    example, text = rollout.examples[0], rollout.texts[0][0]
-    parts = {name: values[0, 0].item() for name, values in rollout.parts.items()}
+    text, parts = rollout.texts[0][0], {k: v[0, 0].item() for k, v in rollout.parts.items()}
     earned = ", ".join(f"{k} {'-' if math.isnan(v) else f'{v:.2f}'}" for k, v in parts.items())
     head = f"step {step.metrics['step']}, one of {rollout.rewards.numel()} completions: "
     head += f"reward {rollout.rewards[0, 0]:.2f} ({earned}), advantage {step.advantages[0, 0]:+.2f}"
-    options = dict(zip(example.letters, example.options, strict=True))
-    gold = f"{example.letter}) {example.answer}" if options else " / ".join(example.right_answers)
-    asked = " ".join([example.question, *(f"{k}) {v}" for k, v in options.items())])
-    more = len(text) - LONGEST
-    said = visible(text[:LONGEST]) + (f" ... and {more} characters more" if more > 0 else "")
-    rows = {"question": visible(asked), "gold": visible(gold), "completion": said}
+    more = f" ... and {len(text) - LONGEST} characters more" if len(text) > LONGEST else ""
+    rows = {name: visible(row) for name, row in ask(rollout.examples[0]).items()}
+    rows["completion"] = visible(text[:LONGEST]) + more
     lines = [
         textwrap.fill(row, width, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
         for name, row in rows.items()
@@ -116,30 +115,33 @@ def sampled(step: Step, width: int) -> str:
 
 
 def what_changed(history: Sequence[dict[str, float]]) -> str:
-    """The means of the first and of the last steps, at most 20 each, side by side.
+    """Return the means of the first and of the last steps, at most 20 each, side by side.
 
     >>> what_changed([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}])
     'first step → last: loss 2.000 → 0.500'
     """
-    n = min(CHANGED, len(history) // 2)
+    n = min(ENDS, len(history) // 2)
     ends = [numbers(_means(steps)) for steps in (history[:n], history[-n:])]
     rows = (f"{name} {was} → {now}" for (name, was), (_, now) in zip(*ends, strict=True))
     return f"first {f'{n} steps' if n > 1 else 'step'} → last: {', '.join(rows)}"
 
 
 def _means(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each metric over the steps that have it as a number; NaN where none has."""
-    found = {
-        name: [step[name] for step in steps if math.isfinite(step.get(name, math.nan))]
-        for name in steps[0]
-    }
-    return {name: fmean(values) if values else math.nan for name, values in found.items()}
+    """Return the mean of each metric over the steps where it is finite; NaN if there is none."""
+    means = {}
+    for name in steps[0]:
+        values = [step[name] for step in steps if math.isfinite(step.get(name, math.nan))]
+        means[name] = fmean(values) if values else math.nan
+    return means
 
 
-def closing_line(run: Path, config: Config, gains: str) -> str:
-    """What was gained, in a sentence ("" where nothing was scored), and what to type next."""
-    unseen = ",".join(config.ood_modalities) or "none"
-    again = f"python evaluate.py {f'--run {run} ' if config.out else ''}--ood {unseen}"
+def closing_line(run: Path, gains: str, unseen: Sequence[str], is_newest: bool) -> str:
+    """Return what was gained, in a sentence ("" if nothing was scored), and what to type next.
+
+    `unseen` names what to score beside; `is_newest`: evaluate.py finds the run without its name.
+    """
+    again = f"python evaluate.py {'' if is_newest else f'--run {run} '}"
+    again += f"--ood {','.join(unseen) or 'none'}"
     if not gains:
         return f"{run}: trained, not scored. Next: {again} --eval-size 300"
     return f"{run}: {gains}. Next: {again}"

@@ -13,7 +13,7 @@ from grpo.distributed import gathered, rank
 from grpo.metrics import Step
 from grpo.run.checkpoint import Checkpointer, checkpoints, save_adapter
 from grpo.run.interrupt import Halted, Stop
-from grpo.run.metrics_log import Record, history
+from grpo.run.metrics_log import MetricsLog, history
 from grpo.run.progress import Progress
 from grpo.run.trace import Describe, write_trace
 from grpo.settings.config import Config
@@ -31,12 +31,13 @@ class Recorder:
         self,
         checkpointer: Checkpointer,
         stop: Stop,
+        progress: Progress,
         describe: Describe | None = None,
         pieces: Callable[..., list[str]] | None = None,
     ) -> None:
         """`describe` and `pieces` put questions and tokens into words for the traces, see
         write_trace; None writes no trace."""
-        self.checkpointer, self.stop = checkpointer, stop
+        self.checkpointer, self.stop, self.progress = checkpointer, stop, progress
         self.run, self.config = checkpointer.run, checkpointer.config
         self.describe, self.pieces = describe, pieces
         self.stop_requested = False
@@ -45,8 +46,8 @@ class Recorder:
         before = history(self.run)
         self.skipped = SkippedSteps(self.config, before)
         with ExitStack() as files:
-            self.log = files.enter_context(Record(self.run, self.config))
-            self.progress = files.enter_context(Progress(self.config, before=before))
+            self.log = files.enter_context(MetricsLog(self.run, self.config))
+            files.enter_context(self.progress)
             self.files = files.pop_all()
         self.checkpointer.note(len(before), self.log.bytes)
         return self

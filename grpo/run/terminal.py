@@ -1,4 +1,4 @@
-"""Where a run speaks: two lines at the bottom of a terminal, or plain lines in a file."""
+"""Where a run shows its progress: two lines at the bottom of a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
-from typing import Protocol
 
-SELDOM = 30.0  # seconds between two lines on the steps where stderr is no terminal
-WIDE = 100  # columns, where no terminal has a say
+SECONDS_BETWEEN_LINES = 30.0  # if stderr is not a terminal
+PLAIN_WIDTH = 100  # characters of a line, if stderr is not a terminal
 
 
 @contextmanager
 def hushed(quiet: bool) -> Iterator[None]:
-    """If `quiet`, all that is said on stderr inside goes nowhere. Errors are raised through it."""
+    """If `quiet`, discard everything that the body prints on stderr. Errors still propagate."""
     if not quiet:
         yield
         return
@@ -24,8 +23,8 @@ def hushed(quiet: bool) -> Iterator[None]:
         yield
 
 
-def columns() -> int:
-    """Columns of the terminal that stderr is; 0 where it is none, or one that tells no size."""
+def terminal_width() -> int:
+    """Return the columns of the terminal on stderr; 0 if it is no terminal or has no size."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
     except OSError:
@@ -33,77 +32,59 @@ def columns() -> int:
     return size.columns if size.lines else 0
 
 
-class Screen(Protocol):
-    """Told of every step: how many are done, its numbers as words, the seconds of its phases."""
+class Screen:
+    """Shows how far a run is, and messages between the steps.
 
-    def step(self, done: int, words: Sequence[str], phases: str) -> None: ...
-    def say(self, text: str) -> None: ...
-    def close(self) -> None: ...
-    def width(self) -> int: ...
+    On a terminal: a tqdm bar with the time left, and below it as many numbers as fit. Elsewhere
+    both tqdm lines are disabled, and a plain line appears at most every SECONDS_BETWEEN_LINES.
+    """
 
-
-class Bar:
-    """A bar with the time left, and below it as many numbers as fit."""
-
-    def __init__(self, title: str, steps: int, done: int = 0) -> None:
+    def __init__(self, title: str, steps: int, done: int, clock: Callable[[], float]) -> None:
+        """`done` of the `steps` were made before; `clock` returns seconds."""
         from tqdm import tqdm
 
-        counts = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        line = f"{{desc}} {{percentage:3.0f}}%|{{bar}}| {counts}"
-        law = {"file": sys.stderr, "dynamic_ncols": True, "leave": True}
-        self.bar = tqdm(total=steps, initial=done, desc=title, bar_format=line, position=0, **law)
-        self.below = tqdm(bar_format="{desc}", position=1, **law)
+        self.title, self.steps, self.before, self.clock = title, steps, done, clock
+        self.start, self.last_line = clock(), -math.inf
+        self.plain = not terminal_width()
+        form = "{desc} {percentage:3.0f}%|{bar}| "
+        form += "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        both = {"file": sys.stderr, "dynamic_ncols": True, "leave": True, "disable": self.plain}
+        self.bar = tqdm(total=steps, initial=done, desc=title, bar_format=form, position=0, **both)
+        self.numbers = tqdm(bar_format="{desc}", position=1, **both)
 
     def step(self, done: int, words: Sequence[str], phases: str) -> None:
-        self.below.set_description_str(fitted(words, self.width()), refresh=False)
+        """Show that `done` steps are made, the last one's numbers and the seconds by phase."""
+        self.numbers.set_description_str(fitted(words, self.width()), refresh=False)
         self.bar.set_postfix_str(phases, refresh=False)
         if self.bar.update():
-            self.below.refresh()
+            self.numbers.refresh()
+        now = self.clock()
+        if not self.plain or now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        self.last_line, elapsed = now, now - self.start
+        left = elapsed / (done - self.before) * (self.steps - done)
+        taken, left = (timedelta(seconds=round(seconds)) for seconds in (elapsed, left))
+        place = f"{self.title} {done}/{self.steps} [{taken}<{left}, {phases}]"
+        self.say(f"{place} {' '.join(words)}")
 
     def say(self, text: str) -> None:
+        """Show a message above the bar."""
         self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
+        """Leave the bar as it is and end its lines."""
         self.bar.close()
-        self.below.close()
+        self.numbers.close()
 
     def width(self) -> int:
-        """Columns but the last, behind which some terminals begin a new line."""
-        return max(columns() - 1, 1)
-
-
-class Lines:
-    """Whole lines; on the steps no more than one in SELDOM seconds."""
-
-    def __init__(self, title: str, steps: int, clock: Callable[[], float], done: int = 0) -> None:
-        self.title, self.steps, self.clock, self.before = title, steps, clock, done
-        self.start, self.last = clock(), -math.inf
-
-    def step(self, done: int, words: Sequence[str], phases: str) -> None:
-        now = self.clock()
-        if now - self.last < SELDOM:
-            return
-        self.last, elapsed = now, now - self.start
-        left = elapsed / (done - self.before) * (self.steps - done)
-        clocked = f"[{_clocked(elapsed)}<{_clocked(left)}, {phases}]"
-        self.say(f"{self.title} {done}/{self.steps} {clocked} {' '.join(words)}")
-
-    def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Nothing to take away."""
-
-    def width(self) -> int:
-        return WIDE
-
-
-def _clocked(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+        """Return the characters that fit into a line."""
+        if self.plain:
+            return PLAIN_WIDTH
+        return max(terminal_width() - 1, 1)  # some terminals wrap after the last column
 
 
 def fitted(words: Sequence[str], width: int) -> str:
-    """As many of the words, the first ones, as fit into one line.
+    """Return the first words, as many as fit into one line.
 
     >>> fitted(["reward 1.50", "signal 75%", "cut 0%"], 25)
     'reward 1.50 signal 75%'
@@ -114,7 +95,7 @@ def fitted(words: Sequence[str], width: int) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Text with every character that does not print (controls, bidi marks) as its escape.
+    r"""Return text with every character that does not print (controls, bidi marks) escaped.
 
     >>> print(visible("a\nb \x1b[2J"))
     a\nb \x1b[2J

@@ -1,4 +1,4 @@
-"""The record of a step: what happened to every token of it, and why, in two files.
+"""The record of a step: every token of it with its numbers, in two files.
 
     trace/step-000010.json          questions, completions, rewards, settings, metrics; written last
     trace/step-000010.safetensors   row, token_ids, weights, old_logprobs, ref_logprobs (N,);
@@ -6,12 +6,13 @@
                                     logprobs, ratio, kl, entropy, loss (U, N)
     trace/images/0123456789abcdef.png
 
-The tokens of completion i are those with row == i, in order. The numbers are the very float32 ones
-that the loop computed with, so its loss and the derivative of it follow from the file alone. NaN:
-the token's group took no pass (equal rewards and no KL term), or there is no reference (kl_coef 0).
+The tokens of completion i are those with row == i, in order. The numbers are the float32 numbers
+that the loop computed with, so its loss and the loss's derivative follow from the file alone. NaN
+means that the token's group took no pass (equal rewards and no KL term), or that there is no
+reference (kl_coef 0).
 
-Bounds: of a step at most 64 groups are written, the first ones ("groups_left_out" counts the rest);
-a token takes 28 + 20 U bytes in safetensors and about 20 in JSON, an image 200 kB at most.
+Sizes: at most the first 64 groups of a step are written ("groups_left_out" counts the others). A
+token takes 28 + 20 U bytes in safetensors and about 20 in JSON; an image takes at most 200 kB.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from grpo.loss import clip_bounds
 from grpo.metrics import Step
 from grpo.rollout import Rollout
 from grpo.run.atomic import write_whole
+from grpo.run.metrics_log import finite
 from grpo.settings.config import Config
 
 MOST_GROUPS = 64
-SETTINGS = ("group_size", "loss", "scale_rewards", "kl_coef", "clip_eps", "temperature")
-SETTINGS += ("updates_per_rollout", "max_completion_length")
-OF_UPDATE = ("logprobs", "ratio", "kl", "entropy", "loss")  # one number a token and update
+BY_UPDATE = ("logprobs", "ratio", "kl", "entropy", "loss")  # one number per token and update
 
 Describe = Callable[[Example], tuple[dict[str, Any], list[bytes]]]
+Pieces = Callable[..., list[str]]
 
 
 def write_trace(
-    folder: Path, step: Step, config: Config, describe: Describe, pieces: Callable[..., list[str]]
+    folder: Path, step: Step, config: Config, describe: Describe, pieces: Pieces
 ) -> None:
-    """Write the record of a step into `folder`; the JSON file says that the step is complete.
+    """Write the record of a step into `folder`; the JSON file comes last and completes it.
 
-    `describe(example)` gives a question's facts, ready for JSON, and its images as PNG files;
-    `pieces(ids)` the text of every token (n,).
+    `describe(example)` returns a question's facts, ready for JSON, and its images as PNG files;
+    `pieces(ids)` returns the text of every token of ids (n,).
     """
     folder.joinpath("images").mkdir(parents=True, exist_ok=True)
     groups = []
@@ -57,19 +58,17 @@ def write_trace(
         facts, pictures = describe(example)
         images = [_keep_image(folder, png) for png in pictures]
         groups.append({**facts, "images": images, **_group(step, b, pieces)})
+    updates = [
+        finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
+        | {"grad_norm_by_layer": finite(update.grad_norm_by_layer)}
+        for update in step.updates
+    ]
+    _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
     record = {
         "step": int(step.metrics["step"]),
-        "settings": {name: getattr(config, name) for name in SETTINGS}
-        | {"clip_eps_high": clip_bounds(config.clip_eps, config.clip_eps_high)[1]},
-        "updates": [
-            {
-                "learning_rate": update.learning_rate,
-                "grad_norm": _finite(update.grad_norm),
-                "grad_norm_by_layer": {k: _finite(x) for k, x in update.grad_norm_by_layer.items()},
-            }
-            for update in step.updates
-        ],
-        "metrics": {name: _finite(value) for name, value in step.metrics.items()},
+        "settings": {**config.to_dict(), "clip_eps_high": high},
+        "updates": updates,
+        "metrics": finite(step.metrics),
         "groups": groups,
         "groups_left_out": len(step.rollout.examples) - len(groups),
     }
@@ -79,14 +78,11 @@ def write_trace(
 
 
 def _tensors(step: Step) -> dict[str, Tensor]:
-    """Every tensor of the record, on the CPU, of the groups that are written."""
-    rollout = step.rollout
+    """Return every tensor of the record, on the CPU, for the groups that are written."""
+    rollout, ref = step.rollout, step.ref_logprobs
     written = min(len(rollout.examples), MOST_GROUPS)
     groups = rollout.groups[:written]
     n = int(rollout.lengths[: written * rollout.rewards.shape[1]].sum())
-    ref = (
-        torch.full_like(step.weights, math.nan) if step.ref_logprobs is None else step.ref_logprobs
-    )
     tensors = {
         "row": rollout.row[:n],
         "token_ids": torch.cat([ids for group in groups for ids in group.completions]),
@@ -94,42 +90,33 @@ def _tensors(step: Step) -> dict[str, Tensor]:
         "advantages": step.advantages[:written],
         "weights": step.weights[:n],
         "old_logprobs": step.old_logprobs[:n],
-        "ref_logprobs": ref[:n],
+        "ref_logprobs": torch.full_like(step.weights[:n], math.nan) if ref is None else ref[:n],
     }
-    for name in OF_UPDATE:  # (U, N)
+    for name in BY_UPDATE:  # (U, N)
         tensors[name] = torch.stack([getattr(update, name)[:n] for update in step.updates])
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _group(step: Step, b: int, pieces: Callable[..., list[str]]) -> dict[str, Any]:
-    """The completions of one group, ready for JSON."""
+def _group(step: Step, b: int, pieces: Pieces) -> dict[str, Any]:
+    """Return the completions of group b, ready for JSON."""
     rollout: Rollout = step.rollout
-    group, rewards = rollout.groups[b], rollout.rewards[b].tolist()
-    parts = {name: part[b].tolist() for name, part in rollout.parts.items()}
-    advantages = step.advantages[b].tolist()
-    return {
-        "zero_variance": zero_variance(rollout.rewards[b : b + 1]).item(),
-        "completions": [
-            {
-                "text": text,
-                "tokens": pieces(group.completions[i]),
-                "reward": rewards[i],
-                "parts": {name: _finite(part[i]) for name, part in parts.items()},
-                "advantage": advantages[i],
-                "truncated": group.truncated[i],
-            }
-            for i, text in enumerate(rollout.texts[b])
-        ],
-    }
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no NaN and no infinity."""
-    return value if math.isfinite(value) else None
+    group, rewards = rollout.groups[b], rollout.rewards[b]
+    completions = [
+        {
+            "text": text,
+            "tokens": pieces(group.completions[i]),
+            "reward": rewards[i].item(),
+            "parts": finite({k: part[b, i].item() for k, part in rollout.parts.items()}),
+            "advantage": step.advantages[b, i].item(),
+            "truncated": group.truncated[i],
+        }
+        for i, text in enumerate(rollout.texts[b])
+    ]
+    return {"zero_variance": zero_variance(rewards[None]).item(), "completions": completions}
 
 
 def _keep_image(folder: Path, png: bytes) -> str:
-    """Write an image under the hash of it, once, and say where."""
+    """Write an image once, under the hash of its bytes, and return its place in the folder."""
     name = f"images/{hashlib.sha256(png).hexdigest()[:16]}.png"
     if not (folder / name).exists():
         write_whole(folder / name, png)

@@ -19,43 +19,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo.settings import recipes
 from grpo.settings.errors import UsageError, exit_on_usage_error
-from grpo.settings.flags import (
-    check_options,
-    flag,
-    names_in,
-    option,
-    parse_flags,
-    steps_in,
-)
-from grpo.settings.recipes import TRL_NAMES
+from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
+from grpo.settings.recipes import RECIPES, TRL_NAMES, choose
 
-# First word of every random key (stream, seed, step, prompt, attempt, row): streams never meet.
+ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step, or
+(--dry-run, --memory-limit 40GB) say what memory a run takes."""
+# The first word of a random key (stream, seed, step, prompt, attempt, row). Keys of different
+# streams are never equal.
 TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2
 
 
 def key_word(text: str) -> int:
-    """A word of a random key that stands for a text, such as a question's id."""
+    """Return the word of a random key that stands for a text, such as a question's id."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def user_cache() -> Path:
-    """The folder that the programs may fill in the user's cache: image features, fetched data."""
+    """Return the folder of the user's cache for image features and fetched data."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
 
 
 def cache_folder(name: str) -> Path | None:
-    """The folder that `--cache` names; None: nothing is kept."""
+    """Return the folder that `--cache` names; None if nothing is cached."""
     return {"auto": user_cache(), "none": None}.get(name, Path(name))
 
 
 Method = Literal["grpo", "sft"]
 Target = Literal["answer", "reasoning"]
-Prompt = Literal["reason", "explain", "direct", "open"]
+Way = Literal["reason", "explain", "direct", "open"]
 Recipe = Literal["auto", "phantom", "medvlm-r1", "rarl", "clinical"]
 Loss = Literal["grpo", "dapo", "dr_grpo"]
-Scale = Literal["group", "none"]
+Scaling = Literal["group", "none"]
 Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
@@ -91,7 +86,7 @@ class Config:
     lora_alpha: int = _task(32, "Their scale: a weight moves by B A alpha / r (alpha).", ge=1)
 
     data: str = _data("phantom", "Data set, as NAME or NAME:PATH; the README names them.")
-    prompt: Prompt = _data("reason", "Think, then answer; direct: answer only; open: in words.")
+    prompt: Way = _data("reason", "Think, then answer; direct: answer only; open: in words.")
     diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
     shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
     modality: str = _data("MRI", "Modality to train on; ALL: every one of data on disk.")
@@ -113,7 +108,7 @@ class Config:
     judge_model: str | None = _draw(None, "The model that a --judge URL serves.")
 
     loss: Loss = _loss("grpo", "Mean over completions (grpo), tokens (dapo), slots (dr_grpo).")
-    scale_rewards: Scale = _loss("group", "Divide the advantage (A_i) by the group's std or not.")
+    scale_rewards: Scaling = _loss("group", "Divide the advantage (A_i) by the group's std or not.")
     kl_coef: float = _loss(0.04, "Weight of the k3 KL to the reference (beta); 0: none.", ge=0)
     clip_eps: float = _loss(0.2, "The ratio is clipped at 1 - this (epsilon).", gt=0, lt=1)
     clip_eps_high: float | None = _loss(None, "And at 1 + this (none: --clip-eps).", gt=0)
@@ -147,43 +142,32 @@ class Config:
     def __post_init__(self) -> None:
         check_options(self)
         if self.method == "grpo" and self.group_size < 2:
-            raise UsageError(
-                f"--group-size {self.group_size}: a group needs at least 2 completions to compare; "
-                "use --group-size 8"
-            )
+            problem = "a group needs at least 2 completions to compare"
+            raise UsageError(f"--group-size {self.group_size}: {problem}; use --group-size 8")
         if self.eval_every and not self.val_size:
-            raise UsageError(
-                f"--eval-every {self.eval_every}: nothing to validate on with --val-size 0; "
-                "use --val-size 100"
-            )
+            problem = "nothing to validate on with --val-size 0"
+            raise UsageError(f"--eval-every {self.eval_every}: {problem}; use --val-size 100")
         if not re.fullmatch("instruct|base|sft:.+", self.init):
             raise UsageError(f"--init {self.init}: use instruct, base or sft:runs/NAME")
-        for name in ("ood", "diversity"):
-            try:
-                names_in(getattr(self, name))
-            except UsageError as error:
-                raise UsageError(f"{flag(name)} {error}") from None
+        names_in(self.ood, "--ood ")
+        names = names_in(self.diversity, "--diversity ")
+        check_names("diversity", names, typing.get_args(Way), ", or none")
         steps_in(self.trace_steps, self.steps)
-        ways = typing.get_args(Prompt)
-        if unknown := [way for way in self.ways if way not in ways]:
-            problem = f"--diversity {unknown[0]}: unknown way of asking"
-            raise UsageError(f"{problem}; use some of {', '.join(ways)}, or none")
 
     @property
     def ood_modalities(self) -> tuple[str, ...]:
-        """The unseen modalities: `ood` as a tuple, without the one trained on; none after ALL."""
-        if self.modality == "ALL":
-            return ()
-        return tuple(name for name in names_in(self.ood) if name != self.modality)
+        """The unseen modalities: `ood` without the one trained on; () if all are trained on."""
+        unseen = names_in(self.ood) if self.modality != "ALL" else ()
+        return tuple(name for name in unseen if name != self.modality)
 
     @property
     def ways(self) -> tuple[str, ...]:
         """The ways of asking that training draws from (diversity prompting)."""
         return names_in(self.diversity) or (self.prompt,)
 
-    @property
+    @functools.cached_property
     def traced_steps(self) -> frozenset[int]:
-        """The steps, from 1, that grpo/run/trace.py keeps a record of."""
+        """The steps, from 1, that grpo/run/trace.py records token by token."""
         return steps_in(self.trace_steps, self.steps)
 
     def due(self, every: int, step: int) -> bool:
@@ -192,48 +176,45 @@ class Config:
 
     @classmethod
     def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:
-        """Defaults, then the recipe, then the flags in `argv` (None: the command line).
+        """Make a Config of the defaults, the recipe and the flags in `argv`; the later one wins.
 
-        Prints one line and exits with code 2 on a bad flag, and with 0 after --help.
+        `argv` None is the command line. Prints one line and exits with code 2 on a bad flag, and
+        with 0 after --help.
 
         >>> Config.from_flags(["--recipe", "medvlm-r1", "--beta", "0"]).kl_coef
         0.0
         """
         with exit_on_usage_error(prog):
-            about = (
-                "Train on one modality, then score it and unseen ones; or --explain one step, or"
-            )
-            about += " (--dry-run, --memory-limit 40GB) say what memory a run takes."
-            given = parse_flags(cls, argv, prog, about, TRL_NAMES, recipes.RECIPES)
-            cls(**given)  # complains of a bad flag before anything else happens
+            given = parse_flags(cls, argv, prog, ABOUT, TRL_NAMES, RECIPES)
+            cls(**given)  # refuses a bad flag before the device is looked at
             name = given.get("recipe", "auto")
             if name == "auto":
-                name, why = recipes.choose(given.get("device", "auto"))
+                name, why = choose(given.get("device", "auto"))
                 if not given.get("quiet"):
                     print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
-            return cls(**{**recipes.RECIPES[name], **given, "recipe": name})
+            return cls(**{**RECIPES[name], **given, "recipe": name})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> Config:
-        """The inverse of to_dict; settings that `values` lacks take their defaults."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise UsageError(
-                f"{where}: unknown setting {unknown[0]}: another version of the program wrote it; "
-                "use that version, or take the setting out"
-            )
+        """Make a Config of what `to_dict` returned; absent settings take their defaults.
+
+        Raises UsageError, which begins with `where`, for an unknown setting or a bad value.
+        """
+        if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
+            problem = f"unknown setting {unknown[0]}: another version of the program wrote it"
+            raise UsageError(f"{where}: {problem}; use that version, or take the setting out")
         try:
             return cls(**values)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by name, ready for JSON."""
+        """Return all settings by name, ready for JSON."""
         return dataclasses.asdict(self)
 
     def overrides(self) -> dict[str, Any]:
-        """What differs from the recipe (from the defaults, where none was applied)."""
-        plain = Config(**recipes.RECIPES.get(self.recipe, {}), recipe=self.recipe).to_dict()
+        """Return the settings that differ from the recipe, or from the defaults without one."""
+        plain = Config(**RECIPES.get(self.recipe, {}), recipe=self.recipe).to_dict()
         return {name: value for name, value in self.to_dict().items() if value != plain[name]}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each is one line on stderr, and exit code 2."""
+"""Errors that a user can correct: each prints one line on stderr and exits with code 2."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LONGEST_LINE = 2005  # characters
 
 
 class UsageError(ValueError):
-    """Something the user can mend. Its text is one line: what, where, and the remedy."""
+    """A mistake that the user can correct. Its text is one line: what, where and the remedy."""
 
 
 class SettingsError(UsageError):
-    """What other settings can mend and the same ones cannot: a run does not go on with them."""
+    """A mistake that only other settings can correct: resuming with the same ones fails again."""
 
 
 @contextmanager
@@ -24,9 +24,9 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
     """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2."""
     try:
         yield
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the program that reads our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # steps and answers are written all along: nothing is lost
+    except OSError as error:  # steps and answers are on disk as they come: nothing is lost
         remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
         problem = one_line(f"{error.filename or 'output'}: {error.strerror}")
         print(f"{prog}: {problem}; {remedy}", file=sys.stderr)
@@ -40,7 +40,7 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """A message as a terminal may have it, whatever it quotes of a file: one line, not without end.
+    """Return a message as one line of printing characters, of at most LONGEST_LINE.
 
     >>> one_line("question a\\x1b[2J\\nb: is blank")
     'question a [2J b: is blank'

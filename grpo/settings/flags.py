@@ -1,8 +1,8 @@
 """Command-line flags made from the fields of a dataclass, with one-line errors.
 
-Each field declared with `option` is a flag of the same name. argparse only splits the command line
-and prints --help; values are read and checked here, so that a dataclass built in Python, from JSON
-or from flags is held to the same rules and fails with the same line.
+Each field declared with `option` is a flag of the same name. argparse splits the command line and
+prints --help. `check_options` checks the values, so a dataclass that is built in Python, from JSON
+or from flags obeys the same rules and fails with the same message.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
+import itertools
 import math
 import operator
+import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,23 +29,25 @@ BOUNDS = {
     "lt": (operator.lt, "less than"),
 }
 EXPECTED = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
-LARGEST = 2**53  # whole numbers beyond it are no count of anything, and no float holds them
+LARGEST = 2**53  # float64 represents every whole number up to here exactly
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def option(group: str, default: Any, help: str, **bounds: float) -> Any:
-    """A dataclass field that is also a flag; a bool, False by default, is a flag without a value.
+    """Declare a dataclass field that is also a flag under the heading `group` of --help.
 
-    Bounds: ge, gt and lt (x >= ge, x > gt, x < lt).
+    A field whose default is False becomes a flag without a value. The bounds are ge, gt and lt
+    (x >= ge, x > gt, x < lt).
     """
     metadata = {"group": group, "help": help, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_options(options: Any) -> None:
-    """For __post_init__: check every field, and make an int in a float field a float.
+    """Check every field of a dataclass; call this in its __post_init__.
 
-    Raises UsageError for a wrong type, an unknown choice or a value out of bounds.
+    A whole number in a float field becomes a float. Raises UsageError for a wrong type, an unknown
+    choice or a value out of bounds.
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
@@ -53,26 +58,36 @@ def check_options(options: Any) -> None:
         if kind is float and type(value) is int and abs(value) <= LARGEST:
             value = float(value)
             object.__setattr__(options, field.name, value)  # the dataclass is frozen
-        _check(field, value, kind, choices)
+        if choices:
+            check_names(field.name, [value], choices)
+        elif problem := _problem(value, kind, field.metadata["bounds"]):
+            such_as = f"{problem} such as {shown(field.default)}"
+            raise UsageError(f"{flag(field.name)} {value}: {such_as}")
 
 
-def _check(field: dataclasses.Field[Any], value: Any, kind: type, choices: Sequence[str]) -> None:
-    what = f"{flag(field.name)} {value}"
-    if choices and value not in choices:
-        raise UsageError(f"{what}: unknown choice; use one of {', '.join(choices)}")
-    fits = type(value) is kind  # and not isinstance, because True is an int to isinstance
+def _problem(value: Any, kind: type, bounds: Mapping[str, float]) -> str:
+    """Why a value is refused; "" if it is allowed."""
+    fits = type(value) is kind  # isinstance would let True pass as an int
     if not fits or (kind is float and not math.isfinite(value)) or (kind is str and "\0" in value):
-        raise UsageError(f"{what}: expected {EXPECTED[kind]}, such as {shown(field.default)}")
+        return f"expected {EXPECTED[kind]},"
     if kind is int and abs(value) > LARGEST:
-        raise UsageError(f"{what}: too large; use one such as {shown(field.default)}")
-    for bound, limit in field.metadata["bounds"].items():
+        return "too large; use one"
+    for bound, limit in bounds.items():
         holds, words = BOUNDS[bound]
         if not holds(value, limit):
-            raise UsageError(f"{what}: must be {words} {limit}, such as {shown(field.default)}")
+            return f"must be {words} {limit},"
+    return ""
+
+
+def check_names(name: str, given: Sequence[Any], known: Sequence[str], more: str = "") -> None:
+    """Raise UsageError if one of the names `given` to the setting `name` is not a `known` one."""
+    if unknown := [one for one in given if one not in known]:
+        remedy = f"use one of {', '.join(known)}{more}"
+        raise UsageError(f"{flag(name)} {unknown[0]}: unknown choice; {remedy}")
 
 
 def check_file(flag: str, file: str | None) -> None:
-    """Raise UsageError for an output file that could not be written, before the work for it."""
+    """Raise UsageError if an output file cannot be written, before any work is done for it."""
     if file and not Path(file).absolute().parent.is_dir():
         raise UsageError(f"{flag} {file}: no such folder; make it first")
     if file and Path(file).is_dir():
@@ -87,45 +102,36 @@ def parse_flags(
     aliases: Mapping[str, str] | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The options of `cls` that were typed in `argv` (None: the command line), and only those.
+    """Return the options of `cls` that were typed in `argv` (None: the command line).
 
-    `aliases` are second names of options; `presets`, named sets of values, are quoted in --help.
-    Every flag is accepted with dashes or underscores, none may be abbreviated, the last one wins.
-    Raises UsageError; exits with 0 after --help.
+    `aliases` maps second names of options to their names; --help quotes `presets`, named sets of
+    values. Dashes and underscores are equal, no flag may be abbreviated, and the last one wins.
+    A number that cannot be read stays text, which `check_options` then refuses.
+    Raises UsageError for an unknown flag; exits with 0 after --help.
     """
-    argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     hints = typing.get_type_hints(cls)
     parser = _Parser(prog, f"{prog} [flags]", description, allow_abbrev=False)
-    groups: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        heading = field.metadata["group"]
-        if heading not in groups:
-            groups[heading] = parser.add_argument_group(heading)
-        names = [field.name, *(a for a, name in (aliases or {}).items() if name == field.name)]
-        kind, choices, _ = _kind(hints[field.name])
-        groups[heading].add_argument(
-            *map(flag, names),
-            dest=field.name,
-            default=argparse.SUPPRESS,
-            help=_help(field, presets or {}),
-            **_argument(kind, choices),
-        )
-    typed, unknown = parser.parse_known_args(argv)
+    grouped = itertools.groupby(dataclasses.fields(cls), lambda field: field.metadata["group"])
+    for heading, fields in grouped:
+        group = parser.add_argument_group(heading)
+        for field in fields:
+            names = [field.name, *(a for a, name in (aliases or {}).items() if name == field.name)]
+            kind, choices, optional = _kind(hints[field.name])
+            value: dict[str, Any] = {"action": "store_true"}
+            if kind is not bool:
+                metavar = "{" + ",".join(choices) + "}" if choices else METAVARS[kind]
+                value = {"metavar": metavar, "type": functools.partial(_read, kind, optional)}
+            value |= {"dest": field.name, "default": argparse.SUPPRESS}
+            group.add_argument(*map(flag, names), help=_help(field, presets or {}), **value)
+    words = sys.argv[1:] if argv is None else argv
+    typed, unknown = parser.parse_known_args([_dashed(word) for word in words])
     if unknown:
         parser.refuse(unknown[0])
-    fields = cls.__dataclass_fields__
-    return {name: _read(fields[name], text, hints[name]) for name, text in vars(typed).items()}
-
-
-def _argument(kind: type, choices: Sequence[str]) -> dict[str, Any]:
-    """What argparse is told of a flag's value: how --help shows it, or that there is none."""
-    if kind is bool:
-        return {"action": "store_true"}
-    return {"metavar": "{" + ",".join(choices) + "}" if choices else METAVARS[kind]}
+    return vars(typed)
 
 
 def flag(name: str) -> str:
-    """A field's flag.
+    """Return a field's flag.
 
     >>> flag("group_size")
     '--group-size'
@@ -133,76 +139,39 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def names_in(text: str) -> tuple[str, ...]:
-    """The names of a comma list, each once. Raises UsageError for "none" among others.
+def names_in(text: str, flag: str = "") -> tuple[str, ...]:
+    """Return the names of a comma list, each once; () for "none".
+
+    Raises UsageError, which begins with `flag`, for "none" among other names.
 
     >>> names_in("CT, XRAY, CT"), names_in("None")
     (('CT', 'XRAY'), ())
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if "none" not in map(str.lower, names):
-        return names
-    if {name.lower() for name in names} != {"none"}:
-        raise UsageError(f"{text}: none and something; give the names, or none alone")
-    return ()
+    nones = [name for name in names if name.lower() == "none"]
+    if nones and len(nones) < len(names):
+        raise UsageError(f"{flag}{text}: none and something; give the names, or none alone")
+    return () if nones else names
 
 
 def steps_in(text: str, steps: int) -> frozenset[int]:
-    """The steps that --trace-steps names; "auto": about 20 of all `steps`, and the last.
+    """Return the steps that --trace-steps names; "auto": about 20 of all `steps`, and the last.
+
+    Raises UsageError if the text names no steps.
 
     >>> sorted(steps_in("auto", 45)), sorted(steps_in("1,50", 45)), sorted(steps_in("0", 45))
     ([3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45], [1, 50], [])
     """
     if text == "auto":
-        return frozenset({*range(every := -(-steps // 20), steps, every), steps})
+        every = math.ceil(steps / 20)
+        return frozenset({*range(every, steps, every), steps})
     if not all(word.strip().isdecimal() and len(word) < 20 for word in text.split(",")):
         raise UsageError(f"--trace-steps {text}: give steps, as 1,2,50; or auto, or 0 for none")
     return frozenset(map(int, text.split(","))) - {0}
 
 
-def _dashed(word: str) -> str:
-    """The underscores of a flag as dashes; a value, also one after '=', stays as it is."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:
-    """A type hint as (type, choices, may be None): int, float | None, Literal["a", "b"]..."""
-    if typing.get_origin(hint) is typing.Literal:
-        return str, typing.get_args(hint), False
-    members = typing.get_args(hint) or (hint,)
-    return members[0], (), type(None) in members
-
-
-def _read(field: dataclasses.Field[Any], text: str | bool, hint: Any) -> Any:
-    """What was typed, in the field's type; a flag without a value is True already."""
-    kind, _, optional = _kind(hint)
-    if isinstance(text, bool):
-        return text
-    if optional and text.lower() == "none":
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        expected = f"expected {EXPECTED[kind]}, such as {shown(field.default)}"
-        raise UsageError(f"{flag(field.name)} {text}: {expected}") from None
-
-
-def _help(field: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
-    """The help sentence, then the default and the presets that differ from it."""
-    if field.default is False:
-        return field.metadata["help"].replace("%", "%%")
-    values_shown = [f"default {shown(field.default)}"]
-    for preset, values in presets.items():
-        if values.get(field.name, field.default) != field.default:
-            values_shown.append(f"{preset} {shown(values[field.name])}")
-    return f"{field.metadata['help']} [{'; '.join(values_shown)}]".replace("%", "%%")
-
-
 def shown(value: Any) -> str:
-    """A value as it is typed.
+    """Return a value as a user types it.
 
     >>> shown(1e-5), shown(None)
     ('1e-05', 'none')
@@ -210,12 +179,45 @@ def shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _dashed(word: str) -> str:
+    """Replace the underscores of a flag by dashes; a value, also one after "=", stays as it is."""
+    return re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word)
+
+
+def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:
+    """Take a type hint apart: (type, choices, may be None); int, float | None, Literal["a"]..."""
+    if typing.get_origin(hint) is typing.Literal:
+        return str, typing.get_args(hint), False
+    members = typing.get_args(hint) or (hint,)
+    return members[0], (), type(None) in members
+
+
+def _read(kind: type, optional: bool, text: str) -> Any:
+    """Return typed text as a value of this kind; text that cannot be read stays text."""
+    if optional and text.lower() == "none":
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _help(field: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the help sentence, the default and the presets that differ from the default."""
+    values = {"default": field.default}
+    values |= {name: v[field.name] for name, v in presets.items() if field.name in v}
+    differ = [f"{k} {shown(v)}" for k, v in values.items() if k == "default" or v != field.default]
+    listed = "" if field.default is False else f" [{'; '.join(differ)}]"
+    return (field.metadata["help"] + listed).replace("%", "%%")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """argparse's complaint, as a UsageError in place of a usage dump."""
+        """Raise argparse's complaint as a UsageError; argparse would print the usage."""
         raise UsageError(f"{message.removeprefix('argument ')}; --help explains the flags")
 
     def refuse(self, word: str) -> NoReturn:
+        """Raise UsageError for a word that is no flag, with the closest flag as the remedy."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"

@@ -7,23 +7,26 @@ import functools
 import typing
 from typing import Any, Literal
 
-from grpo.settings.config import Prompt
+from grpo.settings.config import Way
 from grpo.settings.errors import UsageError
-from grpo.settings.flags import check_file, check_options, names_in, option
+from grpo.settings.flags import check_file, check_names, check_options, names_in, option
 
 _what = functools.partial(option, "what is scored")
 _how = functools.partial(option, "how it is asked")
 _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
-WAYS = typing.get_args(Prompt)
+WAYS = typing.get_args(Way)
 METRICS = ("perplexity", "reasoning", "correctness", "similarity")
-AS_RUN = "run"  # as the run had it, where none is a value
+AS_RUN = "run"  # the run's own value, for the settings to which "none" is a value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What evaluate.py is asked to do; what is None is as the run had it."""
+    """The options of evaluate.py. A setting of the run that is None here keeps the run's value.
+
+    Raises UsageError for a bad value, and for options that exclude or need each other.
+    """
 
     run: str | None = _what(None, "Run folder (none: the newest under runs/).")
     model: str | None = _what(None, "A model in place of a run: hub id, folder or phantom.")
@@ -63,13 +66,10 @@ class Options:
         check_options(self)
         check_file("--json", self.json)
         check_file("--markdown", self.markdown)
-        for way in self.ways:
-            if way not in WAYS:
-                raise UsageError(f"--prompt {way}: unknown choice; use one of {', '.join(WAYS)}")
-        if "open" in self.ways[:-1]:  # it hides the options that the others show
+        check_names("prompt", self.ways, WAYS)
+        check_names("metrics", self.measured, METRICS)
+        if "open" in self.ways[:-1]:  # it hides the options that the later ways show
             raise UsageError(f"--prompt {self.prompt}: put open last")
-        if unknown := [name for name in self.measured if name not in METRICS]:
-            raise UsageError(f"--metrics {unknown[0]}: unknown; use some of {', '.join(METRICS)}")
         one = (self.image, self.question, self.options)
         if any(one) and not all(one):
             raise UsageError("--image, --question and --options go together; give all three")
@@ -84,17 +84,17 @@ class Options:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """The ways of asking, the first one first; none: the run's."""
+        """The ways of asking, the first one first; () for the run's own."""
         return names_in(self.prompt or "")
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The figures of --metrics."""
+        """The figures that --metrics names."""
         return METRICS if self.metrics == "all" else names_in(self.metrics)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The options of --options. Raises UsageError where they are not 2 to 26."""
+        """The options that --options lists. Raises UsageError if there are not 2 to 26."""
         texts = tuple(text.strip() for text in (self.options or "").split(";") if text.strip())
         if not 2 <= len(texts) <= 26:
             raise UsageError(f'--options {self.options}: give 2 to 26, as in "left;right"')
@@ -102,9 +102,8 @@ class Options:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings of a run that were given here, and go before the run's own."""
+        """The settings of the run that were given here and so replace the run's own."""
         names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")
         values = {name: getattr(self, name) for name in (*names, "judge", "judge_model")}
-        if self.ways:
-            values["prompt"] = self.ways[0]
+        values["prompt"] = self.ways[0] if self.ways else None
         return {name: value for name, value in values.items() if value not in (None, AS_RUN)}

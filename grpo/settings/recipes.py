@@ -1,9 +1,10 @@
 """Named configurations, every value with its source.
 
-What a recipe leaves out is Config's default. "ours" marks a value that no paper gives, or that our
-set-up needs different. MedVLM-R1 is arXiv 2502.19634 and the code released with it, RARL is
-2506.06600, Zhu et al. 2505.13973. The full text of the last two was not at hand: "paper" marks what
-their abstracts and pages say, "summary" what third parties say of them.
+A setting that a recipe leaves out has Config's default, which is ours: no source gives it. "ours"
+marks a value that no paper gives, or that our set-up needs different. MedVLM-R1 is arXiv 2502.19634
+and the code released with it, RARL is 2506.06600, Zhu et al. 2505.13973. The full text of the last
+two was not at hand: "paper" marks what their abstracts and pages say, "summary" what third parties
+say of them.
 """
 
 from __future__ import annotations
@@ -13,22 +14,16 @@ from typing import Any
 RECIPES: dict[str, dict[str, Any]] = {
     # The tiny model on generated phantom images, for a laptop CPU. All numbers are ours.
     "phantom": {
-        "model": "phantom",
-        "data": "phantom",
         "train_size": 2400,
         "val_size": 240,
         "eval_size": 1200,  # a modality; phantoms cost nothing, and intervals shrink
-        "group_size": 8,
         "prompts_per_step": 16,
         "steps": 200,
         "max_completion_length": 48,
         "learning_rate": 1.2e-3,  # far above a real model's: the LoRA of a tiny one is tiny
         "warmup_steps": 20,
-        "loss": "grpo",
         "length_cap": 24,  # words; three lesions take 16
-        "kl_coef": 0.0,  # the run is short, and the base's habits are what it should leave
-        "lora_r": 16,
-        "lora_alpha": 32,
+        "kl_coef": 0.0,  # the run is short, and should leave the base's habits behind
     },
     # MedVLM-R1: 600 MRI questions, tested on MRI, CT and X-ray.
     "medvlm-r1": {
@@ -67,21 +62,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "modality": "ALL",  # it names none
         "ood": "none",  # unseen are other data sets: evaluate.py --data vqa-rad and others
         "train_size": 1000,  # summary: 500 to 1,000
-        "eval_size": 300,  # ours
         "val_size": 0,
         "lora_r": 8,  # summary
         "lora_alpha": 16,  # ours
         "diversity": "explain,direct,open",  # summary: explanation-required, short-form, open-ended
         "prompt": "reason",  # paper: reasoning prompting at inference
         "reward": "format=1,correctness=1,reasoning=1",  # paper: both; judged: ours
-        "group_size": 8,  # ours
-        "prompts_per_step": 4,  # ours
         "steps": 500,  # ours: 1,000 questions x 2 epochs / 4 prompts
         "max_completion_length": 512,  # ours, as MedVLM-R1
         "loss": "grpo",  # paper: GRPO
-        "kl_coef": 0.04,  # ours, as MedVLM-R1
-        "learning_rate": 1e-5,  # ours
-        "max_pixels": 401_408,  # ours, as MedVLM-R1
     },
     # Zhu et al.: what each of four dimensions does to medical GRPO. This is their plain GRPO; the
     # dimensions are flags: --init base or sft:RUN; --reward ...,semantic=1 --judge ...;
@@ -97,16 +86,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "val_size": 0,
         "reward": "format=1,accuracy=1",  # summary: what the others are added to
         "group_size": 8,  # summary
-        "prompts_per_step": 4,  # ours
         "steps": 2_500,  # ours: one epoch
         "max_completion_length": 512,  # ours, as MedVLM-R1
         "length_cap": 200,  # ours, words
         "loss": "grpo",  # summary
         "kl_coef": 0.04,  # summary: with KL; the value is ours, as MedVLM-R1
-        "learning_rate": 1e-5,  # ours, for LoRA
-        "lora_r": 16,  # ours
-        "lora_alpha": 32,  # ours
-        "max_pixels": 401_408,  # ours, as MedVLM-R1
     },
 }
 
@@ -115,12 +99,12 @@ BIG_ENOUGH = 15.5e9
 
 
 def choose(device: str) -> tuple[str, str]:
-    """The recipe for this machine and the reason in a few words; `device` as in Config."""
+    """Return the recipe for this machine and the reason in a few words; `device` as in Config."""
     return recipe_for(None if device == "cpu" else _cuda_bytes(device))
 
 
 def recipe_for(memory: float | None) -> tuple[str, str]:
-    """As `choose`, from the bytes of memory of the CUDA device (None: there is no such device).
+    """Return what `choose` does, from the bytes of the CUDA device (None: there is no device).
 
     >>> recipe_for(None)
     ('phantom', 'no CUDA device')
@@ -136,14 +120,14 @@ def recipe_for(memory: float | None) -> tuple[str, str]:
 
 
 def _cuda_bytes(device: str) -> float | None:
-    import torch  # here, because it takes seconds and --help needs none of it
+    import torch  # here, because the import takes seconds and --help does not need it
 
     if not torch.cuda.is_available():
         return None
     where = device if device.startswith("cuda") else "cuda"
     try:
         return float(torch.cuda.get_device_properties(where).total_memory)
-    except (RuntimeError, AssertionError):  # no such device: models/loading/load.py complains of it
+    except (RuntimeError, AssertionError):  # no such device: models/loading refuses it later
         return None
 
 

@@ -1,6 +1,6 @@
 """Does the suite bite? Put one small bug at a time into a copy of the project and run the tests.
 
-    python tests/conformance/mutate.py                     all of them: 20 minutes of two cores
+    python tests/conformance/mutate.py                     all of them: half an hour of two cores
     python tests/conformance/mutate.py --only temperature  those with this word in the name
     python tests/conformance/mutate.py --check             only see that each can be put in
 
@@ -55,7 +55,9 @@ SOUND = Mutation("no bug at all", "", "grpo/loss.py", "LOG_RATIO_LIMIT = ", "LOG
 
 
 def tests_of(thread: str) -> list[str]:
-    """What to give pytest for the tests of one thread."""
+    """Return what to give pytest for the tests of one thread, or of the files that it lists."""
+    if thread.startswith("tests/"):
+        return [name for name in thread.split() if (ROOT / name).is_file()]
     files = Path(__file__).parent.glob("test_*.py")
     of = [f"tests/conformance/{f.name}" for f in files if f"\ndef test_{thread}_" in f.read_text()]
     return of and [*of, "-k", f"test_{thread}_"]
@@ -128,8 +130,10 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from tests.conformance.mutations import MUTATIONS
+    from tests.conformance.mutations_of_programs import PROGRAMS
 
-    mutations = [Mutation(*row) for row in MUTATIONS if options.only in row[0]]
+    every = [*MUTATIONS, *PROGRAMS]
+    mutations = [Mutation(*row) for row in every if options.only in row[0]]
     if misfits := list(filter(None, [mutation.misfit() for mutation in mutations])):
         sys.exit("\n".join(["mutate.py: some bugs cannot be put in", *misfits]))
     if options.check:
@@ -145,7 +149,7 @@ def main() -> None:
         rows = {}
         for row in pool.map(lambda mutation: tried(mutation, copies), mutations):
             rows[row["name"]] = row
-            keep(rows, [name for name, *_ in MUTATIONS])
+            keep(rows, [name for name, *_ in every])
         if test := tried(SOUND, copies)["killed_by"]:
             sys.exit(f"mutate.py: {test} fails without any bug: mend it, and try again")
     survivors = [name for name, row in rows.items() if not row["killed_by"]]

@@ -19,7 +19,7 @@ from evaluate import Scorer
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.report.page import page
-from grpo.run.metrics_log import Record
+from grpo.run.metrics_log import MetricsLog
 from grpo.run.trace import write_trace
 from grpo.settings.config import TRAIN_STREAM
 from grpo.settings.options import Options
@@ -204,7 +204,7 @@ def test_trl_2045_texts_and_metrics_are_on_disk_without_any_service(fresh, tmp_p
     Here, each step is a line of a file, traced steps keep every text, and the page needs no net."""
     c = config(steps=2, trace_steps="1,2")
     steps, _ = oracle.watched(policy := fresh(), c)
-    with Record(tmp_path, c) as record:
+    with MetricsLog(tmp_path, c) as record:
         for step in steps:
             record.add(step.metrics)
             write_trace(tmp_path / "trace", step, c, lambda e: ({"id": e.id}, []),

@@ -19,6 +19,7 @@ from grpo.run import interrupt
 from grpo.run.checkpoint import Checkpointer, checkpoints, cut_back, newest, opened, restore
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import history
+from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.settings.config import Config
 from grpo.settings.errors import SettingsError, UsageError
@@ -71,7 +72,8 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
 
 def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Recorder:
     checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
-    return Recorder(checkpointer, Stop(run, quiet=True))
+    progress = Progress(c, "a run", vars, before=history(run))
+    return Recorder(checkpointer, Stop(run, quiet=True), progress)
 
 
 def metrics(run: Path) -> list[dict]:

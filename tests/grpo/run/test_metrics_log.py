@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from grpo.run.metrics_log import Record, check_tensorboard
+from grpo.run.metrics_log import MetricsLog, check_tensorboard, history
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
@@ -19,18 +19,29 @@ STEPS = [
 
 
 def test_a_line_a_step_is_on_disk_before_the_next(tmp_path):
-    with Record(tmp_path, Config()) as log:
+    with MetricsLog(tmp_path, Config()) as log:
         log.add(STEPS[0])
         (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == STEPS[0] | {"rewards/f1/mean": None}
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_what_is_read_back_is_what_was_written_and_a_second_log_appends(tmp_path):
+    assert history(tmp_path) == []
+    for step in STEPS:
+        with MetricsLog(tmp_path, Config()) as log:
+            log.add(step)
+        assert log.bytes == (tmp_path / "metrics.jsonl").stat().st_size
+    first, second = history(tmp_path)
+    assert math.isnan(first.pop("rewards/f1/mean"))
+    assert [first, second] == [{k: v for k, v in step.items() if v == v} for step in STEPS]
+
+
 def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Record(tmp_path, Config(tensorboard=True)) as log:
+    with MetricsLog(tmp_path, Config(tensorboard=True)) as log:
         for metrics in STEPS:
             log.add(metrics)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -1,4 +1,4 @@
-"""What a run says: numbers that fit, text that is inert, lines that are lines, its last words."""
+"""What a run shows: numbers that fit, escaped text, whole lines, and the last line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 
 import train
 from data.example import VQAExample
+from data.showing import asked_and_gold
 from grpo.metrics import Step
 from grpo.rollout import Rollout
 from grpo.run.progress import Progress, closing_line, sampled, what_changed
@@ -57,7 +58,7 @@ def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **m
 
 def run(config: Config, *steps: Step, clock: Iterator[float] | None = None) -> None:
     ticks = clock or iter(range(1000))
-    with Progress(config, lambda: next(ticks)) as progress:
+    with Progress(config, "grpo on MRI", asked_and_gold, clock=lambda: next(ticks)) as progress:
         for one in steps:
             progress.show(one)
 
@@ -86,18 +87,19 @@ def terminal(columns: int, monkeypatch: pytest.MonkeyPatch, rows: int = 24) -> I
     shown.append(b"".join(sent).decode())
 
 
-@pytest.mark.parametrize("columns", [80, 55, 140])
-def test_on_a_terminal_no_line_is_wider_than_it(columns, monkeypatch):
-    with terminal(columns, monkeypatch) as shown:
-        run(Config(steps=4), *(step(n, text="long " * 60) for n in range(1, 5)))
-    changed = shown[0].index("first 2 steps")  # a sentence, and the terminal may wrap it
-    pieces = MOVES.split(shown[0][:changed])
-    assert max(map(len, pieces)) <= columns
-    last = [piece for piece in pieces if piece.strip()][-1]
-    more = " kl 0.012 length 18 cut 2%" if columns >= 80 else ""  # all of a number, or none
-    assert last.strip() == "reward 1.25 format 0.75 accuracy 0.50 signal 75%" + more
-    told = [piece for piece in pieces if "4/4 [" in piece]
-    assert any("rollout 0.50 s, update 0.25 s]" in piece for piece in told) == (columns >= 80)
+def test_on_a_terminal_no_line_is_wider_than_it(monkeypatch):
+    for columns in (80, 55, 140):
+        with terminal(columns, monkeypatch) as shown:
+            run(Config(steps=4), *(step(n, text="long " * 60) for n in range(1, 5)))
+        changed = shown[0].index("first 2 steps")  # a sentence, and the terminal may wrap it
+        pieces = MOVES.split(shown[0][:changed])
+        assert max(map(len, pieces)) <= columns
+        last = [piece for piece in pieces if piece.strip()][-1]
+        more = " kl 0.012 length 18 cut 2%" if columns >= 80 else ""  # all of a number, or none
+        assert last.strip() == "reward 1.25 format 0.75 accuracy 0.50 signal 75%" + more, columns
+        told = [piece for piece in pieces if "4/4 [" in piece]
+        phases = any("rollout 0.50 s, update 0.25 s]" in piece for piece in told)
+        assert phases == (columns >= 80), columns
 
 
 def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
@@ -116,29 +118,38 @@ def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
     ]
 
 
+def test_a_resumed_run_expects_its_steps_to_take_what_those_since_then_took(capfd):
+    before = [METRICS | {"step": n} for n in range(1, 41)]
+    ticks, c = iter([0, 10]), Config(steps=60, sample_every=0)
+    with Progress(c, "grpo on MRI", asked_and_gold, before, lambda: next(ticks)) as progress:
+        progress.show(step(41))
+    assert "grpo on MRI 41/60 [0:00:10<0:03:10, " in capfd.readouterr().err
+
+
 def test_a_terminal_that_tells_no_size_gets_lines(monkeypatch):
     with terminal(80, monkeypatch, rows=0) as shown:  # on which tqdm shows nothing at all
         run(Config(steps=2), step(1), step(2))
     assert shown[0].startswith("grpo on MRI 1/2 [")
 
 
-@pytest.mark.parametrize(
-    ("every", "at"), [(None, [1, 3, 6, 9, 12, 15]), (0, []), (10, [1, 10]), (15, [1, 15])]
-)
-def test_completions_are_shown_as_often_as_asked(every, at, capfd):
-    run(Config(steps=15, sample_every=every), *(step(n) for n in range(1, 16)))
-    shown = re.findall(r"^step (\d+), one of 4", capfd.readouterr().err, re.MULTILINE)
-    assert [int(n) for n in shown] == at
+def test_completions_are_shown_as_often_as_asked(capfd):
+    asked = {None: [1, 3, 6, 9, 12, 15], 0: [], 10: [1, 10], 15: [1, 15]}
+    shown = {}
+    for every in asked:
+        run(Config(steps=15, sample_every=every), *(step(n) for n in range(1, 16)))
+        steps = re.findall(r"^step (\d+), one of 4", capfd.readouterr().err, re.MULTILINE)
+        shown[every] = [int(n) for n in steps]
+    assert shown == asked
 
 
 def test_a_completion_is_shown_with_question_gold_parts_and_advantage():
-    assert sampled(step(7), 100).splitlines() == [
+    assert sampled(step(7), asked_and_gold, 100).splitlines() == [
         "step 7, one of 4 completions: reward 1.25 (format 1.25, findings -), advantage +0.71",
         "  question    Which? A) left B) right",
         "  gold        B) right",
         "  completion  <answer>B</answer>",
     ]
-    long = sampled(step(7, text="x" * 5000), 100)
+    long = sampled(step(7, text="x" * 5000), asked_and_gold, 100)
     assert long.count("x") == 1000
     assert "4000 characters more" in " ".join(long.split())
 
@@ -148,7 +159,7 @@ def test_an_open_question_shows_its_right_answers():
     one.rollout.examples[0] = VQAExample(
         "1", (), "What?", (), 0, "MRI", "", references=("cyst", "a cyst")
     )
-    assert "  question    What?\n  gold        cyst / a cyst\n" in sampled(one, 100)
+    assert "  question    What?\n  gold        cyst / a cyst\n" in sampled(one, asked_and_gold, 100)
 
 
 def test_hostile_text_is_inert_on_a_terminal_and_in_a_file(monkeypatch, capfd):
@@ -188,9 +199,9 @@ def test_what_changed_compares_the_first_steps_with_the_last():
 
 
 def test_the_last_line_says_what_to_type_next():
-    mine = closing_line(Path("here"), Config(out="here"), "MRI +2.0")
+    mine = closing_line(Path("here"), "MRI +2.0", ("CT", "XRAY"), is_newest=False)
     assert mine == "here: MRI +2.0. Next: python evaluate.py --run here --ood CT,XRAY"
-    new = closing_line(Path("runs/1"), Config(ood="none"), "")
+    new = closing_line(Path("runs/1"), "", (), is_newest=True)
     assert new == "runs/1: trained, not scored. Next: python evaluate.py --ood none --eval-size 300"
 
 

@@ -57,23 +57,23 @@ def read(folder: Path, step: int = 1) -> tuple[dict, dict[str, Tensor]]:
 
 def recomputed(record: dict, tensors: dict[str, Tensor], u: int) -> tuple[Tensor, Tensor]:
     """Of update u, from the record alone: every token's loss and its derivative by log pi, (N,)."""
-    settings, of = record["settings"], {k: v.double() for k, v in tensors.items()}
+    settings, wide = record["settings"], {k: v.double() for k, v in tensors.items()}
     row = tensors["row"]
-    lengths = torch.bincount(row, minlength=of["rewards"].numel()).double()
+    lengths = torch.bincount(row, minlength=wide["rewards"].numel()).double()
     weights = {
         "grpo": 1 / (len(lengths) * lengths[row]),
-        "dapo": torch.full_like(of["weights"], 1 / len(row)),
+        "dapo": torch.full_like(wide["weights"], 1 / len(row)),
         "dr_grpo": torch.full_like(
-            of["weights"], 1 / (len(lengths) * settings["max_completion_length"])
+            wide["weights"], 1 / (len(lengths) * settings["max_completion_length"])
         ),
     }[settings["loss"]]
-    advantage = of["advantages"].flatten()[row]
-    logprobs, beta = of["logprobs"][u], settings["kl_coef"]
-    ratio = torch.exp(logprobs - of["old_logprobs"])
+    advantage = wide["advantages"].flatten()[row]
+    logprobs, beta = wide["logprobs"][u], settings["kl_coef"]
+    ratio = torch.exp(logprobs - wide["old_logprobs"])
     low, high = 1 - settings["clip_eps"], 1 + settings["clip_eps_high"]
     gain = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
     free = ~((ratio > high) & (advantage > 0) | (ratio < low) & (advantage < 0))
-    log_x = of["ref_logprobs"] - logprobs
+    log_x = wide["ref_logprobs"] - logprobs
     loss = -weights * (gain - beta * (log_x.exp() - log_x - 1))
     return loss, -weights * (free * ratio * advantage - beta * (1 - log_x.exp()))
 
@@ -185,13 +185,13 @@ def test_a_run_traces_the_steps_that_it_is_told_to(tmp_path):
 
 def made(groups: int, size: int = 2) -> Step:
     """A step of many small groups, by hand: every completion is one token."""
-    of = [
+    made_of = [
         SimpleNamespace(completions=[torch.tensor([b])] * size, truncated=[False] * size)
         for b in range(groups)
     ]
     rewards = torch.arange(groups * size, dtype=torch.float32).view(groups, size)
     examples = [SimpleNamespace(id=str(b), prompt="?") for b in range(groups)]
-    rollout = Rollout(examples, of, [["x"] * size] * groups, rewards, {"sum": rewards})
+    rollout = Rollout(examples, made_of, [["x"] * size] * groups, rewards, {"sum": rewards})
     flat, *seen = (rewards.flatten() + i for i in range(6))
     update = Update(*seen, grad_norm=math.nan, learning_rate=1.0, skipped_updates=1.0)
     metrics = {"step": 1, "loss": math.nan}
@@ -203,12 +203,17 @@ def pieces(ids: Tensor) -> list[str]:
 
 
 def test_of_a_large_step_the_first_64_groups_are_kept_and_the_rest_counted(tmp_path):
-    write_trace(tmp_path, made(70), config(), describe, pieces)
+    step = made(70)
+    write_trace(tmp_path, step, config(), describe, pieces)
     record, tensors = read(tmp_path)
     assert [g["id"] for g in record["groups"]] == [str(b) for b in range(64)]
     assert record["groups_left_out"] == 6
     assert tensors["rewards"].shape == (64, 2)
     assert tensors["row"].tolist() == list(range(128))
+    for name in ("weights", "old_logprobs", "ref_logprobs"):
+        assert torch.equal(tensors[name], getattr(step, name)[:128]), name
+    for name in ("logprobs", "ratio", "kl", "entropy", "loss"):
+        assert torch.equal(tensors[name], getattr(step.updates[0], name)[None, :128]), name
     assert {len(t) for name, t in tensors.items() if t.ndim == 1} == {128}
     assert record["updates"][0]["grad_norm"] is None, "JSON knows no NaN"
     assert record["metrics"]["loss"] is None
@@ -236,22 +241,21 @@ def test_a_run_that_is_cut_off_leaves_whole_files_and_the_json_last(tmp_path, cu
     assert (tmp_path / "step-000002.safetensors").exists() == (cut == "json")
 
 
-@pytest.mark.parametrize(
-    ("text", "steps", "expected"),
-    [
-        ("auto", 1, [1]),
-        ("auto", 19, list(range(1, 20))),
-        ("auto", 200, list(range(10, 201, 10))),
-        ("auto", 205, [*range(11, 205, 11), 205]),
-        ("0", 200, []),
-        ("50, 1,2", 200, [1, 2, 50]),
-    ],
-)
-def test_which_steps_are_traced(text, steps, expected):
-    assert sorted(steps_in(text, steps)) == expected
+def test_which_steps_are_traced():
+    named = {
+        ("auto", 1): [1],
+        ("auto", 19): list(range(1, 20)),
+        ("auto", 200): list(range(10, 201, 10)),
+        ("auto", 205): [*range(11, 205, 11), 205],
+        ("0", 200): [],
+        ("50, 1,2", 200): [1, 2, 50],
+    }
+    assert {asked: sorted(steps_in(*asked)) for asked in named} == named
+    for text, total in named:
+        assert config(trace_steps=text, steps=total).traced_steps == steps_in(text, total)
 
 
-@pytest.mark.parametrize("text", ["", "all", "-1", "1,,2", "1.5"])
-def test_what_names_no_steps_is_refused(text):
-    with pytest.raises(UsageError, match="--trace-steps"):
-        config(trace_steps=text)
+def test_what_names_no_steps_is_refused():
+    for text in ("", "all", "-1", "1,,2", "1.5"):
+        with pytest.raises(UsageError, match=f"--trace-steps {text}: "):
+            config(trace_steps=text)
