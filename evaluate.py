@@ -22,8 +22,10 @@ from typing import Any
 from tqdm import tqdm
 
 from data import evaluation_questions as asking
-from data.evaluation_questions import Tests, fingerprint, load_tests, with_names
-from data.example import ImageFile, VQAExample
+from data.evaluation_questions import Tests, load_tests
+from data.example import VQAExample
+from data.images import ImageFile
+from data.load import fingerprint, training, with_names
 from grpo.distributed import by_all, processes, rank, share, world
 from grpo.run.folder import newest_run, same_but_seed, write_json
 from grpo.settings.config import Config, cache_folder
@@ -198,7 +200,7 @@ def evaluate(
     if options.controls != "none" and any(few.values()):  # they are for questions with options
         # A run learned from its own data, whatever it is asked now.
         learned = config if options.model else subject(replace(options, data=None))[0]
-        controls, priors = asking.controls(few), asking.priors(asking.training(learned), tests)
+        controls, priors = asking.controls(few), asking.priors(training(learned), tests)
         coinciding = asking.coinciding(few, controls["shuffled_image"])
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
     judges = open_graders(options.measured, config.judge, config.judge_model, cache)

@@ -21,21 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import rewards.scoring
-from data.evaluation_questions import (
-    Tests,
-    fingerprint,
-    load_split,
-    load_tests,
-    load_validation,
-    say_of_data,
-    with_names,
-)
+from data.evaluation_questions import Tests, load_tests, load_validation
 from data.example import VQAExample, columns
+from data.load import fingerprint, load_split, with_names
 from data.rows import Skipped
 from data.showing import described
-from data.targets import sft_target
-from data.training_questions import question_order
-from data.variety import in_all_ways, varied
+from data.training_questions import in_all_ways, question_order, say_of_data, sft_target, varied
 from evaluate import ask, in_batches, predict
 from grpo.distributed import gathered, processes, rank, total
 from grpo.explain.explanation import explanation, one_step

@@ -15,9 +15,12 @@ A name with a `-` is read by the file with a `_`, whose docstring tells the form
 data/readers/hub.py are fetched from the hub when they are named alone, as in `--data vqa-rad`.
 """
 
+import hashlib
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,7 +47,9 @@ from data.splits import (
     in_two_splits,
     take_readable,
 )
+from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
+from grpo.settings.flags import names_in
 
 ALL = "ALL"  # every modality of a data set together
 _READERS = {
@@ -99,6 +104,36 @@ def load(
     return taken
 
 
+def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:
+    """Questions of the training modality; says so when there are fewer than asked for."""
+    examples = load(
+        config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
+    )
+    if len(examples) < size:
+        found = f"{len(examples)} {config.modality} questions for {split}"
+        print(f"{found}, all that there are; {size} were asked for", file=sys.stderr)
+    return examples
+
+
+def training(config: Config) -> list[VQAExample]:
+    """The questions that a run of this configuration trains on."""
+    spec, size, seed = learned_from(config.data), config.train_size, config.data_seed
+    return load(spec, config.modality, split="train", size=size, seed=seed)
+
+
+def with_names(config: Config) -> Config:
+    """The configuration with its modalities under the names that the data goes by."""
+    unseen = (modality_name(name) or name for name in names_in(config.ood))
+    name = modality_name(config.modality) or config.modality
+    return replace(config, modality=name, ood=",".join(unseen) or "none")
+
+
+def fingerprint(examples: Sequence[VQAExample] | None) -> str:
+    """A hash of the questions' ids, in order."""
+    ids = "\n".join(example.id for example in examples or ())
+    return hashlib.sha256(ids.encode()).hexdigest()
+
+
 def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
     """Id -> split of every question of a data set on disk; None: left out, see data/splits.py."""
     return assign(_groups(spec), read(spec).splits, seed)
@@ -124,7 +159,7 @@ def learned_from(spec: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def constant(spec: str, modality: str) -> dict[tuple[str, str], str]:
+def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
     """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
     if _name(spec) == "phantom":
         deck = 280  # the largest, of phantom:leaky; every deck holds the same answers

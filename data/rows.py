@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data.example import ImageSource, VQAExample
+from data.example import VQAExample
+from data.images import ImageSource
 from data.readers.common import BadRow, find_image
 from data.readers.parquet import ParquetImage
 

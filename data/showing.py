@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from data.example import UnusableImage, VQAExample
+from data.example import VQAExample
+from data.images import UnusableImage
 
 MOST_PIXELS = 256  # a side: at most 200 kB as a PNG, whatever the image
 

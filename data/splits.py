@@ -17,7 +17,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from data.example import ImageSource, UnusableImage, VQAExample
+from data.example import VQAExample
+from data.images import ImageSource, UnusableImage
 from data.readers.parquet import ParquetImage
 from data.rows import HELD_OUT, Skipped, Split, fold
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import data.load
 import train
+from data.load import load, splits_of
 from evaluate import predict
 from grpo.settings.config import Config
 from models.open_policy import open_policy
@@ -32,9 +32,9 @@ def test_every_modality_is_validated_on_its_own_training_images(
 ) -> None:
     config = Config(data=omni.spec, val_size=5, ood="CT,XRAY", data_seed=3)
     found = train.load_validation(config, set())
-    splits = data.load.splits_of(omni.spec, 3)
+    splits = splits_of(omni.spec, 3)
     whole = {"split": "test", "size": 60, "seed": 3}
-    drawn = [e for m in FORMS for e in data.load.load(omni.spec, m, **whole)]
+    drawn = [e for m in FORMS for e in load(omni.spec, m, **whole)]
     tests = {image.key for e in drawn for image in e.images}
 
     assert list(found) == ["MRI", "CT"]
@@ -48,7 +48,7 @@ def test_every_modality_is_validated_on_its_own_training_images(
 def test_the_figures_are_those_of_the_answers() -> None:
     config = Config.from_flags(["--recipe", "phantom", "--device", "cpu", "--cache", "none"])
     policy = open_policy(config, None)
-    asked = {m: data.load.load("phantom", m, split="val", size=12, seed=1) for m in ("MRI", "CT")}
+    asked = {m: load("phantom", m, split="val", size=12, seed=1) for m in ("MRI", "CT")}
     found = train.validate(policy, asked, config)
 
     for place, modality in (("val", "MRI"), ("val/CT", "CT")):

@@ -19,10 +19,11 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-import data.load
 from data.audit.table import render
 from data.controls.priors import MajorityLetter, OptionsPrior
-from data.example import ImageSource, VQAExample
+from data.example import VQAExample
+from data.images import ImageSource
+from data.load import learned_from, load, modalities, read, splits_of
 from data.rows import Skipped, modality_name
 from data.splits import Split, constant_answers, copies, has_constant_answer
 from grpo.settings.errors import UsageError
@@ -49,7 +50,7 @@ class Options:
 
 def audit(spec: str, options: Options) -> dict[str, Any]:
     """All figures, ready for JSON, by modality where they have one. Accuracies lie in [0, 1]."""
-    names = modalities(spec, options.modality)
+    names = chosen_modalities(spec, options.modality)
     skipped: set[Skipped] = set()
     whole, drawn = questions(spec, names, options, skipped)
     every = {name: list(chain(*whole[name].values())) for name in names}
@@ -73,9 +74,9 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
     }
 
 
-def modalities(spec: str, asked: str | None) -> list[str]:
+def chosen_modalities(spec: str, asked: str | None) -> list[str]:
     """The modalities to audit. Raises UsageError for one that the data set does not have."""
-    there = data.load.modalities(spec)
+    there = modalities(spec)
     names = [modality_name(name) or name for name in names_in(asked)] if asked else list(there)
     for name in names or [str(asked)]:
         if name not in there:
@@ -92,17 +93,17 @@ def questions(
     """
     whole: dict[str, Parts] = {}
     if spec.partition(":")[0] != "phantom":
-        splits = data.load.splits_of(spec, options.seed)
+        splits = splits_of(spec, options.seed)
         whole = {name: {"train": [], "val": [], "test": []} for name in names}
-        for example in data.load.read(spec).examples:
+        for example in read(spec).examples:
             if example.modality in whole and splits[example.id]:
                 whole[example.modality][splits[example.id]].append(example)
     drawn: dict[str, Parts] = {name: {"train": [], "val": [], "test": []} for name in names}
     for name, split in product(names, ("train", "val", "test")):
         size = options.train_size if split == "train" else options.eval_size
-        if not whole or whole[name][split]:  # `data.load` takes an empty split for an error
-            source = data.load.learned_from(spec) if split == "train" else spec
-            drawn[name][split] = data.load.load(
+        if not whole or whole[name][split]:  # `load` takes an empty split for an error
+            source = learned_from(spec) if split == "train" else spec
+            drawn[name][split] = load(
                 source, name, split=split, size=size, seed=options.seed, skipped=skipped
             )
     return whole or drawn, drawn

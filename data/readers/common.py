@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.example import ImageFile
+from data.images import ImageFile
 
 IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
 ENDINGS = ("", ".jpg", ".png", ".jpeg")  # of images that are named without one

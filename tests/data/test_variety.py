@@ -6,11 +6,10 @@ from collections import Counter
 
 import pytest
 
-from data.evaluation_questions import asked, one_asked
-from data.example import VQAExample
+from data.evaluation_questions import asked
+from data.example import VQAExample, one_asked
 from data.phantom import questions as phantom
-from data.training_questions import question_order
-from data.variety import reordered, varied
+from data.training_questions import question_order, reordered, varied
 from rewards.answers import is_formatted
 
 WAYS = ("explain", "direct", "open")

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-import data.load
 from data.audit.audit import Options, audit, full_stops, main, questions, shared_images
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
+from data.load import load
 from grpo.settings.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -95,7 +96,7 @@ def test_the_splits_are_those_that_a_run_draws_from(folder: Any) -> None:
     whole, drawn = questions(folder.spec, ["MRI", "CT"], Options(seed=SEED, train_size=9), set())
     for name in ("MRI", "CT"):
         for split in SPLITS:
-            loaded = data.load.load(folder.spec, name, split=split, size=10**6, seed=SEED)
+            loaded = load(folder.spec, name, split=split, size=10**6, seed=SEED)
             assert {e.id for e in whole[name][split]} == {e.id for e in loaded}
             size = 9 if split == "train" else 300
             assert drawn[name][split] == loaded[:size]

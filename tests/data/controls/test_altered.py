@@ -17,7 +17,8 @@ from data.controls.altered import (
     permuted_options,
     shuffled_images,
 )
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
 from data.phantom import questions as phantom
 from grpo.settings.errors import UsageError
 
