@@ -36,6 +36,7 @@ from data.readers import (
     vqa_med_2019,
     vqa_rad,
 )
+from data.readers.common import NoFiles
 from data.readers.download import HUB, fetch
 from data.rows import Listing, Skipped, modality_name, summary
 from data.splits import (
@@ -53,15 +54,15 @@ from grpo.settings.flags import names_in
 
 ALL = "ALL"  # every modality of a data set together
 _READERS = {
-    "omnimedvqa": omnimedvqa.read,
-    "huatuo": huatuo.read,
-    "vqa-rad": vqa_rad.read,
-    "slake": slake.read,
-    "vqa-med-2019": vqa_med_2019.read,
-    "path-vqa": path_vqa.read,
-    "pmc-vqa": pmc_vqa.read,
-    "silvar-med": silvar_med.read,
-    "jsonl": jsonl.read,
+    "omnimedvqa": omnimedvqa,
+    "huatuo": huatuo,
+    "vqa-rad": vqa_rad,
+    "slake": slake,
+    "vqa-med-2019": vqa_med_2019,
+    "path-vqa": path_vqa,
+    "pmc-vqa": pmc_vqa,
+    "silvar-med": silvar_med,
+    "jsonl": jsonl,
 }
 
 
@@ -176,7 +177,11 @@ def read(spec: str) -> Listing:
         raise UsageError(f"no data set {name!r}: use phantom, {folders} or jsonl:FILE")
     if not place and name not in HUB:
         raise UsageError(f"{name} needs a place: --data {name}:PATH")
-    listing = _READERS[name](Path(os.path.expanduser(place)) if place else fetch(name))
+    reader, path = _READERS[name], Path(os.path.expanduser(place)) if place else fetch(name)
+    try:
+        listing = reader.read(path)
+    except NoFiles:
+        raise UsageError(f"{name}:{path}: no data there; expected {reader.EXPECTED}") from None
     if not listing.examples:
         raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
     return listing

@@ -8,7 +8,7 @@ counted.
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from data.example import VQAExample
 from data.images import ImageSource
-from data.readers.common import BadRow, find_image
+from data.readers.common import BadRow, NoFiles, find_image
 from data.readers.parquet import ParquetImage
 
 # Tried in this order: "OCT (Optical Coherence Tomography" must not become CT.
@@ -101,17 +101,23 @@ def fold(text: str) -> str:
 
 
 def read_files(
-    root: Path,
-    files: Iterable[Path],
+    path: Path,
+    files: Sequence[Path],
     rows_of: Callable[[Path], Iterator[tuple[int, Any]]],
     to_row: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Listing:
     """Every row of `files` as an example or as a `Skipped`.
 
+    `path` is the folder that image paths start from, or a file in that folder. Raises `NoFiles` if
+    there are no files.
+
     `rows_of` gives (number, row) of one file and may raise or hand over a `BadRow`; `to_row` puts a
     row of the data set into the common form. Directories are listed once and no image is opened or
     stat-ed, so 90,000 rows take seconds.
     """
+    if not files:
+        raise NoFiles
+    root = path.parent if path.is_file() else path
     root = Path(os.path.abspath(root))  # image keys must not depend on the working directory
     examples: list[VQAExample] = []
     skipped: list[Skipped] = []
