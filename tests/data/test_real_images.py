@@ -42,6 +42,7 @@ def test_questions_and_images_are_those_counted_when_the_set_was_made() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_image_opens_as_rgb() -> None:
     keys = {image.key: image for e in read(SPEC).examples for image in e.images}
     sizes = set()
@@ -52,6 +53,7 @@ def test_every_image_opens_as_rgb() -> None:
     assert {(81, 45), (1288, 865), (224, 224)} <= sizes
 
 
+@pytest.mark.slow
 def test_some_images_lie_under_two_paths_and_those_are_found() -> None:
     paths = sorted({image.key for e in read(SPEC).examples for image in e.images})
     by_hash: dict[str, list[str]] = {}
@@ -62,6 +64,7 @@ def test_some_images_lie_under_two_paths_and_those_are_found() -> None:
     assert sorted(same_content(paths)) == shared
 
 
+@pytest.mark.slow
 def test_no_image_is_shared_between_splits_by_path_or_by_content() -> None:
     seen: dict[str, set[str]] = {split: set() for split in SPLITS}
     for split in SPLITS:
@@ -82,6 +85,7 @@ def test_the_default_sizes_can_be_drawn_for_training_on_mri() -> None:
     assert set(Counter(e.question_type for e in test).values()) == {100}
 
 
+@pytest.mark.slow
 def test_modality_and_organ_questions_are_found_constant_in_mri() -> None:
     train = load(SPEC, "MRI", split="train", size=600, seed=0)
     constant = constant_answers(train)

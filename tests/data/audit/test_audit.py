@@ -149,6 +149,7 @@ def test_images_that_cannot_be_read_are_among_the_unusable(folder: Any) -> None:
     assert audit(folder.spec, Options())["unusable"]["image cannot be read"] == 1
 
 
+@pytest.mark.slow
 def test_leaky_phantoms_are_told_from_sound_ones() -> None:
     options = Options(train_size=280, eval_size=280, modality="CT, MRI")
     sound, leaky = audit("phantom", options), audit("phantom:leaky", options)

@@ -221,6 +221,7 @@ def test_without_a_network_one_line_says_what_to_put_where(serve: Any) -> None:
     assert f"put {HUB_NAME} and images.zip of {repo} in a FOLDER, unpack the zip there" in line
 
 
+@pytest.mark.slow
 def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
     code = (
         "from data.load import read\nfrom grpo.settings.errors import exit_on_usage_error\n"
