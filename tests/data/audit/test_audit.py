@@ -162,6 +162,7 @@ def test_leaky_phantoms_are_told_from_sound_ones() -> None:
     assert leaky["leaks"] == sound["leaks"] == {"path": 0, "hash": 0}
 
 
+@pytest.mark.slow
 def test_the_screen_and_the_file_show_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +205,7 @@ def test_bad_input_gets_one_line(words: list[str], line: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["phantom", "--seed", "x"], ["phantom", "--json", "."]])
+@pytest.mark.slow
 def test_bad_input_exits_with_2_and_without_a_traceback(words: list[str]) -> None:
     flags = ["--train-size", "1", "--eval-size", "1"]
     run = subprocess.run(
@@ -218,6 +220,7 @@ def test_bad_input_exits_with_2_and_without_a_traceback(words: list[str]) -> Non
     assert line.startswith("python -m data.audit: ")
 
 
+@pytest.mark.slow
 def test_the_withheld_kind_has_the_plain_phantoms_for_training(tmp_path: Path) -> None:
     flags = ["phantom:new-kind", "--train-size", "240", "--eval-size", "200"]
     main([*flags, "--json", str(tmp_path / "a.json")])
