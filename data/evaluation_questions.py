@@ -102,8 +102,8 @@ def _row(example: VQAExample, correct: float) -> dict[str, Any]:
 def load_validation(config: Config, skipped: set[Skipped]) -> Tests:
     """The questions of --eval-every by modality: the one trained on, then the unseen.
 
-    All are on training images, those of an unseen modality on its own: nothing is learned of the
-    test. An unseen modality without such images is left out and named.
+    All are about images of the training side of the split, so no test image is used. An unseen
+    modality without such images is left out and named.
     """
     found = {config.modality: load_split(config, "val", config.val_size, skipped)}
     for modality in config.ood_modalities:

@@ -1,4 +1,4 @@
-"""One question about images, closed or open: all that the rest of the project knows of data."""
+"""`VQAExample`: one question about images, closed or open. No other form leaves data/."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ class VQAExample:
 
     @property
     def closed(self) -> bool:
-        """Whether it is reported among the closed questions, as VQA-RAD and SLAKE tell them."""
+        """Whether reports count it as closed: as the data set says, else if it has options."""
         return self.answer_type.lower() == "closed" if self.answer_type else bool(self.options)
 
     @property
@@ -82,7 +82,7 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
 
 
 def columns(examples: Sequence[VQAExample]) -> dict[str, list[Any]]:
-    """What a reward function is told of each question, by name."""
+    """The columns that reward functions receive: name -> one value a question."""
     names = {"answer": "letter", "references": "right_answers"}
     same = ("question", "letters", "options", "modality", "question_type", "reasoning", "findings")
     names |= {name: name for name in (*same, "asked", "id")}

@@ -12,12 +12,12 @@ from PIL import Image, ImageOps
 from data.scans import MAX_PIXELS, check_size, scan_reader
 from grpo.settings.errors import UsageError
 
-# Of all that Pillow opens, what images come in. EPS is a program: Ghostscript would run it.
+# The formats accepted. Pillow opens more; EPS is a program, which Ghostscript would run.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000")
 
 
 class UnusableImage(UsageError):
-    """One image file is at fault, so that its questions can be left out."""
+    """One image cannot be used. Callers catch this error and leave its questions out."""
 
 
 class ImageSource(Protocol):
@@ -53,14 +53,14 @@ class ImageFile:
 
 
 def _plain(path: Path) -> Path:
-    """The path of a plain file: a named pipe would be waited on for ever, a device never ends."""
+    """`path` if it is a plain file. Reading a named pipe or a device could block for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a plain file")
     return path
 
 
 def decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
-    """What `read` gives, in mode RGB. Raises UnusableImage, with the name, for any fault of it."""
+    """The image `read` returns, in mode RGB. Raises UnusableImage, with `name`, if it fails."""
     try:
         return _rgb(read())
     except Image.DecompressionBombError:

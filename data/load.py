@@ -86,7 +86,7 @@ def load(
 
         return phantom.load(modality, split=split, size=size, seed=seed, variant=_place(spec))
     listing = read(spec)
-    there = of_modality(listing.examples, modality)
+    there = with_modality(listing.examples, modality)
     if not there:
         counts = Counter(example.modality for example in listing.examples).most_common(20)
         has = ", ".join(f"{name} ({count})" for name, count in counts)
@@ -140,7 +140,7 @@ def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
     return assign(_groups(spec), read(spec).splits, seed)
 
 
-def of_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
+def with_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
     """The examples of one modality, or all of them for `ALL`."""
     return [example for example in examples if modality in (example.modality, ALL)]
 
@@ -163,9 +163,11 @@ def learned_from(spec: str) -> str:
 def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
     """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
     if _name(spec) == "phantom":
-        deck = 280  # the largest, of phantom:leaky; every deck holds the same answers
-        return constant_answers(load(spec, modality, split="val", size=deck, seed=0))
-    return constant_answers(of_modality(read(spec).examples, modality))
+        deck = 280  # the largest deck (phantom:leaky); every deck holds the same answers
+        examples = load(spec, modality, split="val", size=deck, seed=0)
+    else:
+        examples = with_modality(read(spec).examples, modality)
+    return constant_answers(examples)
 
 
 @lru_cache(maxsize=4)  # train, val and test of several modalities are loaded from one listing

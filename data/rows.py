@@ -1,8 +1,8 @@
 """Rows of real data sets: what makes one usable, and what becomes of one that is not.
 
 Every loader turns its rows into one form, a dict with the keys of a `jsonl` row (readers/jsonl.py),
-and `read_files` does the rest. A bad row is not guessed at and stops nothing: it is left out and
-counted.
+and `read_files` does the rest. A bad row is left out and counted, never
+repaired and never an error.
 """
 
 import os
@@ -67,7 +67,7 @@ class Listing(NamedTuple):
 
 
 def summary(skipped: Iterable[Skipped]) -> str:
-    """What was left out, by reason, the commonest first.
+    """One line that counts what was left out by reason, the most frequent first.
 
     >>> summary([Skipped("image is missing", "a.json", "7"), Skipped("broken JSON", "b.json", "")])
     '2 left out (1 broken JSON, 1 image is missing)'
@@ -92,7 +92,7 @@ def modality_name(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Text without what no reader tells answers apart by: case, spacing, a stop at the end.
+    """Text in lower case, single-spaced, without punctuation at its end, to compare answers.
 
     >>> fold("  No. ") == fold("no")
     True

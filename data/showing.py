@@ -1,4 +1,4 @@
-"""A question as a person looks at it: plain facts and small pictures, for the record of a step."""
+"""Describe a question for the record of a step: its fields as JSON and its images as small PNGs."""
 
 from __future__ import annotations
 

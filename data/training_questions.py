@@ -65,7 +65,7 @@ def varied(draw: Draw, seed: int, ways: Sequence[str], shuffle_options: bool) ->
 
 
 def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:
-    """Every question in each of `ways`: all that training may ask, but for the options' order."""
+    """Every question in each of `ways`: all prompts of training, except for the options' order."""
     return [one_asked(example, way) for way in ways for example in examples]
 
 
@@ -83,7 +83,11 @@ def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
 
 
 def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
-    """What the supervised baseline imitates: the label alone, or (privileged) reasoning too."""
+    """The completion that supervised training imitates: the label alone, or reasoning and label.
+
+    The reference reasoning is privileged: GRPO never sees it. Raises UsageError if reasoning is to
+    be imitated and a question asks for none or has none.
+    """
     reasons = config.sft_target == "reasoning"
     if config.method == "sft" and reasons and config.ways == ("direct",):
         raise UsageError("--sft-target reasoning: the questions ask for none; use answer")
@@ -105,7 +109,10 @@ def say_of_data(
     tests: dict[str, list[VQAExample]],
     skipped: set[Skipped],
 ) -> None:
-    """What to know of the data before training. With --strict, a bad row is the end of it."""
+    """Print what was left out of the data and how many test answers are constant, to stderr.
+
+    Raises UsageError with --strict if a row could not be used.
+    """
     faults = [row for row in skipped if row.reason not in BY_DESIGN]
     if faults and config.strict:
         first = min(faults, key=lambda row: (row.file, row.row))

@@ -1,4 +1,4 @@
-"""The files of real data sets: their text, their rows, and where the images they name lie."""
+"""Helpers of all readers: read text, JSON and CSV files, and find the images that rows name."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ class NoFiles(Exception):
 
 
 class BadRow(Exception):
-    """Why one row cannot be used, in a few words that repeat from row to row: they are counted."""
+    """One row cannot be used. The message names no detail, so equal faults are counted."""
 
 
 def read_text(file: Path) -> str:
