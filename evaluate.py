@@ -25,8 +25,10 @@ from typing import Any
 from tqdm import tqdm
 
 from data import evaluation_questions as questions
-from data.evaluation_questions import Tests, fingerprint, load_tests, with_names
-from data.example import ImageFile, VQAExample
+from data.evaluation_questions import Tests, load_tests
+from data.example import VQAExample
+from data.images import ImageFile
+from data.load import fingerprint, training, with_names
 from grpo.distributed import by_all, processes, rank, share, world
 from grpo.run.atomic import write_json
 from grpo.run.folder import newest_run, same_but_seed
@@ -205,7 +207,7 @@ def evaluate(
         # A run learned from its own data, whatever it is asked now.
         learned = config if options.model else subject(replace(options, data=None))[0]
         controls = questions.controls(few)
-        priors = questions.priors(questions.training(learned), tests)
+        priors = questions.priors(training(learned), tests)
         coinciding = questions.coinciding(few, controls["shuffled_image"])
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
     judges = open_graders(options.measured, config.judge, config.judge_model, cache)

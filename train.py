@@ -18,21 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.evaluation_questions import (
-    Tests,
-    fingerprint,
-    load_split,
-    load_tests,
-    load_validation,
-    say_of_data,
-    with_names,
-)
+from data.evaluation_questions import Tests, load_tests, load_validation
 from data.example import VQAExample, columns
+from data.load import fingerprint, load_split, with_names
 from data.rows import Skipped
 from data.showing import asked_and_gold, described
-from data.targets import sft_target
-from data.training_questions import question_order
-from data.variety import in_all_ways, varied
+from data.training_questions import in_all_ways, question_order, say_of_data, sft_target, varied
 from evaluate import score_run, validate
 from grpo.distributed import processes, rank, total
 from grpo.explain.explanation import explanation, one_step

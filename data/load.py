@@ -15,9 +15,12 @@ A name with a `-` is read by the file with a `_`, whose docstring tells the form
 data/readers/hub.py are fetched from the hub when they are named alone, as in `--data vqa-rad`.
 """
 
+import hashlib
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,6 +36,7 @@ from data.readers import (
     vqa_med_2019,
     vqa_rad,
 )
+from data.readers.common import NoFiles
 from data.readers.download import HUB, fetch
 from data.rows import Listing, Skipped, modality_name, summary
 from data.splits import (
@@ -44,19 +48,21 @@ from data.splits import (
     in_two_splits,
     take_readable,
 )
+from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
+from grpo.settings.flags import names_in
 
 ALL = "ALL"  # every modality of a data set together
 _READERS = {
-    "omnimedvqa": omnimedvqa.read,
-    "huatuo": huatuo.read,
-    "vqa-rad": vqa_rad.read,
-    "slake": slake.read,
-    "vqa-med-2019": vqa_med_2019.read,
-    "path-vqa": path_vqa.read,
-    "pmc-vqa": pmc_vqa.read,
-    "silvar-med": silvar_med.read,
-    "jsonl": jsonl.read,
+    "omnimedvqa": omnimedvqa,
+    "huatuo": huatuo,
+    "vqa-rad": vqa_rad,
+    "slake": slake,
+    "vqa-med-2019": vqa_med_2019,
+    "path-vqa": path_vqa,
+    "pmc-vqa": pmc_vqa,
+    "silvar-med": silvar_med,
+    "jsonl": jsonl,
 }
 
 
@@ -80,7 +86,7 @@ def load(
 
         return phantom.load(modality, split=split, size=size, seed=seed, variant=_place(spec))
     listing = read(spec)
-    there = of_modality(listing.examples, modality)
+    there = with_modality(listing.examples, modality)
     if not there:
         counts = Counter(example.modality for example in listing.examples).most_common(20)
         has = ", ".join(f"{name} ({count})" for name, count in counts)
@@ -99,12 +105,42 @@ def load(
     return taken
 
 
+def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:
+    """Questions of the training modality; says so when there are fewer than asked for."""
+    examples = load(
+        config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
+    )
+    if len(examples) < size:
+        found = f"{len(examples)} {config.modality} questions for {split}"
+        print(f"{found}, all that there are; {size} were asked for", file=sys.stderr)
+    return examples
+
+
+def training(config: Config) -> list[VQAExample]:
+    """The questions that a run of this configuration trains on."""
+    spec, size, seed = learned_from(config.data), config.train_size, config.data_seed
+    return load(spec, config.modality, split="train", size=size, seed=seed)
+
+
+def with_names(config: Config) -> Config:
+    """The configuration with its modalities under the names that the data goes by."""
+    unseen = (modality_name(name) or name for name in names_in(config.ood))
+    name = modality_name(config.modality) or config.modality
+    return replace(config, modality=name, ood=",".join(unseen) or "none")
+
+
+def fingerprint(examples: Sequence[VQAExample] | None) -> str:
+    """A hash of the questions' ids, in order."""
+    ids = "\n".join(example.id for example in examples or ())
+    return hashlib.sha256(ids.encode()).hexdigest()
+
+
 def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
     """Id -> split of every question of a data set on disk; None: left out, see data/splits.py."""
     return assign(_groups(spec), read(spec).splits, seed)
 
 
-def of_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
+def with_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
     """The examples of one modality, or all of them for `ALL`."""
     return [example for example in examples if modality in (example.modality, ALL)]
 
@@ -124,12 +160,14 @@ def learned_from(spec: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def constant(spec: str, modality: str) -> dict[tuple[str, str], str]:
+def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
     """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
     if _name(spec) == "phantom":
-        deck = 280  # the largest, of phantom:leaky; every deck holds the same answers
-        return constant_answers(load(spec, modality, split="val", size=deck, seed=0))
-    return constant_answers(of_modality(read(spec).examples, modality))
+        deck = 280  # the largest deck (phantom:leaky); every deck holds the same answers
+        examples = load(spec, modality, split="val", size=deck, seed=0)
+    else:
+        examples = with_modality(read(spec).examples, modality)
+    return constant_answers(examples)
 
 
 @lru_cache(maxsize=4)  # train, val and test of several modalities are loaded from one listing
@@ -141,7 +179,11 @@ def read(spec: str) -> Listing:
         raise UsageError(f"no data set {name!r}: use phantom, {folders} or jsonl:FILE")
     if not place and name not in HUB:
         raise UsageError(f"{name} needs a place: --data {name}:PATH")
-    listing = _READERS[name](Path(os.path.expanduser(place)) if place else fetch(name))
+    reader, path = _READERS[name], Path(os.path.expanduser(place)) if place else fetch(name)
+    try:
+        listing = reader.read(path)
+    except NoFiles:
+        raise UsageError(f"{name}:{path}: no data there; expected {reader.EXPECTED}") from None
     if not listing.examples:
         raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
     return listing

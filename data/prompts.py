@@ -19,7 +19,7 @@ INSTRUCTIONS = {  # ways of asking -> the sentence on the form of the answer
     "direct": "Give one letter inside <answer> </answer>, nothing else.",
 }
 # RARL (arXiv 2506.06600) mixes questions that want an explanation, a short form, and no options.
-# "open" is a way for questions that have options: `data.asking.asked` takes them away.
+# "open" is a way for questions that have options: `data.example.one_asked` removes them.
 WAYS = (*INSTRUCTIONS, "open")
 
 

@@ -1,21 +1,22 @@
 """Rows of real data sets: what makes one usable, and what becomes of one that is not.
 
 Every loader turns its rows into one form, a dict with the keys of a `jsonl` row (readers/jsonl.py),
-and `read_files` does the rest. A bad row is not guessed at and stops nothing: it is left out and
-counted.
+and `read_files` does the rest. A bad row is left out and counted, never
+repaired and never an error.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data.example import ImageSource, VQAExample
-from data.readers.common import BadRow, find_image
+from data.example import VQAExample
+from data.images import ImageSource
+from data.readers.common import BadRow, NoFiles, find_image
 from data.readers.parquet import ParquetImage
 
 # Tried in this order: "OCT (Optical Coherence Tomography" must not become CT.
@@ -66,7 +67,7 @@ class Listing(NamedTuple):
 
 
 def summary(skipped: Iterable[Skipped]) -> str:
-    """What was left out, by reason, the commonest first.
+    """One line that counts what was left out by reason, the most frequent first.
 
     >>> summary([Skipped("image is missing", "a.json", "7"), Skipped("broken JSON", "b.json", "")])
     '2 left out (1 broken JSON, 1 image is missing)'
@@ -91,7 +92,7 @@ def modality_name(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Text without what no reader tells answers apart by: case, spacing, a stop at the end.
+    """Text in lower case, single-spaced, without punctuation at its end, to compare answers.
 
     >>> fold("  No. ") == fold("no")
     True
@@ -100,17 +101,23 @@ def fold(text: str) -> str:
 
 
 def read_files(
-    root: Path,
-    files: Iterable[Path],
+    path: Path,
+    files: Sequence[Path],
     rows_of: Callable[[Path], Iterator[tuple[int, Any]]],
     to_row: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Listing:
     """Every row of `files` as an example or as a `Skipped`.
 
+    `path` is the folder that image paths start from, or a file in that folder. Raises `NoFiles` if
+    there are no files.
+
     `rows_of` gives (number, row) of one file and may raise or hand over a `BadRow`; `to_row` puts a
     row of the data set into the common form. Directories are listed once and no image is opened or
     stat-ed, so 90,000 rows take seconds.
     """
+    if not files:
+        raise NoFiles
+    root = path.parent if path.is_file() else path
     root = Path(os.path.abspath(root))  # image keys must not depend on the working directory
     examples: list[VQAExample] = []
     skipped: list[Skipped] = []

@@ -1,4 +1,4 @@
-"""A question as a person looks at it: plain facts and small pictures, for the record of a step."""
+"""Describe a question for the record of a step: its fields as JSON and its images as small PNGs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from data.example import UnusableImage, VQAExample
+from data.example import VQAExample
+from data.images import UnusableImage
 
 MOST_PIXELS = 256  # a side: at most 200 kB as a PNG, whatever the image
 

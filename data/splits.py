@@ -17,7 +17,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from data.example import ImageSource, UnusableImage, VQAExample
+from data.example import VQAExample
+from data.images import ImageSource, UnusableImage
 from data.readers.parquet import ParquetImage
 from data.rows import HELD_OUT, Skipped, Split, fold
 
@@ -139,7 +140,7 @@ def assign(
 def in_two_splits(
     examples: Iterable[VQAExample], splits: Mapping[str, Split | None]
 ) -> list[Skipped]:
-    """What to say of the questions that `assign` leaves out."""
+    """A `Skipped` for each question that `assign` leaves out."""
     return [
         Skipped(HELD_OUT, e.images[0].key if e.images else "", e.id)
         for e in examples
@@ -161,7 +162,7 @@ def take_readable(
 ) -> tuple[list[VQAExample], list[Skipped]]:
     """The first `size` examples whose images open, and what was passed over on the way.
 
-    A damaged file is found here, when it is about to be used, and not at some step of a long run.
+    Opening the images now finds a damaged file before a long run starts.
     """
     taken: list[VQAExample] = []
     skipped: list[Skipped] = []
@@ -180,7 +181,7 @@ def take_readable(
 
 
 def constant_answers(examples: Iterable[VQAExample]) -> dict[tuple[str, str], str]:
-    """What can be answered without looking by who has seen `examples` (training, one modality).
+    """The answers known without an image after seeing `examples` (training, one modality).
 
     ("type", question type) or ("question", folded question) -> the one answer it ever has, for
     those met `MIN_CONSTANT` times or more. `has_constant_answer`: whether an example is among them.

@@ -1,17 +1,26 @@
-"""Which question is asked when: a function of (seed, step, slot, attempt), so without memory."""
+"""The questions of training: which is asked when, in which way, and what an answer should be.
 
+Which question fills a slot is a function of (seed, step, slot, attempt): nothing is remembered from
+one step to the next, so a resumed run asks the same questions.
+"""
+
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from data.example import VQAExample
-from grpo.settings.config import SHUFFLE_STREAM
+from data.example import VQAExample, one_asked
+from data.rows import BY_DESIGN, Skipped, summary
+from data.splits import constant_answers, has_constant_answer
+from grpo.settings.config import SHUFFLE_STREAM, Config, key_word
+from grpo.settings.errors import UsageError
+
+Draw = Callable[[int, int, int], VQAExample]  # (step, slot, attempt) -> a question
 
 
-def question_order(
-    examples: Sequence[VQAExample], seed: int, prompts_per_step: int
-) -> Callable[[int, int, int], VQAExample]:
+def question_order(examples: Sequence[VQAExample], seed: int, prompts_per_step: int) -> Draw:
     """`draw(step, slot, attempt)`: the question that fills a slot of a step.
 
     First attempts go through the examples epoch by epoch, each time in a new order. A later attempt
@@ -34,3 +43,86 @@ def question_order(
 def generator(*key: int) -> np.random.Generator:
     """The random numbers of a key, apart from those of sampling."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((SHUFFLE_STREAM, *key))))
+
+
+def varied(draw: Draw, seed: int, ways: Sequence[str], shuffle_options: bool) -> Draw:
+    """`draw` with each question asked in one of `ways`, and its options in a random order if asked.
+
+    Diversity prompting is RARL's (arXiv 2506.06600); a new order of the options whenever a question
+    comes up leaves a policy nothing to learn about letters. Both are a function of (seed, step,
+    question), whichever slot the question fills.
+    """
+
+    def asked(step: int, slot: int, attempt: int = 0) -> VQAExample:
+        example = draw(step, slot, attempt)
+        random = generator(seed, step, key_word(example.id))
+        way = ways[random.integers(len(ways))]
+        if shuffle_options:
+            example = reordered(example, random.permutation(len(example.options)).tolist())
+        return one_asked(example, way)
+
+    return asked
+
+
+def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:
+    """Every question in each of `ways`: all prompts of training, except for the options' order."""
+    return [one_asked(example, way) for way in ways for example in examples]
+
+
+def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
+    """The same question with option `order[i]` in place i.
+
+    >>> example = VQAExample("1", (), "Which side?", ("left", "right"), 1, "MRI", "side")
+    >>> reordered(example, [1, 0]).options, reordered(example, [1, 0]).letter
+    (('right', 'left'), 'A')
+    """
+    if not order:
+        return example
+    options = tuple(example.options[i] for i in order)
+    return replace(example, options=options, gold=list(order).index(example.gold))
+
+
+def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
+    """The completion that supervised training imitates: the label alone, or reasoning and label.
+
+    The reference reasoning is privileged: GRPO never sees it. Raises UsageError if reasoning is to
+    be imitated and a question asks for none or has none.
+    """
+    reasons = config.sft_target == "reasoning"
+    if config.method == "sft" and reasons and config.ways == ("direct",):
+        raise UsageError("--sft-target reasoning: the questions ask for none; use answer")
+    without = [example.id for example in examples if not example.reasoning]
+    if config.method == "sft" and reasons and without:
+        problem = f"{len(without)} questions have no reference reasoning, {without[0]} first"
+        raise UsageError(f"--sft-target reasoning: {problem}; use answer")
+
+    def target(example: VQAExample) -> str:
+        thought = example.reasoning if reasons else ""
+        return example.completion(None if example.asked == "direct" else thought)
+
+    return target
+
+
+def say_of_data(
+    config: Config,
+    examples: Sequence[VQAExample],
+    tests: dict[str, list[VQAExample]],
+    skipped: set[Skipped],
+) -> None:
+    """Print what was left out of the data and how many test answers are constant, to stderr.
+
+    Raises UsageError with --strict if a row could not be used.
+    """
+    faults = [row for row in skipped if row.reason not in BY_DESIGN]
+    if faults and config.strict:
+        first = min(faults, key=lambda row: (row.file, row.row))
+        where = f"the first is {first.row or 'all'} of {first.file}: {first.reason}"
+        raise UsageError(f"--strict: {summary(faults)}; {where}; mend them, or leave --strict out")
+    if skipped:
+        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
+    if tests and (constant := constant_answers(examples)):
+        counts = ", ".join(
+            f"{sum(has_constant_answer(e, constant) for e in test)} of {len(test)} {modality}"
+            for modality, test in tests.items()
+        )
+        print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import data.load
 import train
+from data.evaluation_questions import load_validation
+from data.load import load, splits_of
 from evaluate import Scorer
 from grpo.settings.config import Config
 from grpo.settings.options import Options
@@ -22,7 +23,7 @@ def omni(tmp_path: Path) -> OmniFolder:
     """60 MRI and 60 CT questions, each about an image of its own, and 2 X-ray ones."""
     folder = OmniFolder(tmp_path / "omni")
     numbers = {"MRI": range(60), "CT": range(60, 120)}
-    rows = [folder.row(i, modality_type=FORMS[m]) for m, of in numbers.items() for i in of]
+    rows = [folder.row(i, modality_type=FORMS[m]) for m, those in numbers.items() for i in those]
     rows += [folder.row(i, modality_type="X-Ray") for i in (120, 120)]
     folder.write([row | {"question_id": f"q{i}"} for i, row in enumerate(rows)])
     return folder
@@ -32,10 +33,10 @@ def test_every_modality_is_validated_on_its_own_training_images(
     omni: OmniFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(data=omni.spec, val_size=5, ood="CT,XRAY", data_seed=3)
-    found = train.load_validation(config, set())
-    splits = data.load.splits_of(omni.spec, 3)
+    found = load_validation(config, set())
+    splits = splits_of(omni.spec, 3)
     whole = {"split": "test", "size": 60, "seed": 3}
-    drawn = [e for m in FORMS for e in data.load.load(omni.spec, m, **whole)]
+    drawn = [e for m in FORMS for e in load(omni.spec, m, **whole)]
     tests = {image.key for e in drawn for image in e.images}
 
     assert list(found) == ["MRI", "CT"]
@@ -46,10 +47,11 @@ def test_every_modality_is_validated_on_its_own_training_images(
     assert "XRAY is not validated: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_answers() -> None:
     config = Config.from_flags(["--recipe", "phantom", "--device", "cpu", "--cache", "none"])
     policy = open_policy(config, None)
-    asked = {m: data.load.load("phantom", m, split="val", size=12, seed=1) for m in ("MRI", "CT")}
+    asked = {m: load("phantom", m, split="val", size=12, seed=1) for m in ("MRI", "CT")}
     found = train.validate(policy, asked, config)
 
     for place, modality in (("val", "MRI"), ("val/CT", "CT")):

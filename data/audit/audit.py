@@ -1,11 +1,11 @@
-"""What a data set gives away, found out before training on it. No model is needed.
+"""Measure what a data set gives away without its images, before training. No model is needed.
 
     python -m data.audit omnimedvqa:FOLDER
     python -m data.audit phantom:leaky --train-size 2400 --eval-size 1200 --json audit.json
 
 Counts are of all questions that have a split (of phantoms, which have no end, of those drawn). The
 priors learn from the training questions that a run of these sizes and this seed draws, and answer
-its test questions; open ones, which have no options, are no business of theirs.
+its test questions. Open questions, which have no options, are left out of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import data.load
 from data.audit.table import render
 from data.controls.priors import MajorityLetter, OptionsPrior
-from data.example import ImageSource, VQAExample
+from data.example import VQAExample
+from data.images import ImageSource
+from data.load import learned_from, load, modalities, read, splits_of
 from data.rows import Skipped, modality_name
 from data.splits import Split, constant_answers, copies, has_constant_answer
 from grpo.settings.errors import UsageError
@@ -49,7 +50,7 @@ class Options:
 
 def audit(spec: str, options: Options) -> dict[str, Any]:
     """All figures, ready for JSON, by modality where they have one. Accuracies lie in [0, 1]."""
-    names = modalities(spec, options.modality)
+    names = chosen_modalities(spec, options.modality)
     skipped: set[Skipped] = set()
     whole, drawn = questions(spec, names, options, skipped)
     every = {name: list(chain(*whole[name].values())) for name in names}
@@ -73,9 +74,9 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
     }
 
 
-def modalities(spec: str, asked: str | None) -> list[str]:
+def chosen_modalities(spec: str, asked: str | None) -> list[str]:
     """The modalities to audit. Raises UsageError for one that the data set does not have."""
-    there = data.load.modalities(spec)
+    there = modalities(spec)
     names = [modality_name(name) or name for name in names_in(asked)] if asked else list(there)
     for name in names or [str(asked)]:
         if name not in there:
@@ -91,21 +92,25 @@ def questions(
     Only the images of the latter are opened. What is left out is added to `skipped`.
     """
     whole: dict[str, Parts] = {}
+    drawn: dict[str, Parts] = {name: _no_questions() for name in names}
     if spec.partition(":")[0] != "phantom":
-        splits = data.load.splits_of(spec, options.seed)
-        whole = {name: {"train": [], "val": [], "test": []} for name in names}
-        for example in data.load.read(spec).examples:
+        splits = splits_of(spec, options.seed)
+        whole = {name: _no_questions() for name in names}
+        for example in read(spec).examples:
             if example.modality in whole and splits[example.id]:
                 whole[example.modality][splits[example.id]].append(example)
-    drawn: dict[str, Parts] = {name: {"train": [], "val": [], "test": []} for name in names}
-    for name, split in product(names, ("train", "val", "test")):
+    for name, split in product(names, get_args(Split)):
         size = options.train_size if split == "train" else options.eval_size
-        if not whole or whole[name][split]:  # `data.load` takes an empty split for an error
-            source = data.load.learned_from(spec) if split == "train" else spec
-            drawn[name][split] = data.load.load(
+        if not whole or whole[name][split]:  # `load` takes an empty split for an error
+            source = learned_from(spec) if split == "train" else spec
+            drawn[name][split] = load(
                 source, name, split=split, size=size, seed=options.seed, skipped=skipped
             )
     return whole or drawn, drawn
+
+
+def _no_questions() -> Parts:
+    return {split: [] for split in get_args(Split)}
 
 
 def counts(parts: Parts) -> dict[str, Any]:

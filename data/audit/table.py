@@ -24,7 +24,7 @@ def render(figures: dict[str, Any]) -> str:
 
 
 def count_rows(figures: dict[str, Any]) -> list[Row]:
-    """What there is."""
+    """Rows with the numbers of questions and images, and the commonest letters."""
     counted = list(figures["counts"].values())
     rows: list[Row] = [(what, [one[what] for one in counted]) for what in ("questions", "images")]
     for part, words in (("splits", "{} split"), ("types", "{}"), ("options", "{} options")):
@@ -39,7 +39,7 @@ def count_rows(figures: dict[str, Any]) -> list[Row]:
 
 
 def score_rows(figures: dict[str, Any]) -> list[Row]:
-    """How far one comes without looking."""
+    """Rows with the accuracies that are reached without the images."""
 
     def percent(scores: Iterable[dict[str, Any]], what: str = "accuracy") -> list[str]:
         return ["-" if one[what] is None else f"{100 * one[what]:.1f}" for one in scores]

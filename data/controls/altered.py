@@ -1,8 +1,9 @@
-"""Questions altered so that a model which looks at the image must do worse, or the same.
+"""Altered questions, on which a model that uses the image must do worse, or equally well.
 
-`blank_image` and `shuffled_images` take the right image away: what accuracy is left was not seen.
-`permuted_options` moves the right answer under other letters: a model that reads them does not
-mind. An altered example keeps its id. Controls that need no model are in data/controls/priors.py.
+`blank_image` and `shuffled_images` replace the image: the accuracy that remains needs no image.
+`permuted_options` moves the right answer under other letters: a model that reads the options
+is equally accurate. An altered example keeps its id. Controls that need no model are in
+data/controls/priors.py.
 """
 
 import random

@@ -171,8 +171,7 @@ def findings(scene: Scene) -> tuple[str, ...]:
 
 
 def report(scene: Scene) -> str:
-    """What a perfect reader would say, the same grammar for every question: the reference
-    reasoning.
+    """The reference reasoning: all lesions of the scene, in the same grammar for every question.
 
     >>> wanted = [("cyst", "small", "upper left"), ("abscess", "large", "lower left")]
     >>> report(place_lesions(0, wanted))

@@ -1,4 +1,4 @@
-"""The files of real data sets: their text, their rows, and where the images they name lie."""
+"""Helpers of all readers: read text, JSON and CSV files, and find the images that rows name."""
 
 import csv
 import io
@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.example import ImageFile
+from data.images import ImageFile
 
 IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
 ENDINGS = ("", ".jpg", ".png", ".jpeg")  # of images that are named without one
 
 
+class NoFiles(Exception):
+    """A data set has no files at the place where it was looked for."""
+
+
 class BadRow(Exception):
-    """Why one row cannot be used, in a few words that repeat from row to row: they are counted."""
+    """One row cannot be used. The message names no detail, so equal faults are counted."""
 
 
 def read_text(file: Path) -> str:
@@ -74,6 +78,11 @@ def split_named(name: str) -> str:
     """
     found = re.search(r"(?<![a-z])(train|val|test)", name.lower())
     return found[1] if found else ""
+
+
+def fields(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The named fields of a row; None for one that the row lacks."""
+    return {name: row.get(name) for name in names}
 
 
 def visible(files: Iterable[Path]) -> list[Path]:

@@ -8,24 +8,18 @@ must agree, and "problem" (the question with its options, not used).
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, json_list, visible
+from data.readers.common import BadRow, fields, json_list, visible
 from data.rows import Listing, fold, read_files
-from grpo.settings.errors import UsageError
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"  # spelt so in the hub repository
+EXPECTED = f"a JSON list such as {HUB_NAME}, or its folder, with images/ unpacked beside it"
 
 
 def read(path: Path) -> Listing:
     """All questions of a JSON file, or of a folder: its hub file if there, else every JSON list."""
-    if path.is_file():
-        return read_files(path.parent, [path], json_list, _row)
     hub = path / HUB_NAME
-    files = [hub] if hub.is_file() else visible(path.glob("*.json"))
-    if not files:
-        raise UsageError(
-            f"huatuo:{path}: no data there; expected a JSON list such as {HUB_NAME}, or its "
-            f"folder, with images/ unpacked beside it"
-        )
+    one = path if path.is_file() else hub
+    files = [one] if one.is_file() else visible(path.glob("*.json"))
     return read_files(path, files, json_list, _row)
 
 
@@ -36,10 +30,9 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
         if not (0 <= index < len(options) and fold(str(options[index])) == fold(answer)):
             raise BadRow("letter and answer disagree")
     return {
+        **fields(raw, "question", "dataset"),
         "image": raw.get("image") or "",
-        "question": raw.get("question"),
         "options": [] if options is None else options,  # never an open question
         "answer": answer,
         "modality": raw.get("subset"),
-        "dataset": raw.get("dataset"),
     }

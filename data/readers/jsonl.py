@@ -19,16 +19,13 @@ from typing import Any
 
 from data.readers.common import BadRow, parse_json, read_text
 from data.rows import Listing, fold, read_files
-from grpo.settings.errors import UsageError
+
+EXPECTED = "one JSON object a line (see data/README.md)"
 
 
 def read(file: Path) -> Listing:
     """All questions of a jsonl file."""
-    if not file.is_file():
-        raise UsageError(
-            f"jsonl:{file}: no such file; expected one JSON object a line (see the README)"
-        )
-    return read_files(file.parent, [file], _lines, _row)
+    return read_files(file, [file] if file.is_file() else [], _lines, _row)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Any]]:

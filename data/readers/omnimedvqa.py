@@ -8,37 +8,33 @@ or blank ones; one has `modality` for `modality_type`; an answer may have a stra
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import json_list, visible
+from data.readers.common import fields, json_list, visible
 from data.rows import Listing, read_files
-from grpo.settings.errors import UsageError
 
 ACCESS = ("Open-access", "Restricted-access")
+EXPECTED = (
+    "the folder that holds Images/ and QA_information/Open-access/*.json (give it as "
+    "omnimedvqa:FOLDER)"
+)
 
 
 def read(folder: Path) -> Listing:
     """All questions of an OmniMedVQA folder, or of the OmniMedVQA folder inside it."""
+    files: list[Path] = []
     for root in (folder, folder / "OmniMedVQA"):
-        if (root / "QA_information").is_dir() and (root / "Images").is_dir():
-            files = [
-                file
-                for access in ACCESS
-                for file in visible((root / "QA_information" / access).glob("*.json"))
-            ]
-            return read_files(root, files, json_list, _row)
-    raise UsageError(
-        f"omnimedvqa:{folder}: no OmniMedVQA there; expected the folder that holds Images/ and "
-        f"QA_information/Open-access/*.json (give it as omnimedvqa:FOLDER)"
-    )
+        places = [root / "QA_information" / access for access in ACCESS]
+        if places[0].parent.is_dir() and (root / "Images").is_dir():
+            files = [file for place in places for file in visible(place.glob("*.json"))]
+            break
+    return read_files(root, files, json_list, _row)
 
 
 def _row(raw: dict[str, Any]) -> dict[str, Any]:
     return {
+        **fields(raw, "question", "question_type", "dataset"),
         "id": raw.get("question_id"),
         "image": raw.get("image_path") or "",
-        "question": raw.get("question"),
         "options": [raw.get(f"option_{letter}") for letter in "ABCD"],
         "answer": raw.get("gt_answer"),
         "modality": raw.get("modality_type") or raw.get("modality") or "unknown",
-        "question_type": raw.get("question_type"),
-        "dataset": raw.get("dataset"),
     }

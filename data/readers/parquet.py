@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.example import decoded, read_picture
+from data.images import decoded, read_picture
 from data.readers.common import BadRow, split_named, visible
 from grpo.settings.errors import UsageError
 

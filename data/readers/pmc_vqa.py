@@ -13,7 +13,6 @@ from typing import Any
 
 from data.readers.common import BadRow, csv_rows, image_finder, visible, with_split
 from data.rows import Listing, fold, read_files
-from grpo.settings.errors import UsageError
 
 VERSIONS = (
     ("train_2.csv", "test_2.csv"),
@@ -21,18 +20,17 @@ VERSIONS = (
     ("train.csv", "test.csv"),
 )
 LETTERS = "ABCD"
+EXPECTED = (
+    "the folder that holds train_2.csv, test_2.csv and the unpacked images_2.zip (or train.csv, "
+    "test.csv and images.zip)"
+)
 
 
 def read(path: Path) -> Listing:
     """All questions of a CSV file, or of a folder in one version."""
-    root = path.parent if path.is_file() else path
     files = [path] if path.is_file() else _files(path)
-    if not files:
-        raise UsageError(
-            f"pmc-vqa:{path}: no data there; expected the folder that holds train_2.csv, "
-            f"test_2.csv and the unpacked images_2.zip (or train.csv, test.csv and images.zip)"
-        )
-    second = files[0].stem.endswith("_2")
+    root = path.parent if path.is_file() else path
+    second = bool(files) and files[0].stem.endswith("_2")
     find = image_finder(root, ("images_2", "figures") if second else ("images",))
 
     def to_row(raw: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def read(path: Path) -> Listing:
             "split": raw["split"],
         }
 
-    return read_files(root, files, with_split(csv_rows), to_row)
+    return read_files(path, files, with_split(csv_rows), to_row)
 
 
 def _files(folder: Path) -> list[Path]:

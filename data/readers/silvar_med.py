@@ -12,35 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, image_finder, json_list, split_named, visible
+from data.readers.common import BadRow, fields, image_finder, json_list, split_named, visible
 from data.rows import Listing, read_files
-from grpo.settings.errors import UsageError
 
 NAME = "dataset_unique_abnormal.json"
+EXPECTED = f"train/{NAME} and test/{NAME}, and SLAKE's imgs/ in the folder or beside it"
 
 
 def read(folder: Path) -> Listing:
     """All pairs of the files under a folder; images in SLAKE's imgs/, in it or beside it."""
     files = visible(folder.rglob(NAME))
-    if not files:
-        raise UsageError(
-            f"silvar-med:{folder}: no data there; expected train/{NAME} and test/{NAME}, and "
-            f"SLAKE's imgs/ in the folder or beside it"
-        )
     places = (folder, *folder.absolute().parents[:2], *_above_images(folder))
     root = next((place for place in places if (place / "imgs").is_dir()), folder)
     find = image_finder(root, ("imgs",))
 
     def to_row(raw: dict[str, Any]) -> dict[str, Any]:
         return {
-            "id": raw["id"],
+            **fields(raw, "id", "question", "answer", "modality", "split"),
             "image": find(raw.get("img_name")),
-            "question": raw["question"],
-            "answer": raw["answer"],
             "reasoning": raw["answer"],
-            "modality": raw.get("modality"),
             "dataset": "SilVar-Med",
-            "split": raw["split"],
         }
 
     return read_files(root, files, _pairs, to_row)

@@ -8,10 +8,10 @@ questions are not about yes and no ("Which is bigger, lung or liver?"): they are
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, image_finder, json_list, visible, with_split
+from data.readers.common import BadRow, fields, image_finder, json_list, visible, with_split
 from data.rows import NOT_ENGLISH, Listing, read_files
-from grpo.settings.errors import UsageError
 
+EXPECTED = "the folder that holds train.json, validation.json, test.json and imgs/"
 NAMES = ("train", "validation", "validate", "val", "test")
 
 
@@ -22,26 +22,17 @@ def read(folder: Path) -> Listing:
         files = [file for file in files if file.stem in NAMES]
         if files:
             break
-    else:
-        raise UsageError(
-            f"slake:{folder}: no SLAKE there; expected the folder that holds train.json, "
-            f"validation.json, test.json and imgs/"
-        )
     find = image_finder(root, ("imgs",))
 
     def to_row(raw: dict[str, Any]) -> dict[str, Any]:
         if raw.get("q_lang", "en") != "en":
             raise BadRow(NOT_ENGLISH)
         return {
+            **fields(raw, "question", "answer", "answer_type", "modality", "split"),
             "id": raw.get("qid"),
             "image": find(raw.get("img_name")),
-            "question": raw.get("question"),
-            "answer": raw.get("answer"),
-            "answer_type": raw.get("answer_type"),
             "question_type": raw.get("content_type"),
-            "modality": raw.get("modality"),
             "dataset": "SLAKE",
-            "split": raw["split"],
         }
 
     return read_files(root, files, with_split(json_list), to_row)

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, image_finder, read_text, split_named, visible
+from data.readers.common import BadRow, fields, image_finder, read_text, split_named, visible
 from data.rows import Listing, read_files
-from grpo.settings.errors import UsageError
+
+EXPECTED = (
+    "*_train.txt and *_val.txt of QAPairsByCategory, "
+    "VQAMed2019_Test_Questions_w_Ref_Answers.txt, and their images"
+)
 
 
 def read(folder: Path) -> Listing:
@@ -21,21 +25,15 @@ def read(folder: Path) -> Listing:
     files = [file for file in visible(folder.rglob("*.txt")) if _is_read(file)]
     by_category = {split_named(file.stem) for file in files if _category(file)}
     files = [f for f in files if _category(f) or split_named(f.stem) not in by_category]
-    if not files:
-        raise UsageError(
-            f"vqa-med-2019:{folder}: no questions there; expected *_train.txt and *_val.txt of "
-            f"QAPairsByCategory, VQAMed2019_Test_Questions_w_Ref_Answers.txt, and their images"
-        )
     find = image_finder(folder)
 
     def to_row(raw: dict[str, Any]) -> dict[str, Any]:
         return {
+            **fields(raw, "question", "split"),
             "image": find(raw["image"]),
-            "question": raw["question"],
             "answer": raw["answer"].split("#"),
             "question_type": raw["category"],
             "dataset": "VQA-Med-2019",
-            "split": raw["split"],
         }
 
     return read_files(folder, files, _lines, to_row)

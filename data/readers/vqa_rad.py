@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import image_finder, json_list, split_named, visible
+from data.readers.common import fields, image_finder, json_list, split_named, visible
 from data.readers.parquet import parquet_files, parquet_rows
 from data.rows import Listing, read_files
-from grpo.settings.errors import UsageError
 
 OSF_NAME = "VQA_RAD Dataset Public.json"
+EXPECTED = (
+    "the folder that holds data/train-*.parquet and data/test-*.parquet, or "
+    f"{OSF_NAME} and its images"
+)
 IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")
 
 
@@ -29,27 +32,19 @@ def read(path: Path) -> Listing:
     files = [path] if path.is_file() else parquet_files(path)
     if not files:
         files = [public] if public.is_file() else visible(root.glob("*.json"))
-    if not files:
-        raise UsageError(
-            f"vqa-rad:{path}: no data there; expected the folder that holds data/train-*.parquet "
-            f"and data/test-*.parquet, or {OSF_NAME} and its images"
-        )
-    find = image_finder(root, IMAGE_FOLDERS) if files[0].suffix == ".json" else None
+    find = image_finder(root, IMAGE_FOLDERS) if files and files[0].suffix == ".json" else None
 
     def to_row(raw: dict[str, Any]) -> dict[str, Any]:
         return {
+            **fields(
+                raw, "question", "answer", "answer_type", "question_type", "modality", "split"
+            ),
             "id": raw.get("qid"),
             "image": find(raw.get("image_name")) if find else raw["image"],
-            "question": raw.get("question"),
-            "answer": raw.get("answer"),
-            "answer_type": raw.get("answer_type"),
-            "question_type": raw.get("question_type"),
-            "modality": raw.get("modality"),
             "dataset": "VQA-RAD",
-            "split": raw["split"],
         }
 
-    return read_files(root, files, _json_rows if find else parquet_rows, to_row)
+    return read_files(path, files, _json_rows if find else parquet_rows, to_row)
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:

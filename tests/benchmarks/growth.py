@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from data.evaluation_questions import load_split
+from data.load import load_split
 from data.training_questions import question_order
 from grpo.loop import grpo
 from grpo.optim import adamw

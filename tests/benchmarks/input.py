@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from data.example import ImageFile
+from data.images import ImageFile
 from models.policy import load_policy
 from tests.tiny import Question
 

@@ -29,8 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data.evaluation_questions import load_split
-from data.variety import in_all_ways
+from data.load import load_split
+from data.training_questions import in_all_ways
 from grpo.settings.config import Config
 from models.dry_run import largest_step
 from models.memory import MB, plan, sizes_of

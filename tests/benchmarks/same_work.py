@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
 from tests.tiny import NoiseImage
 
 WORDS = ("Is there a lesion in this image? " * 6)[:180]  # 212 tokens with the rest of the turn

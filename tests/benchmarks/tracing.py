@@ -19,7 +19,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import rewards.scoring
-from data.evaluation_questions import load_split
+from data.load import load_split
 from data.showing import described
 from data.training_questions import question_order
 from grpo.loop import grpo

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 import rewards.scoring
-from data.evaluation_questions import load_split
+from data.load import load_split
 from data.training_questions import question_order
 from grpo.distributed import processes, rank
 from grpo.loop import grpo

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-import data.load
 from data.audit.audit import Options, audit, main
 from data.controls.altered import coincidences, permuted_options
 from data.controls.priors import MajorityLetter, OptionsPrior
 from data.example import VQAExample
+from data.load import ALL, constant_answers_in, load, modalities
+from data.rows import modality_name
 from data.splits import assign, split_of
 
 SPLITS = ("train", "val", "test")
@@ -62,14 +63,14 @@ def mixed(tmp_path: Path, picture: Callable[[Path, int], Path]) -> str:
 
 def test_all_is_every_modality_together(mixed: str) -> None:
     by_name = {
-        name: {e.id for e in data.load.load(mixed, name, split="test", size=999, seed=0)}
+        name: {e.id for e in load(mixed, name, split="test", size=999, seed=0)}
         for name in ("all", "CT", "MRI")
     }
     assert by_name["all"] == by_name["CT"] | by_name["MRI"]
     assert [len(by_name[name]) for name in ("all", "CT", "MRI")] == [60, 30, 30]
-    assert data.load.modality_name("all") == data.load.ALL
-    assert data.load.constant(mixed, "ALL") == {("question", "seen how?"): "axial"}
-    assert set(data.load.modalities(mixed)) == {"CT", "MRI"}
+    assert modality_name("all") == ALL
+    assert constant_answers_in(mixed, "ALL") == {("question", "seen how?"): "axial"}
+    assert set(modalities(mixed)) == {"CT", "MRI"}
 
 
 def test_the_audit_of_open_questions_says_what_it_can(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import data.load
+from data.load import load, modalities, read
 from data.rows import Skipped
 from data.splits import constant_answers, has_constant_answer, same_content
 
@@ -24,7 +24,7 @@ ALL = 10**6
 
 
 def test_questions_and_images_are_those_counted_when_the_set_was_made() -> None:
-    listing = data.load.read(SPEC)
+    listing = read(SPEC)
     images: dict[str, set[str]] = {}
     for example in listing.examples:
         images.setdefault(example.modality, set()).update(image.key for image in example.images)
@@ -42,8 +42,9 @@ def test_questions_and_images_are_those_counted_when_the_set_was_made() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_image_opens_as_rgb() -> None:
-    keys = {image.key: image for e in data.load.read(SPEC).examples for image in e.images}
+    keys = {image.key: image for e in read(SPEC).examples for image in e.images}
     sizes = set()
     for image in keys.values():
         opened = image.open()
@@ -52,8 +53,9 @@ def test_every_image_opens_as_rgb() -> None:
     assert {(81, 45), (1288, 865), (224, 224)} <= sizes
 
 
+@pytest.mark.slow
 def test_some_images_lie_under_two_paths_and_those_are_found() -> None:
-    paths = sorted({image.key for e in data.load.read(SPEC).examples for image in e.images})
+    paths = sorted({image.key for e in read(SPEC).examples for image in e.images})
     by_hash: dict[str, list[str]] = {}
     for path in paths:
         by_hash.setdefault(hashlib.sha256(Path(path).read_bytes()).hexdigest(), []).append(path)
@@ -62,11 +64,12 @@ def test_some_images_lie_under_two_paths_and_those_are_found() -> None:
     assert sorted(same_content(paths)) == shared
 
 
+@pytest.mark.slow
 def test_no_image_is_shared_between_splits_by_path_or_by_content() -> None:
     seen: dict[str, set[str]] = {split: set() for split in SPLITS}
     for split in SPLITS:
-        for modality in data.load.modalities(SPEC):
-            for example in data.load.load(SPEC, modality, split=split, size=ALL, seed=0):
+        for modality in modalities(SPEC):
+            for example in load(SPEC, modality, split=split, size=ALL, seed=0):
                 for image in example.images:
                     digest = hashlib.sha256(Path(image.key).read_bytes()).hexdigest()
                     seen[split] |= {image.key, digest}
@@ -76,18 +79,19 @@ def test_no_image_is_shared_between_splits_by_path_or_by_content() -> None:
 
 
 def test_the_default_sizes_can_be_drawn_for_training_on_mri() -> None:
-    train = data.load.load(SPEC, "MRI", split="train", size=600, seed=0)
-    test = data.load.load(SPEC, "MRI", split="test", size=300, seed=0)
+    train = load(SPEC, "MRI", split="train", size=600, seed=0)
+    test = load(SPEC, "MRI", split="test", size=300, seed=0)
     assert (len(train), len(test)) == (600, 300)
     assert set(Counter(e.question_type for e in test).values()) == {100}
 
 
+@pytest.mark.slow
 def test_modality_and_organ_questions_are_found_constant_in_mri() -> None:
-    train = data.load.load(SPEC, "MRI", split="train", size=600, seed=0)
+    train = load(SPEC, "MRI", split="train", size=600, seed=0)
     constant = constant_answers(train)
     assert constant["type", "Modality Recognition"] == "mri"
     assert constant["type", "Anatomy Identification"] == "brain"
-    for modality in data.load.modalities(SPEC):
-        for example in data.load.load(SPEC, modality, split="test", size=ALL, seed=0):
+    for modality in modalities(SPEC):
+        for example in load(SPEC, modality, split="test", size=ALL, seed=0):
             leaks = example.question_type in ("Modality Recognition", "Anatomy Identification")
             assert has_constant_answer(example, constant) == leaks

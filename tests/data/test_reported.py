@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import data.load
 import train
+from data.load import load, read
 from data.rows import Skipped
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -50,8 +50,8 @@ def test_strict_ends_a_run_at_an_image_that_cannot_be_read(
     lines = (tmp_path / "mine.jsonl").read_text().splitlines()
     good = [line for i, line in enumerate(lines) if i not in (5, 7, 9)]
     (tmp_path / "mine.jsonl").write_text("\n".join(good))
-    data.load.read.cache_clear()
-    first, *_ = data.load.load(spec, "MRI", split=split, size=9, seed=42)
+    read.cache_clear()
+    first, *_ = load(spec, "MRI", split=split, size=9, seed=42)
     Path(first.images[0].key).write_bytes(b"damaged")
     with pytest.raises(UsageError) as error:
         train.main(["--data", spec, "--out", str(tmp_path / "run"), "--strict", *SMALL])
@@ -74,10 +74,9 @@ def test_questions_with_one_answer_in_training_are_counted_in_the_tests(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     drawn = {
-        name: data.load.load("phantom:leaky", name, split="test", size=70, seed=1)
-        for name in ("MRI", "CT")
+        name: load("phantom:leaky", name, split="test", size=70, seed=1) for name in ("MRI", "CT")
     }
-    seen = data.load.load("phantom:leaky", "MRI", split="train", size=280, seed=1)
+    seen = load("phantom:leaky", "MRI", split="train", size=280, seed=1)
     train.say_of_data(Config(), seen, drawn, set())
     kinds = {
         name: [e.question_type for e in test].count("modality") for name, test in drawn.items()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.example import ImageFile, UnusableImage
+from data.images import ImageFile, UnusableImage
 from data.rows import Skipped
 from data.scans import MAX_PIXELS
 from data.splits import take_readable

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
 from data.showing import described
 
 

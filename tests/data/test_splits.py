@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-import data.load
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
+from data.load import load, modalities, read
 from data.splits import (
     balanced_order,
     constant_answers,
@@ -24,7 +25,7 @@ SPLITS = ("train", "val", "test")
 def ids(
     spec: str, split: Any, modality: str = "MRI", size: int = 10**6, seed: int = 0
 ) -> list[str]:
-    examples = data.load.load(spec, modality, split=split, size=size, seed=seed)
+    examples = load(spec, modality, split=split, size=size, seed=seed)
     return [example.id for example in examples]
 
 
@@ -44,7 +45,7 @@ def test_every_question_is_in_exactly_one_split_and_images_are_never_shared(omni
     found: Counter[str] = Counter()
     for split in SPLITS:
         for modality in ("XRAY", "CT", "MRI"):
-            for example in data.load.load(omni.spec, modality, split=split, size=10**6, seed=3):
+            for example in load(omni.spec, modality, split=split, size=10**6, seed=3):
                 found[example.id] += 1
                 content = Path(example.images[0].key).read_bytes()
                 bytes_of.setdefault(split, set()).add(content)
@@ -116,7 +117,7 @@ def test_a_split_does_not_depend_on_the_other_rows_their_order_or_the_place(
 def test_the_seed_decides_the_split_and_nothing_else_does(omni: Any) -> None:
     omni.write([omni.row(i) for i in range(60)])
     first = {split: ids(omni.spec, split) for split in SPLITS}
-    data.load.read.cache_clear()
+    read.cache_clear()
     assert {split: ids(omni.spec, split) for split in SPLITS} == first
     assert set(ids(omni.spec, "test", seed=1)) != set(first["test"])
     assert split_of("Images/a.png", 0) == "train"  # pinned: a run's split must hold for good
@@ -165,7 +166,7 @@ def test_an_empty_split_is_a_usage_error(omni: Any) -> None:
     empty = [split for split in SPLITS if split != split_of("Images/Set (a) & b/0001 (1)%.png", 0)]
     for split in empty:
         with pytest.raises(UsageError, match=f"no usable MRI image in its {split} split"):
-            data.load.load(omni.spec, "MRI", split=split, size=1, seed=0)
+            load(omni.spec, "MRI", split=split, size=1, seed=0)
 
 
 def asked(question: str, answer: str, question_type: str, times: int) -> list[VQAExample]:
@@ -206,6 +207,6 @@ def test_questions_without_a_type_make_no_constant_type() -> None:
 
 
 def test_phantoms_are_loaded_by_the_same_call() -> None:
-    assert set(data.load.modalities("phantom")) == {"MRI", "CT", "XRAY"}
-    examples = data.load.load("phantom", "x-ray", split="test", size=2, seed=0)
+    assert set(modalities("phantom")) == {"MRI", "CT", "XRAY"}
+    examples = load("phantom", "x-ray", split="test", size=2, seed=0)
     assert [e.modality for e in examples] == ["XRAY", "XRAY"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.example import ImageFile, UnusableImage
+from data.images import ImageFile, UnusableImage
 
 SIZE = (40, 30)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.example import ImageFile, UnusableImage
+from data.images import ImageFile, UnusableImage
 from data.showing import as_png
 from grpo.settings.errors import one_line
 from tests.hostile.pictures import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.example import ImageFile
+from data.images import ImageFile
 from data.showing import as_png
 from tests.hostile.pictures import (
     FORMS,

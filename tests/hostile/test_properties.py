@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from data.example import ImageFile, UnusableImage
+from data.images import ImageFile, UnusableImage
 from data.readers.common import split_named
 from data.rows import fold, modality_name
 from grpo.settings.config import Config

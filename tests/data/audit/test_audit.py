@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-import data.load
 from data.audit.audit import Options, audit, full_stops, main, questions, shared_images
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
+from data.load import load
 from grpo.settings.errors import UsageError
 from tests.programs import Program
 
@@ -93,7 +94,7 @@ def test_the_splits_are_those_that_a_run_draws_from(folder: Any) -> None:
     whole, drawn = questions(folder.spec, ["MRI", "CT"], Options(seed=SEED, train_size=9), set())
     for name in ("MRI", "CT"):
         for split in SPLITS:
-            loaded = data.load.load(folder.spec, name, split=split, size=10**6, seed=SEED)
+            loaded = load(folder.spec, name, split=split, size=10**6, seed=SEED)
             assert {e.id for e in whole[name][split]} == {e.id for e in loaded}
             size = 9 if split == "train" else 300
             assert drawn[name][split] == loaded[:size]
@@ -146,6 +147,7 @@ def test_images_that_cannot_be_read_are_among_the_unusable(folder: Any) -> None:
     assert audit(folder.spec, Options())["unusable"]["image cannot be read"] == 1
 
 
+@pytest.mark.slow
 def test_leaky_phantoms_are_told_from_sound_ones() -> None:
     options = Options(train_size=280, eval_size=280, modality="CT, MRI")
     sound, leaky = audit("phantom", options), audit("phantom:leaky", options)
@@ -158,6 +160,7 @@ def test_leaky_phantoms_are_told_from_sound_ones() -> None:
     assert leaky["leaks"] == sound["leaks"] == {"path": 0, "hash": 0}
 
 
+@pytest.mark.slow
 def test_the_screen_and_the_file_show_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +186,7 @@ def test_the_screen_and_the_file_show_the_same(
         ([], "no data set; name it first"),
         (["--modality", "MRI"], "no data set"),
         (["nope"], "no data set 'nope'"),
-        (["omnimedvqa:/not/here"], "no OmniMedVQA there"),
+        (["omnimedvqa:/not/here"], "no data there; expected the folder that holds Images/"),
         (["phantom:typo"], "no phantom set 'typo'"),
         (["phantom", "--modality", "PET"], "--modality PET: phantom has MRI, CT, XRAY"),
         (["phantom", "--modality", ","], "--modality ,: phantom has MRI, CT, XRAY"),
@@ -200,6 +203,7 @@ def test_bad_input_gets_one_line(words: list[str], line: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["phantom", "--seed", "x"], ["phantom", "--json", "."]])
+@pytest.mark.slow
 def test_bad_input_exits_with_2_and_without_a_traceback(words: list[str]) -> None:
     flags = ["--train-size", "1", "--eval-size", "1"]
     command = [sys.executable, "-m", "data.audit", *words, *flags]
@@ -209,6 +213,7 @@ def test_bad_input_exits_with_2_and_without_a_traceback(words: list[str]) -> Non
     assert line.startswith("python -m data.audit: ")
 
 
+@pytest.mark.slow
 def test_the_withheld_kind_has_the_plain_phantoms_for_training(tmp_path: Path) -> None:
     flags = ["phantom:new-kind", "--train-size", "240", "--eval-size", "200"]
     main([*flags, "--json", str(tmp_path / "a.json")])

@@ -11,9 +11,13 @@ from data.audit.audit import Options, audit
 ROOT = os.environ.get("MEDVQA_DATA", "")
 FOLDER = Path(ROOT) / "omnimedvqa"
 
-pytestmark = pytest.mark.skipif(
-    not ROOT or not FOLDER.is_dir(), reason="needs real questions: set MEDVQA_DATA to their folder"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not ROOT or not FOLDER.is_dir(),
+        reason="needs real questions: set MEDVQA_DATA to their folder",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

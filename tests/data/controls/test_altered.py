@@ -17,9 +17,11 @@ from data.controls.altered import (
     permuted_options,
     shuffled_images,
 )
-from data.example import ImageFile, VQAExample
+from data.example import VQAExample
+from data.images import ImageFile
 from data.phantom import questions as phantom
 from grpo.settings.errors import UsageError
+from tests.data.cases import check_each
 
 
 def about(
@@ -91,8 +93,7 @@ def random_pool(generator: random.Random) -> list[VQAExample]:
     return pool
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_nobody_keeps_an_image_and_images_are_given_as_often_as_they_were_there(seed: int) -> None:
+def check_shuffled(seed: int) -> None:
     pool = random_pool(random.Random(seed))
     shuffled = shuffled_images(pool, seed)
     before = {example.id: example for example in pool}
@@ -105,6 +106,10 @@ def test_nobody_keeps_an_image_and_images_are_given_as_often_as_they_were_there(
         assert len(example.images) == len(old.images)
     kept = [before[example.id] for example in shuffled]
     assert Counter(e.images for e in shuffled) == Counter(e.images for e in kept)
+
+
+def test_nobody_keeps_an_image_and_images_are_given_as_often_as_they_were_there() -> None:
+    check_each(check_shuffled, range(200))
 
 
 @pytest.mark.parametrize(
@@ -169,8 +174,7 @@ def test_constant_answers_coincide_whenever_they_are_asked() -> None:
     assert coincidences(pool, shuffled_images(pool, seed=0)) == (40, 40)
 
 
-@pytest.mark.parametrize("number", [2, 3, 4])
-def test_permutations_move_the_answer_under_every_letter_once(number: int) -> None:
+def check_permutations(number: int) -> None:
     options = tuple("pqrs"[:number])
     for gold in range(number):
         example = VQAExample("1", (), "Which?", options, gold, "MRI", "")
@@ -181,3 +185,7 @@ def test_permutations_move_the_answer_under_every_letter_once(number: int) -> No
             assert one.id == example.id
             assert one.answer == example.answer
             assert [one.options[(i + k) % number] for i in range(number)] == list(options)
+
+
+def test_permutations_move_the_answer_under_every_letter_once() -> None:
+    check_each(check_permutations, [2, 3, 4])

@@ -2,12 +2,14 @@
 
 import random
 from fractions import Fraction
+from itertools import product
 
 import pytest
 
 from data.controls.priors import MajorityLetter, OptionsPrior
 from data.example import VQAExample
 from data.phantom import questions as phantom
+from tests.data.cases import check_each
 
 MODALITIES = phantom.MODALITIES
 WORDS = ("yes", "no", "left", "right", "a cyst", "nothing", "glioma")
@@ -46,13 +48,16 @@ def expected_hits(training: list[VQAExample], test: list[VQAExample]) -> Fractio
     return hits
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_options_prior_agrees_with_counting_by_hand(seed: int) -> None:
+def check_options_prior(seed: int) -> None:
     generator = random.Random(seed)
     training = random_questions(generator, generator.choice((1, 5, 40)))
     test = random_questions(generator, 30)
     accuracy = OptionsPrior.fit(training).accuracy(test)
     assert accuracy == pytest.approx(float(expected_hits(training, test) / len(test)))
+
+
+def test_the_options_prior_agrees_with_counting_by_hand() -> None:
+    check_each(check_options_prior, range(20))
 
 
 def test_a_tie_is_worth_its_expected_value_wherever_the_right_option_stands() -> None:
@@ -95,10 +100,9 @@ def test_the_majority_letter_is_learned_for_each_number_of_options() -> None:
     assert prior.accuracy(training) == 8 / 10
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("size", [100, 600])
-def test_on_stratified_phantoms_no_prior_leaves_chance(seed: int, size: int) -> None:
+def check_stratified(case: tuple[int, int]) -> None:
     """Whatever the training questions happened to be: the test deck is exactly balanced."""
+    size, seed = case
     training = phantom.load("MRI", split="train", size=size, seed=seed)
     for modality in MODALITIES:
         test = phantom.load(modality, split="test", size=240)
@@ -106,8 +110,12 @@ def test_on_stratified_phantoms_no_prior_leaves_chance(seed: int, size: int) -> 
         assert MajorityLetter.fit(training).accuracy(test) == pytest.approx(0.45)
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_on_leaky_phantoms_the_options_prior_answers_what_leaks(modality: str) -> None:
+@pytest.mark.slow
+def test_on_stratified_phantoms_no_prior_leaves_chance() -> None:
+    check_each(check_stratified, product([100, 600], range(5)))
+
+
+def check_leaky(modality: str) -> None:
     training = phantom.load(modality, split="train", size=280, variant="leaky")
     prior = OptionsPrior.fit(training)
     for other in MODALITIES:
@@ -117,3 +125,7 @@ def test_on_leaky_phantoms_the_options_prior_answers_what_leaks(modality: str) -
         assert len(leaks) == 40
         assert prior.accuracy(leaks) == (1 if other == modality else 0)
         assert prior.accuracy(rest) == pytest.approx(0.45)
+
+
+def test_on_leaky_phantoms_the_options_prior_answers_what_leaks() -> None:
+    check_each(check_leaky, MODALITIES)

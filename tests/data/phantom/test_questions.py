@@ -111,6 +111,7 @@ def test_the_reference_reasoning_names_every_lesion():
         assert said == [(lesion.size, lesion.kind, lesion.quadrant) for lesion in lesions]
 
 
+@pytest.mark.slow
 def test_splits_and_seeds_share_no_scene():
     drawn = [
         *(("pretrain", m, 0) for m in MODALITIES),

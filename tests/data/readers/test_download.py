@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-import data.load
+from data.load import read
 from data.readers import download
 from data.readers.huatuo import HUB_NAME
 from grpo.settings.errors import UsageError
@@ -46,13 +46,13 @@ def serve(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         huggingface_hub.HfFileSystem.clear_instance_cache()
-        data.load.read.cache_clear()
+        read.cache_clear()
         return hubs[-1]
 
     yield start
     for hub in hubs:
         hub.stop()
-    data.load.read.cache_clear()
+    read.cache_clear()
 
 
 def packed(folder: Path, inside: str = "") -> bytes:
@@ -62,7 +62,7 @@ def packed(folder: Path, inside: str = "") -> bytes:
 
 def refused(name: str) -> str:
     with pytest.raises(UsageError) as error:
-        data.load.read(name)
+        read(name)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"--data {name}: ")
     assert str(error.value).endswith(f"--data {name}:FOLDER")
@@ -75,7 +75,7 @@ def test_omnimedvqa_is_fetched_once_and_then_read_like_a_folder(
     omni.write([omni.row(i) for i in range(5)])
     archive = packed(omni.root, "OmniMedVQA/")
     hub = serve("omnimedvqa", {"OmniMedVQA.zip": archive}, revision=COMMIT)
-    fetched, local = data.load.read("omnimedvqa"), data.load.read(omni.spec)
+    fetched, local = read("omnimedvqa"), read(omni.spec)
     assert fetched.root == place / "omnimedvqa" / "OmniMedVQA"
     assert [e.id for e in fetched.examples] == [e.id for e in local.examples]
     assert fetched.examples[3].images[0].open().getpixel((0, 0)) == (3, 0, 0)
@@ -84,8 +84,8 @@ def test_omnimedvqa_is_fetched_once_and_then_read_like_a_folder(
     assert f"foreverbeliever/OmniMedVQA at commit {COMMIT}" in said
 
     hub.stop()
-    data.load.read.cache_clear()
-    assert data.load.read("omnimedvqa").examples == fetched.examples
+    read.cache_clear()
+    assert read("omnimedvqa").examples == fetched.examples
     assert sorted(path.name for path in place.iterdir()) == ["omnimedvqa", "omnimedvqa.lock"]
 
 
@@ -97,7 +97,7 @@ def test_huatuo_takes_the_newest_commit_and_writes_it_down(
     image = picture(tmp_path / "a.png", 9).read_bytes()
     questions = json.dumps(rows).encode()
     serve("huatuo", {HUB_NAME: questions, "images.zip": zipped({"images/a.png": image})})
-    (example,) = data.load.read("huatuo").examples
+    (example,) = read("huatuo").examples
     assert (example.letter, example.images[0].open().getpixel((0, 0))) == ("B", (9, 0, 0))
     record = json.loads((place / "huatuo" / download.RECORD).read_text())
     assert (record["repo"], record["commit"]) == (download.HUB["huatuo"].repo, COMMIT)
@@ -121,7 +121,7 @@ def test_what_is_half_fetched_goes_on_where_it_stopped(omni: Any, place: Path, s
     assert "run again to go on" in refused("omnimedvqa")
     assert not (place / "omnimedvqa").exists()
     hub.fails_after = 10**12
-    assert len(data.load.read("omnimedvqa").examples) == 40
+    assert len(read("omnimedvqa").examples) == 40
     starts = [span.split("-")[0] for path, span in hub.asked if span]
     twice = {start for start in starts if starts.count(start) > 1}
     assert len(twice) == 1  # the one that failed
@@ -172,7 +172,7 @@ def test_a_damaged_archive_is_thrown_away_and_leaves_nothing_half_unpacked(
         assert "OmniMedVQA.zip is damaged" in refused("omnimedvqa")
         assert [path.name for path in place.iterdir()] == ["omnimedvqa.lock"]
     serve("omnimedvqa", {"OmniMedVQA.zip": whole})
-    assert len(data.load.read("omnimedvqa").examples) == 9
+    assert len(read("omnimedvqa").examples) == 9
 
 
 def test_a_half_unpacked_folder_is_never_taken_for_a_whole_one(
@@ -186,7 +186,7 @@ def test_a_half_unpacked_folder_is_never_taken_for_a_whole_one(
     assert (place / "omnimedvqa" / "Images").is_dir()
     shutil.rmtree(place / "omnimedvqa")
     (place / "omnimedvqa.unpacked" / "stray").touch()
-    assert data.load.read("omnimedvqa").root == place / "omnimedvqa"
+    assert read("omnimedvqa").root == place / "omnimedvqa"
     assert not list(place.rglob("stray"))
 
 
@@ -219,10 +219,11 @@ def test_without_a_network_one_line_says_what_to_put_where(serve: Any) -> None:
     assert f"put {HUB_NAME} and images.zip of {repo} in a FOLDER, unpack the zip there" in line
 
 
+@pytest.mark.slow
 def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
     code = (
-        "import data.load\nfrom grpo.settings.config import exit_on_usage_error\n"
-        "with exit_on_usage_error('train.py'): data.load.read('omnimedvqa')"
+        "from data.load import read\nfrom grpo.settings.errors import exit_on_usage_error\n"
+        "with exit_on_usage_error('train.py'): read('omnimedvqa')"
     )
     done = Program(sys.executable, "-c", code, settings={"HF_HUB_OFFLINE": "1"}).finish()
     assert done.returncode == 2
@@ -250,7 +251,7 @@ def test_parquet_files_are_fetched_into_their_folder_and_there_is_nothing_to_unp
     hub.fails_after = len(hub.files[names[0]]) + 500
     assert "run again to go on, or put data/train-00000" in refused("vqa-rad")
     hub.fails_after = 10**12
-    listing = data.load.read("vqa-rad")
+    listing = read("vqa-rad")
     assert [e.answer for e in listing.examples] == ["no", "no"]
     assert sorted(listing.splits.values()) == ["test", "train"]
     assert (place / "vqa-rad" / names[0]).is_file()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import data.load
+from data.load import read
 from data.rows import Skipped, fold
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"
@@ -39,7 +39,7 @@ def test_the_hub_file_is_read_by_name_or_by_its_folder(huatuo: Path) -> None:
     rows = [huatuo_row(), huatuo_row(subset="X-Ray", answer="Hip, left", dataset="PMC-VQA_test")]
     file = write(huatuo / HUB_NAME, rows)
     write(huatuo / "other.json", [huatuo_row()])
-    by_file, by_folder = data.load.read(f"huatuo:{file}"), data.load.read(f"huatuo:{huatuo}")
+    by_file, by_folder = read(f"huatuo:{file}"), read(f"huatuo:{huatuo}")
     assert by_file.examples == by_folder.examples
     mri, xray = by_file.examples
     assert (mri.modality, mri.letter, mri.dataset) == ("MRI", "B", "OmniMedVQA")
@@ -53,7 +53,7 @@ def test_the_list_of_medvlm_r1_is_read_and_its_letter_must_agree(huatuo: Path) -
         huatuo_row(problem="Which part is shown? A) Knee ...", solution=solution)
         for solution in ("B", "A", "D")
     ]
-    listing = data.load.read(f"huatuo:{write(huatuo / 'MRI_CT_XRAY_300each_dataset.json', rows)}")
+    listing = read(f"huatuo:{write(huatuo / 'MRI_CT_XRAY_300each_dataset.json', rows)}")
     assert [e.question for e in listing.examples] == ["Which part is shown?"]
     name = "MRI_CT_XRAY_300each_dataset.json"
     assert listing.skipped == (
@@ -72,7 +72,7 @@ def test_bad_huatuo_rows_are_left_out_by_reason(huatuo: Path) -> None:
         huatuo_row(options="Knee, Ankle"),
         huatuo_row(options=None),  # never taken for an open question
     ]
-    listing = data.load.read(f"huatuo:{write(huatuo / 'a.json', rows)}")
+    listing = read(f"huatuo:{write(huatuo / 'a.json', rows)}")
     assert [item.reason for item in listing.skipped] == [
         "answer is none of the options",
         "image path is blank",
@@ -91,7 +91,7 @@ def jsonl(folder: Path, *lines: Any) -> str:
 
 def test_a_users_row_needs_only_question_options_and_answer(tmp_path: Path) -> None:
     spec = jsonl(tmp_path, {"question": "Is 1 odd?", "options": ["yes", "no"], "answer": "yes"})
-    (example,) = data.load.read(spec).examples
+    (example,) = read(spec).examples
     assert (example.images, example.modality, example.gold) == ((), "OTHER", 0)
     assert (example.id, example.question_type, example.reasoning) == ("mine#1", "", "")
 
@@ -109,7 +109,7 @@ def test_a_users_row_keeps_all_it_has(tmp_path: Path, picture: Picture) -> None:
         "reasoning": "Three now.",
         "id": "q7",
     }
-    (example,) = data.load.read(jsonl(tmp_path, row)).examples
+    (example,) = read(jsonl(tmp_path, row)).examples
     assert [image.open().getpixel((0, 0))[0] for image in example.images] == [1, 2]
     assert example.question == "What changed?"
     assert (example.options, example.answer) == (("more", "less", "3"), "3")
@@ -136,7 +136,7 @@ def test_an_answer_is_a_letter_or_the_text_of_an_option(
 ) -> None:
     good = {"question": "Q", "options": ["x", "y"], "answer": "x"}
     spec = jsonl(tmp_path, good, {"question": "Side?", "options": options, "answer": answer})
-    listing = data.load.read(spec)
+    listing = read(spec)
     assert [e.gold for e in listing.examples[1:]] == ([] if gold is None else [gold])
     assert [(s.reason, s.row) for s in listing.skipped] == (
         [("answer is none of the options", "mine#2")] if gold is None else []
@@ -161,7 +161,7 @@ def test_an_answer_is_a_letter_or_the_text_of_an_option(
 def test_without_options_the_answer_is_wanted_in_words_but_for_yes_and_no(
     tmp_path: Path, row: dict[str, Any], options: Any, references: Any, closed: bool
 ) -> None:
-    (example,) = data.load.read(jsonl(tmp_path, {"question": "Q?", **row})).examples
+    (example,) = read(jsonl(tmp_path, {"question": "Q?", **row})).examples
     assert (example.options, example.references) == (options, references)
     assert (example.closed, example.findings) == (closed, None)
     first = row["answer"][0] if isinstance(row["answer"], list) else row["answer"]
@@ -171,7 +171,7 @@ def test_without_options_the_answer_is_wanted_in_words_but_for_yes_and_no(
 def test_a_split_named_in_a_row_is_kept_under_one_of_three_names(tmp_path: Path) -> None:
     names = ["train", "val", "validation", " Valid ", "TEST", "", None]
     rows = [{"question": f"Q{i}?", "answer": "x", "split": name} for i, name in enumerate(names)]
-    listing = data.load.read(jsonl(tmp_path, *rows))
+    listing = read(jsonl(tmp_path, *rows))
     assert [listing.splits.get(e.id) for e in listing.examples] == [
         "train", "val", "val", "val", "test", None, None,
     ]  # fmt: skip
@@ -184,7 +184,7 @@ def test_bad_open_rows_are_counted(tmp_path: Path) -> None:
         {"answer": [" ", "."]}, {"answer": None}, {"answer": {"text": "x"}},
         {"answer": ["x", ["y"]]}, {"split": "holdout"}, {"split": ["test"]}, {"findings": [{}]},
     ]  # fmt: skip
-    listing = data.load.read(jsonl(tmp_path, good, *({**good, **row} for row in bad)))
+    listing = read(jsonl(tmp_path, good, *({**good, **row} for row in bad)))
     assert [e.findings for e in listing.examples] == [("dark rim",)]
     assert [item.reason for item in listing.skipped] == [
         "not 2 to 26 options", "options are not a list", "not 2 to 26 options",
@@ -196,7 +196,7 @@ def test_bad_open_rows_are_counted(tmp_path: Path) -> None:
 def test_blank_lines_are_nothing_and_a_broken_line_spoils_only_itself(tmp_path: Path) -> None:
     good = {"question": "Q", "options": ["x", "y"], "answer": "x"}
     spec = jsonl(tmp_path, "\ufeff" + json.dumps(good), "", '{"question": ', "[1, 2]", good, "")
-    listing = data.load.read(spec)
+    listing = read(spec)
     assert [e.id for e in listing.examples] == ["mine#1", "mine#5"]
     assert listing.skipped == (
         Skipped("broken JSON", "mine.jsonl", "3"),
@@ -206,5 +206,5 @@ def test_blank_lines_are_nothing_and_a_broken_line_spoils_only_itself(tmp_path: 
 
 def test_text_that_cannot_be_written_again_is_mended(tmp_path: Path) -> None:
     row = '{"question": "Q \\ud800", "options": ["x", "y"], "answer": "x"}'
-    (example,) = data.load.read(jsonl(tmp_path, row)).examples
+    (example,) = read(jsonl(tmp_path, row)).examples
     assert example.question == "Q ?"

@@ -5,20 +5,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import data.load
-from data.rows import Skipped
+from data.example import VQAExample
+from data.load import load, modalities, read
+from data.rows import Skipped, modality_name
 from grpo.settings.errors import UsageError
 
 
-def one(omni: Any, **changes: Any) -> data.load.VQAExample:
+def one(omni: Any, **changes: Any) -> VQAExample:
     """The example that a good row with `changes` becomes."""
     omni.write([omni.row(1, **changes)])
-    (example,) = data.load.read(omni.spec).examples
+    (example,) = read(omni.spec).examples
     return example
 
 
 def reasons(omni: Any) -> list[str]:
-    return [item.reason for item in data.load.read(omni.spec).skipped]
+    return [item.reason for item in read(omni.spec).skipped]
 
 
 def test_a_row_keeps_its_fields_and_commas_in_options_split_nothing(omni: Any) -> None:
@@ -53,7 +54,7 @@ def test_an_answer_may_differ_from_its_option_in_case_and_final_stop_only(
     omni: Any, answer: str, option: str, matches: bool
 ) -> None:
     omni.write([omni.row(0), omni.row(1, gt_answer=answer, option_B=option)])
-    listing = data.load.read(omni.spec)
+    listing = read(omni.spec)
     assert [e.gold for e in listing.examples[1:]] == ([1] if matches else [])
     assert reasons(omni) == ([] if matches else ["answer is none of the options"])
 
@@ -63,7 +64,7 @@ def test_a_row_with_two_equal_options_is_left_out_even_if_neither_is_gold(
     omni: Any, twin: str
 ) -> None:
     omni.write([omni.row(0), omni.row(1, option_D=twin)])
-    assert [e.id for e in data.load.read(omni.spec).examples] == ["Set_00000"]
+    assert [e.id for e in read(omni.spec).examples] == ["Set_00000"]
     assert reasons(omni) == ["two options are equal"]
 
 
@@ -83,8 +84,8 @@ def test_a_row_with_two_equal_options_is_left_out_even_if_neither_is_gold(
 )
 def test_modality_names_are_normalised(omni: Any, text: str, name: str) -> None:
     assert one(omni, modality_type=text).modality == name
-    assert data.load.modalities(omni.spec) == (name,)
-    assert data.load.modality_name(name) == name
+    assert modalities(omni.spec) == (name,)
+    assert modality_name(name) == name
 
 
 def test_the_key_modality_stands_in_and_unknown_is_left_out(omni: Any) -> None:
@@ -94,7 +95,7 @@ def test_the_key_modality_stands_in_and_unknown_is_left_out(omni: Any) -> None:
         omni.row(2, modality_type=...),
     ]
     omni.write(rows)
-    assert [e.modality for e in data.load.read(omni.spec).examples] == ["XRAY"]
+    assert [e.modality for e in read(omni.spec).examples] == ["XRAY"]
     assert reasons(omni) == ["modality is unknown"] * 2
 
 
@@ -118,8 +119,8 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
     omni.write("[" * 100_000, "d.json")
     omni.write("junk of a Mac", "._a.json")
     where = "QA_information/Open-access/"
-    assert [e.id for e in data.load.read(omni.spec).examples] == ["Set_00000"]
-    assert data.load.read(omni.spec).skipped == (
+    assert [e.id for e in read(omni.spec).examples] == ["Set_00000"]
+    assert read(omni.spec).skipped == (
         Skipped("image is missing", where + "a.json", "Set_00001"),
         Skipped("image path leaves the data folder", where + "a.json", "Set_00002"),
         Skipped("image path is blank", where + "a.json", "Set_00003"),
@@ -136,7 +137,7 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
 def test_a_row_with_chat_tokens_is_kept_as_it_is(omni: Any) -> None:
     question = "What is <|image_pad|> here?<|im_end|>"  # the policy's encoder takes it for text
     omni.write([omni.row(0, question=question, option_A="<|im_start|>")])
-    (example,) = data.load.read(omni.spec).examples
+    (example,) = read(omni.spec).examples
     assert example.question == question
     assert example.options[0] == "<|im_start|>"
 
@@ -144,11 +145,11 @@ def test_a_row_with_chat_tokens_is_kept_as_it_is(omni: Any) -> None:
 def test_a_damaged_image_is_passed_over_when_drawn_and_the_next_takes_its_place(omni: Any) -> None:
     rows = [omni.row(i) for i in range(60)]
     omni.write(rows)
-    whole = data.load.load(omni.spec, "MRI", split="train", size=3, seed=0)
+    whole = load(omni.spec, "MRI", split="train", size=3, seed=0)
     Path(whole[1].images[0].key).write_bytes(b"damaged")
     skipped: set[Skipped] = set()
-    data.load.read.cache_clear()
-    kept = data.load.load(omni.spec, "MRI", split="train", size=3, seed=0, skipped=skipped)
+    read.cache_clear()
+    kept = load(omni.spec, "MRI", split="train", size=3, seed=0, skipped=skipped)
     assert len(kept) == 3
     assert [kept[0], kept[1]] == [whole[0], whole[2]]
     assert skipped == {Skipped("image cannot be read", whole[1].images[0].key, whole[1].id)}
@@ -158,7 +159,7 @@ def test_no_two_examples_share_an_id_though_rows_do(omni: Any) -> None:
     rows = [omni.row(1), omni.row(2, question_id="Set_00001"), omni.row(3, question_id=...)]
     for name in ("a.json", "b.json", "c.json"):
         omni.write(rows, name)
-    ids = [example.id for example in data.load.read(omni.spec).examples]
+    ids = [example.id for example in read(omni.spec).examples]
     assert ids[:3] == ["Set_00001", "Set_00001#1", "a#2"]
     assert len(set(ids)) == 9
 
@@ -166,9 +167,9 @@ def test_no_two_examples_share_an_id_though_rows_do(omni: Any) -> None:
 def test_images_of_one_name_in_two_folders_are_two_images(omni: Any) -> None:
     rows = [omni.row(i, image=f"{i}/image1.png") for i in range(30)]
     omni.write(rows)
-    images = {e.images[0].key: e.images[0] for e in data.load.read(omni.spec).examples}
+    images = {e.images[0].key: e.images[0] for e in read(omni.spec).examples}
     assert sorted(image.open().getpixel((0, 0))[0] for image in images.values()) == [*range(30)]
-    parts = [data.load.load(omni.spec, "MRI", split=s, size=30, seed=0) for s in ("train", "test")]
+    parts = [load(omni.spec, "MRI", split=s, size=30, seed=0) for s in ("train", "test")]
     assert all(parts)
 
 
@@ -176,7 +177,7 @@ def test_the_folder_above_is_accepted_too(tmp_path: Path, omni: Any) -> None:
     omni.write([omni.row(1)])
     (tmp_path / "up").mkdir()
     omni.root.rename(tmp_path / "up" / "OmniMedVQA")
-    assert len(data.load.read(f"omnimedvqa:{tmp_path / 'up'}").examples) == 1
+    assert len(read(f"omnimedvqa:{tmp_path / 'up'}").examples) == 1
 
 
 def test_listing_opens_no_image_and_reads_each_directory_once(
@@ -196,7 +197,7 @@ def test_listing_opens_no_image_and_reads_each_directory_once(
     monkeypatch.setattr(os, "scandir", counted)
     monkeypatch.setattr(Image, "open", refuse)
     monkeypatch.setattr(os.path, "exists", refuse)
-    assert len(data.load.read(omni.spec).examples) == 90
+    assert len(read(omni.spec).examples) == 90
     images = [path for path in listed if "Images" in str(path)]
     assert len(images) == len(set(images)) == 3
 
@@ -204,7 +205,7 @@ def test_listing_opens_no_image_and_reads_each_directory_once(
 def test_a_modality_the_data_lacks_names_what_it_has(omni: Any) -> None:
     omni.write([omni.row(1), omni.row(2), omni.row(3, modality_type="X-Ray")])
     with pytest.raises(UsageError, match=r"no CT questions.*MRI \(2\), XRAY \(1\)"):
-        data.load.load(omni.spec, "ct", split="train", size=1, seed=0)
+        load(omni.spec, "ct", split="train", size=1, seed=0)
 
 
 def test_wrong_places_are_usage_errors_that_say_what_is_expected(tmp_path: Path, omni: Any) -> None:
@@ -216,8 +217,8 @@ def test_wrong_places_are_usage_errors_that_say_what_is_expected(tmp_path: Path,
         "rad:here": "no data set 'rad'.*slake:FOLDER.*jsonl:FILE",
     }.items():
         with pytest.raises(UsageError, match=words) as error:
-            data.load.read(spec)
+            read(spec)
         assert "\n" not in str(error.value)
     omni.write([omni.row(1, image_path="Images/gone.png")])
     with pytest.raises(UsageError, match=r"1 left out \(1 image is missing\)"):
-        data.load.read(omni.spec)
+        read(omni.spec)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import data.load
+from data.load import load, read
 from data.rows import Skipped
 from tests.data.sets import pmc_row, png, slake_row
 
@@ -46,7 +46,7 @@ def med(tmp_path: Path) -> Path:
 
 
 def test_vqa_med_is_read_from_the_folders_of_its_archives(med: Path) -> None:
-    listing = data.load.read(f"vqa-med-2019:{med}")
+    listing = read(f"vqa-med-2019:{med}")
     train, several, yes_no, val, test = sorted(
         listing.examples, key=lambda e: e.images[0].open().getpixel((0, 0))
     )
@@ -65,7 +65,7 @@ def test_vqa_med_is_read_from_the_folders_of_its_archives(med: Path) -> None:
 def test_faults_of_vqa_med_are_counted_with_file_and_line(med: Path) -> None:
     file = f"{MED_TRAIN}/QAPairsByCategory/C4_Abnormality_train.txt"
     name = "C4_Abnormality_train#"
-    assert data.load.read(f"vqa-med-2019:{med}").skipped == (
+    assert read(f"vqa-med-2019:{med}").skipped == (
         Skipped("line is not of the form image|question|answer", file, "3"),
         Skipped("image is missing", file, f"{name}4"),
         Skipped("answer is blank", file, f"{name}5"),
@@ -81,7 +81,7 @@ def test_pathvqa_has_three_splits_in_several_files(tmp_path: Path, parquet: Any)
         put(tmp_path, f"data/{name}.parquet", parquet(rows))
     sizes = {}
     for split in ("train", "val", "test"):
-        examples = data.load.load(f"path-vqa:{tmp_path}", "pathology", split=split, size=9, seed=0)
+        examples = load(f"path-vqa:{tmp_path}", "pathology", split=split, size=9, seed=0)
         sizes[split] = sorted(e.images[0].open().getpixel((0, 0))[0] for e in examples)
     assert sizes == {"train": [0, 1, 2, 3], "val": [4], "test": [5, 6]}
 
@@ -100,7 +100,7 @@ def pmc(root: Path, name: str, *rows: dict[str, Any], images: str = "images") ->
 
 
 def test_pmc_choices_lose_their_letters_and_keep_their_commas(tmp_path: Path) -> None:
-    (example,) = data.load.read(pmc(tmp_path, "train.csv", pmc_row(3))).examples
+    (example,) = read(pmc(tmp_path, "train.csv", pmc_row(3))).examples
     assert example.options == (
         "Diffuse uptake pattern", "Focal uptake pattern", "No uptake, at all", "Cannot be told",
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_pmc_answers_go_by_the_letter_which_must_agree_with_the_text(
     row = {**pmc_row(2), **changes}
     pmc(tmp_path, "train.csv", row)
     spec = pmc(tmp_path, "test.csv", pmc_row(1))
-    listing = data.load.read(spec)
+    listing = read(spec)
     (train,) = [e.letter for e in listing.examples if listing.splits[e.id] == "train"] or [""]
     assert [train or s.reason for s in listing.skipped] + [train] * bool(train) == [found]
 
@@ -145,15 +145,15 @@ def test_a_csv_line_with_too_many_or_too_few_cells_harms_no_other(tmp_path: Path
     lines = (tmp_path / "train.csv").read_text().splitlines()
     lines[1], lines[2] = lines[1] + ",more,cells", "PMC2_F1.jpg,What?"
     (tmp_path / "train.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
-    listing = data.load.read(spec)
+    listing = read(spec)
     assert [e.id for e in listing.examples] == ["train#2", "train#4"]
     assert [s.reason for s in listing.skipped] == ["not 2 to 26 options"]
 
 
 def test_version_two_and_the_checked_test_come_first(tmp_path: Path) -> None:
     def ids() -> list[str]:
-        data.load.read.cache_clear()
-        return [e.id for e in data.load.read(f"pmc-vqa:{tmp_path}").examples]
+        read.cache_clear()
+        return [e.id for e in read(f"pmc-vqa:{tmp_path}").examples]
 
     pmc(tmp_path, "test.csv", pmc_row(1), pmc_row(2))
     assert ids() == ["test#2", "test#3"]
@@ -165,7 +165,7 @@ def test_version_two_and_the_checked_test_come_first(tmp_path: Path) -> None:
     assert ids() == ["train#3", "test_clean#2"]
     pmc(tmp_path, "train_2.csv", pmc_row(4, Caption="C"), images="images_2/figures")
     assert ids() == ["train_2#2", "test_2#2"]
-    one = data.load.read(f"pmc-vqa:{tmp_path / 'test.csv'}")
+    one = read(f"pmc-vqa:{tmp_path / 'test.csv'}")
     assert set(one.splits.values()) == {"test"}
 
 
@@ -187,7 +187,7 @@ def test_silvar_pairs_are_examples_and_their_images_are_those_of_slake(tmp_path:
     test = [slake_row(2, question="What is it?", answer="A cyst.")]
     put(tmp_path, place.format("test"), json.dumps(test))
     for folder in ("", "Slake", "Slake/Abnormal_Ours"):
-        listing = data.load.read(f"silvar-med:{tmp_path / folder}")
+        listing = read(f"silvar-med:{tmp_path / folder}")
         first, second = (
             {e.question: e for e in listing.examples}[q] for q in ("What is wrong?", "Where?")
         )

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-import data.load
 from data.audit.audit import shared_images
 from data.controls.altered import shuffled_images
+from data.load import load, read
 from data.readers.parquet import ParquetImage
 from data.rows import Skipped
 from data.splits import copies
@@ -32,11 +32,11 @@ def test_images_are_read_from_the_row_they_stand_in(
     tmp_path: Path, parquet: Any, form: str
 ) -> None:
     spec = write(tmp_path, TRAIN, parquet([rad(i) for i in range(7)], form=form, group=3))
-    examples = data.load.read(spec).examples
+    examples = read(spec).examples
     assert [e.images[0].open().getpixel((0, 0)) for e in examples] == [(i, 0, 0) for i in range(7)]
     assert [e.images[0].open().mode for e in reversed(examples)] == ["RGB"] * 7
     assert [e.id for e in examples] == [f"{TRAIN}#{i}" for i in range(7)]
-    by_file = data.load.read(f"vqa-rad:{tmp_path / 'data' / TRAIN}.parquet").examples
+    by_file = read(f"vqa-rad:{tmp_path / 'data' / TRAIN}.parquet").examples
     assert [e.images for e in by_file] == [e.images for e in examples]
 
 
@@ -44,7 +44,7 @@ def test_the_files_may_lie_in_the_folder_itself(tmp_path: Path, parquet: Any) ->
     for name in (f"{TRAIN}.parquet", "._train.parquet"):
         (tmp_path / name).write_bytes(parquet([rad(3)]) if name[0] != "." else b"of a Mac")
     for name in ("vqa-rad", "path-vqa"):
-        listing = data.load.read(f"{name}:{tmp_path}")
+        listing = read(f"{name}:{tmp_path}")
         assert (len(listing.examples), listing.skipped) == (1, ())
 
 
@@ -53,14 +53,14 @@ def test_yes_and_no_are_options_and_all_else_is_wanted_in_words(
 ) -> None:
     answers = ["yes", " No. ", "a cyst", "Yes", "yes, on the left"]
     spec = write(tmp_path, TRAIN, parquet([rad(i, answer=a) for i, a in enumerate(answers)]))
-    examples = data.load.read(spec).examples
+    examples = read(spec).examples
     assert [e.closed for e in examples] == [True, True, False, True, False]
     assert [e.letter for e in examples] == ["A", "B", "", "A", ""]
     assert [e.answer for e in examples] == ["yes", "no", "a cyst", "yes", "yes, on the left"]
     assert examples[2].references == ("a cyst",)
     assert {e.modality for e in examples} == {"OTHER"}
     for name in ("OTHER", "all"):
-        assert data.load.load(spec, name, split="train", size=9, seed=0)
+        assert load(spec, name, split="train", size=9, seed=0)
 
 
 def test_rows_with_equal_bytes_are_about_one_image_with_a_stable_key(
@@ -68,13 +68,13 @@ def test_rows_with_equal_bytes_are_about_one_image_with_a_stable_key(
 ) -> None:
     spec = write(tmp_path, TRAIN, parquet([rad(i % 2) for i in range(6)]))
     write(tmp_path, TEST, parquet([rad(5), rad(1)]))
-    images = [e.images[0] for e in data.load.read(spec).examples]
+    images = [e.images[0] for e in read(spec).examples]
     test, train = images[:2], images[2:]
     assert len({image.key for image in train}) == 2
     assert train[0].key.startswith(f"{tmp_path}/data/{TRAIN}.parquet#0-")
     assert copies(images) == [[test[1].key, train[1].key]]
-    data.load.read.cache_clear()
-    assert [e.images[0] for e in data.load.read(spec).examples] == images
+    read.cache_clear()
+    assert [e.images[0] for e in read(spec).examples] == images
 
 
 def test_no_image_of_the_test_is_trained_on_and_what_that_costs_is_counted(
@@ -84,7 +84,7 @@ def test_no_image_of_the_test_is_trained_on_and_what_that_costs_is_counted(
     write(tmp_path, TEST, parquet([rad(i, f"T{i}?") for i in range(0, 80, 4)]))
     skipped: set[Skipped] = set()
     drawn = {
-        split: data.load.load(spec, "ALL", split=split, size=999, seed=1, skipped=skipped)
+        split: load(spec, "ALL", split=split, size=999, seed=1, skipped=skipped)
         for split in ("train", "val", "test")
     }
     reds = {
@@ -107,7 +107,7 @@ def test_bad_rows_are_left_out_by_reason_and_bad_images_when_they_are_drawn(
     rows = [rad(0), rad(1, "  "), rad(2, answer=""), rad(None), rad(4, answer=None), rad(b"junk")]
     spec = write(tmp_path, TEST, parquet(rows))
     where = f"data/{TEST}.parquet"
-    assert data.load.read(spec).skipped == tuple(
+    assert read(spec).skipped == tuple(
         Skipped(reason, where, f"{TEST}#{row}")
         for reason, row in (
             ("question is blank", 1), ("answer is blank", 2),
@@ -115,7 +115,7 @@ def test_bad_rows_are_left_out_by_reason_and_bad_images_when_they_are_drawn(
         )
     )  # fmt: skip
     skipped: set[Skipped] = set()
-    taken = data.load.load(spec, "OTHER", split="test", size=9, seed=0, skipped=skipped)
+    taken = load(spec, "OTHER", split="test", size=9, seed=0, skipped=skipped)
     assert [e.id for e in taken] == [f"{TEST}#0"]
     assert Counter(s.reason for s in skipped)["image cannot be read"] == 1
 
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_parquet_is_one_line(
     tmp_path: Path, parquet: Any, content: bytes
 ) -> None:
     with pytest.raises(UsageError, match=r"1 left out \(1 parquet cannot be read"):
-        data.load.read(write(tmp_path, TRAIN, content))
+        read(write(tmp_path, TRAIN, content))
 
 
 def test_a_damaged_row_group_ends_the_file_and_keeps_what_came_before(
@@ -134,7 +134,7 @@ def test_a_damaged_row_group_ends_the_file_and_keeps_what_came_before(
     content = bytearray(parquet([rad(i, f"Question number {i}?") for i in range(40)], group=10))
     place = content.rindex(b"Question number 25?") - 60
     content[place : place + 90] = b"\xff" * 90
-    listing = data.load.read(write(tmp_path, TRAIN, bytes(content)))
+    listing = read(write(tmp_path, TRAIN, bytes(content)))
     assert len(listing.examples) == 20
     assert [s.reason.split(" (")[0] for s in listing.skipped] == ["parquet cannot be read"]
 
@@ -152,7 +152,7 @@ def test_without_pyarrow_one_line_says_what_to_install(
     spec = write(tmp_path, TRAIN, b"never opened")
     for name in (spec, spec.replace("vqa-rad", "path-vqa")):
         with pytest.raises(UsageError) as error:
-            data.load.read(name)
+            read(name)
         path = tmp_path / "data" / f"{TRAIN}.parquet"
         line = f"{path} needs pyarrow, which is not installed: pip install pyarrow"
         assert str(error.value) == line

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import data.load
+from data.load import load, read
 from data.rows import Skipped
 from grpo.settings.errors import UsageError
 from tests.data.sets import png, rad_row, slake_row
@@ -28,7 +28,7 @@ def test_the_osf_list_finds_its_images_wherever_they_were_unpacked(
     (tmp_path / "osf").mkdir()
     spec = rad_folder(tmp_path, rad_row(7, answer="No "), images=images)
     for place in (spec, f"{spec}/{OSF_NAME}"):
-        (example,) = data.load.read(place).examples
+        (example,) = read(place).examples
         assert example.images[0].open().getpixel((0, 0)) == (7, 0, 0)
         assert (example.id, example.dataset, example.question_type) == ("7", "VQA-RAD", "PRES")
         assert (example.options, example.letter, example.modality) == (("yes", "no"), "B", "OTHER")
@@ -42,7 +42,7 @@ def test_stray_spaces_do_not_make_a_closed_question_open(tmp_path: Path) -> None
         rad_row(4, answer_type="OPEN", answer="yes"),
         rad_row(5, answer_type="CLOSED", answer=2),
     ]
-    examples = data.load.read(rad_folder(tmp_path, *rows)).examples
+    examples = read(rad_folder(tmp_path, *rows)).examples
     assert [e.closed for e in examples] == [True, True, False, False, True]
     assert [bool(e.options) for e in examples] == [True, False, False, False, False]
     assert [e.answer for e in examples] == ["yes", "axial", "right lung", "yes", "2"]
@@ -58,13 +58,13 @@ def test_the_phrase_type_names_the_test_and_shared_images_leave_training(tmp_pat
     ]
     spec = rad_folder(tmp_path, *rows)
     drawn = {
-        split: {e.id for e in data.load.load(spec, "OTHER", split=split, size=99, seed=0)}
+        split: {e.id for e in load(spec, "OTHER", split=split, size=99, seed=0)}
         for split in ("train", "test")
     }
     assert drawn["test"] == {"1", "2"}
     assert drawn["train"] <= set("456789")
     skipped: set[Skipped] = set()
-    data.load.load(spec, "OTHER", split="test", size=1, seed=0, skipped=skipped)
+    load(spec, "OTHER", split="test", size=1, seed=0, skipped=skipped)
     shared = str(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
     assert skipped == {Skipped("image is also in a held-out split", shared, "3")}
 
@@ -78,7 +78,7 @@ def test_bad_rows_of_the_osf_list_are_counted_and_twice_the_same_id_is_two(
         rad_row(6, image_name=None), rad_row(7, answer={"a": 1}), "no row", rad_row(8, answer=[]),
         rad_row(9, phrase_type=None), rad_row(9, phrase_type=3),
     ]  # fmt: skip
-    listing = data.load.read(rad_folder(tmp_path, *rows))
+    listing = read(rad_folder(tmp_path, *rows))
     assert [e.id for e in listing.examples] == ["1", "1#1", "9", "9#11"]
     assert listing.splits == {"1": "train", "1#1": "train", "9#11": "train"}
     assert Counter(s.reason for s in listing.skipped) == {
@@ -108,7 +108,7 @@ def test_slake_is_read_in_english_with_its_splits_and_modalities(tmp_path: Path)
         validation=[slake_row(4, modality="CT", answer="Lung", answer_type="CLOSED")],
         test=[slake_row(5), slake_row(6, answer=" No", answer_type="CLOSED")],
     )
-    listing = data.load.read(spec)
+    listing = read(spec)
     by_id = {e.id: e for e in listing.examples}
     assert listing.splits == {"1": "train", "2": "train", "4": "val", "5": "test", "6": "test"}
     assert [by_id[i].modality for i in "1245"] == ["MRI", "XRAY", "CT", "MRI"]
@@ -117,10 +117,10 @@ def test_slake_is_read_in_english_with_its_splits_and_modalities(tmp_path: Path)
     assert (by_id["4"].references, by_id["2"].question_type) == (("Lung",), "Size")
     assert by_id["5"].images[0].open().getpixel((0, 0)) == (5, 0, 0)
     assert listing.skipped == (Skipped("question is not in English", "train.json", "2"),)
-    (held,) = data.load.load(spec, "CT", split="val", size=9, seed=0)
+    (held,) = load(spec, "CT", split="val", size=9, seed=0)
     assert held.id == "4"
-    assert len(data.load.load(spec, "MRI", split="train", size=9, seed=0)) == 1
-    assert len(data.load.load(spec, "ALL", split="test", size=9, seed=0)) == 2
+    assert len(load(spec, "MRI", split="train", size=9, seed=0)) == 1
+    assert len(load(spec, "ALL", split="test", size=9, seed=0)) == 2
 
 
 def test_an_image_of_slake_in_two_splits_stays_in_the_later_one(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_image_of_slake_in_two_splits_stays_in_the_later_one(tmp_path: Path) 
     )
     (tmp_path / "imgs/xmlab3/source.jpg").write_bytes(png(4))  # under another name
     ids = {
-        split: [e.id for e in data.load.load(spec, "MRI", split=split, size=9, seed=0)]
+        split: [e.id for e in load(spec, "MRI", split=split, size=9, seed=0)]
         for split in ("train", "val", "test")
     }
     assert ids == {"train": ["1"], "val": ["2"], "test": ["4"]}
@@ -145,12 +145,12 @@ def test_faults_of_slake_are_counted_and_a_missing_split_is_named(tmp_path: Path
         slake_row(6, img_name=["xmlab1/source.jpg"]), slake_row(7, question=None), None,
     ]  # fmt: skip
     spec = slake_folder(tmp_path, train=rows)
-    assert [s.reason for s in data.load.read(spec).skipped] == [
+    assert [s.reason for s in read(spec).skipped] == [
         "answer is blank", "image is missing", "image path leaves the data folder",
         "modality is unknown", "image path is blank", "question is blank", "row is not an object",
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"no usable MRI image in its test split.*put its files"):
-        data.load.load(spec, "MRI", split="test", size=1, seed=0)
+        load(spec, "MRI", split="test", size=1, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -162,5 +162,5 @@ def test_a_folder_without_the_data_is_one_line_on_what_belongs_there(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=f"{name}:.*{place}: no .* there; expected") as error:
-        data.load.read(f"{name}:{tmp_path / place}")
+        read(f"{name}:{tmp_path / place}")
     assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLModel
 
-from data.example import ImageFile
+from data.images import ImageFile
 from grpo.settings.recipes import RECIPES
 from models.loading import load as loading
 from models.policy import Policy, load_policy

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import models.images.prefetch
-from data.example import ImageFile
+from data.images import ImageFile
 from grpo.settings.errors import UsageError
 from grpo.upcoming import announced
 from models.images.prefetch import Ahead

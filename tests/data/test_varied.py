@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
-
-from data.evaluation_questions import asked, one_asked
-from data.example import VQAExample
+from data.evaluation_questions import asked
+from data.example import VQAExample, one_asked
 from data.phantom import questions as phantom
-from data.training_questions import question_order
-from data.variety import reordered, varied
+from data.training_questions import question_order, reordered, varied
 from rewards.answers import is_formatted
+from tests.data.cases import check_each
 
 WAYS = ("explain", "direct", "open")
 POOL = phantom.load("MRI", split="train", size=48)
@@ -55,11 +53,14 @@ def test_one_way_and_options_as_they_are_change_nothing():
     assert [draw(0, slot, 0) for slot in range(4)] == [DRAW(0, slot, 0) for slot in range(4)]
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
-def test_reordered_puts_option_order_i_in_place_i(order: list[int]):
+def check_reordered(order: list[int]):
     turned = reordered(SIZE, order)
     assert turned.options == tuple(SIZE.options[i] for i in order)
     assert turned.answer == SIZE.answer
+
+
+def test_reordered_puts_option_order_i_in_place_i() -> None:
+    check_each(check_reordered, [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
 
 
 def test_an_open_question_shows_no_option_and_is_answered_in_words():
