@@ -19,7 +19,8 @@ LEFT_OUT = "not slow and not exhaustive"  # as in pyproject.toml
 
 def pytest_configure(config: pytest.Config) -> None:
     """Leave no marker out if the user names something below tests/, and gives no -m."""
-    if config.option.markexpr == LEFT_OUT and any(map(_below_tests, named_paths(config))):
+    own = any(word.startswith("-m") for word in config.invocation_params.args)
+    if not own and any(map(_below_tests, named_paths(config))):
         config.option.markexpr = ""
 
 
