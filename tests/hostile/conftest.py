@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,16 +19,3 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     noted = list(watch.noted)
     watch.watch(None)
     assert noted == []
-
-
-@pytest.fixture
-def model(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A folder of the tiny model that a test may change; its weights are a link."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in tiny_folder.iterdir():
-        if file.suffix == ".safetensors":
-            os.link(file, folder / file.name)
-        else:
-            (folder / file.name).write_bytes(file.read_bytes())
-    return folder
