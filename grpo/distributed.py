@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 train.py --modality MRI
 
-Every process draws the same questions and holds the whole step's completions and rewards, so every
-number of it (the loss's denominator, a metric) is the step's own; what a process computes alone is
-its share of sampling, judging, and passes through the model. A process alone sums nothing.
+Every process draws the same questions and holds the completions and rewards of the whole step, so
+the loss's denominator and every metric are the step's own. A process computes alone only its share
+of sampling, judging, and passes through the model. With one process nothing is summed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Inside, the processes that torchrun started, if it did, are one run, with one voice.
+    """Run the body on every process that torchrun started; without torchrun, on this one.
 
-    Only rank 0 is heard. Of an error the first process that has it is; the others leave silently.
+    Only rank 0 prints. The first process that fails reports its error; the others exit silently.
     """
     if world() == 1:
         yield
@@ -53,15 +53,15 @@ def processes() -> Iterator[None]:
 
 
 def _join() -> dist.Store:
-    """Meet the other processes. A GPU is each one's own."""
+    """Meet the other processes; each takes a GPU of its own. Raises UsageError."""
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    law = {"rank": rank(), "world_size": world(), "timeout": PATIENCE}
+    group = {"rank": rank(), "world_size": world(), "timeout": PATIENCE}
     try:
         store, *_ = next(dist.rendezvous("env://"))
-        dist.init_process_group(backend, store=store, **law)
+        dist.init_process_group(backend, store=store, **group)
     except (RuntimeError, ValueError) as error:
         problem = f"{world()} processes are to meet (WORLD_SIZE), and do not: {error}"
         raise UsageError(f"{problem}; start them with torchrun, or unset WORLD_SIZE") from None
@@ -69,7 +69,7 @@ def _join() -> dist.Store:
 
 
 def _first(store: dist.Store) -> bool:
-    """Whether no other process has asked this before; also where their store is gone."""
+    """Whether no other process has asked this before; True as well if the store is gone."""
     try:
         store.set_timeout(timedelta(seconds=10))
         return store.add("failed", 1) == 1
@@ -78,22 +78,22 @@ def _first(store: dist.Store) -> bool:
 
 
 def world() -> int:
-    """How many processes there are (torchrun's WORLD_SIZE)."""
+    """The number of processes (torchrun's WORLD_SIZE)."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Which of them this is; 0 writes all files and speaks for all."""
+    """This process's number; rank 0 writes all files and prints."""
     return int(os.environ.get("RANK", 0))
 
 
 def share(items: Sequence[Any]) -> list[Any]:
-    """This process's part of what is to be done: every `world()`-th, so perhaps nothing."""
+    """This process's part of the items: every `world()`-th, so perhaps none."""
     return list(items[rank() :: world()])
 
 
 def in_order(shares: Sequence[Sequence[Any]]) -> list[Any]:
-    """The inverse of `share`, of every process's part.
+    """The inverse of `share`: the parts of all processes as one list.
 
     >>> in_order([["a", "c", "e"], ["b", "d"]])
     ['a', 'b', 'c', 'd', 'e']
@@ -103,7 +103,7 @@ def in_order(shares: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def _or_end(collective: Function) -> Function:
-    """A process that dies leaves the others waiting: they end with one line."""
+    """Turn the error of a collective whose other processes have died into one line."""
 
     @functools.wraps(collective)
     def guarded(*args: Any) -> Any:
@@ -142,7 +142,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 @_or_end
 def gathered(record: Any) -> list[Any]:
-    """What every process has to say, by rank. Sent as JSON, which, unlike pickle, runs nothing."""
+    """Every process's record, by rank. Sent as JSON: unlike pickle, reading it runs no code."""
     if world() == 1:
         return [record]
     message = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
@@ -158,12 +158,12 @@ def gathered(record: Any) -> list[Any]:
 
 
 def by_all(answer: Callable[[Sequence[Any]], Sequence[Any]], *items: Sequence[Any]) -> list[Any]:
-    """`answer(*items)`, one answer an item and ready for JSON, each process answering its share."""
-    own = [share(of) for of in items]
+    """`answer(*items)` with each process answering its share; one answer, ready for JSON, an item."""
+    own = [share(column) for column in items]
     return in_order(gathered(list(answer(*own)) if own[0] else []))
 
 
 def total(counts: dict[str, float]) -> dict[str, float]:
     """Counts of all processes, added up by name."""
-    of_all = gathered(counts)
-    return {name: sum(of[name] for of in of_all) for name in counts}
+    all_counts = gathered(counts)
+    return {name: sum(one[name] for one in all_counts) for name in counts}

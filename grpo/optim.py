@@ -9,16 +9,17 @@ from grpo.settings.config import Config
 
 
 def adamw(parameters: list[Tensor], config: Config) -> torch.optim.AdamW:
-    """The optimizer. Gradients start at zero, so a step in which no group has signal steps too."""
+    """The optimizer. Gradients start as zeros, so that a step in which no group has signal makes an
+    update too."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def norm_by_layer(names: list[str], optimizer: torch.optim.AdamW) -> dict[str, float]:
-    """Norm of the gradient of every layer, `layers.0` of `a.layers.0.q.A`; `names` of parameters.
+    """The gradient's norm by layer: parameter `a.layers.0.q.A` counts to `layers.0`.
 
-    Call it before `optimizer_step`, which clips.
+    `names` are those of the parameters. Call this before `optimizer_step`, which clips.
     """
     layers: dict[str, list[Tensor]] = {}
     for name, parameter in zip(names, _parameters(optimizer), strict=True):
@@ -28,7 +29,7 @@ def norm_by_layer(names: list[str], optimizer: torch.optim.AdamW) -> dict[str, f
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate of a step (from 0): linear warm-up, then constant, or linear to 0 at the end."""
+    """The rate of a step (from 0): a linear warm-up, then constant or falling linearly to 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
@@ -39,8 +40,11 @@ def learning_rate(step: int, config: Config) -> float:
 def optimizer_step(
     optimizer: torch.optim.AdamW, step: int, config: Config, seen: Tensor
 ) -> dict[str, float]:
-    """Clip the gradient, update, zero it. Nothing is updated, and the moments stay clean, where the
-    gradient or anything `seen` on the way to it (log-probs, losses) is not finite."""
+    """Clip the gradient, update the parameters, zero the gradient.
+
+    If the gradient or a number `seen` on the way to it (log-probs, losses) is not finite, nothing
+    is updated and the moments stay as they are.
+    """
     norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), config.max_grad_norm)
     finite = bool(norm.isfinite() & seen.isfinite().all())
     rate = learning_rate(step, config)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
-from models.loading.load import folder_of
+from grpo.settings.flags import flag
+from grpo.settings.options import Options
+from grpo.settings.recipes import RECIPES
+from models import lora
+from models.loading.load import SHIPPED, folder_of
 from models.policy import Policy, load_policy
 
 # What each instruction-tuned model was before its instruction tuning.
@@ -33,6 +38,27 @@ def starting_model(model: str, init: str) -> str:
     return BASES[model]
 
 
+def starting_adapter(config: Config) -> Path | None:
+    """The adapter folder that --init sft:RUN names; None for another --init.
+
+    Raises UsageError if there is none, or if that run had other data: with another --data-seed,
+    images that the adapter was trained on could be in the test split.
+    """
+    if not config.init.startswith("sft:"):
+        return None
+    run = Path(config.init.removeprefix("sft:"))
+    if not (run / "adapter").is_dir():
+        raise UsageError(f"--init {config.init}: no folder {run}/adapter; name a finished run")
+    before = Config.load(run / "config.json")
+    for name in ("data", "modality", "data_seed"):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise UsageError(
+                f"--init {config.init}: it had {flag(name)} {old}, not {new}; use the same"
+            )
+    return run / "adapter"
+
+
 def open_policy(config: Config, adapter: Path | None = None) -> Policy:
     """The policy of a run: the model it names, with fresh adapters or those of a folder."""
     if config.threads:
@@ -49,6 +75,25 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
         cache=cache_folder(config.cache),
         seed=config.seed,
     )
+
+
+def scored_policy(options: Options) -> tuple[Config, Path | None, Path]:
+    """What evaluate.py scores: its settings, its adapter, and the folder for its answers."""
+    given = options.given
+    if not options.model:
+        run = Path(options.run)
+        config = replace(Config.load(run / "config.json"), **given)
+        # Answers to questions of another data set are kept apart.
+        place = run / "other" / config.data.replace("/", "_") if options.data else run
+        return config, run / "adapter", place
+    given |= {"model": options.model, "modality": options.modality or "MRI"}
+    adapter = Path(options.adapter) if options.adapter else None
+    if adapter:
+        given["lora_r"], given["lora_alpha"] = lora.read_config(adapter)
+    recipe = "phantom" if options.model in SHIPPED else "medvlm-r1"
+    config = Config(**{**RECIPES[recipe], "recipe": recipe, **given})
+    name = f"{Path(options.model).name}-{stamp(options.model, adapter, config.data)}"
+    return config, adapter, Path("runs") / "models" / name
 
 
 def stamp(model: str, adapter: Path | None, *more: str) -> str:

@@ -15,9 +15,10 @@ from transformers import Qwen2VLForConditionalGeneration
 import data.load
 import evaluate
 import train
-from evaluate import predict
+from evaluate import Scorer
 from grpo.settings.config import Config
 from grpo.settings.errors import exit_on_usage_error
+from grpo.settings.options import Options
 from models.open_policy import open_policy
 from models.policy import Policy
 from rewards.scoring import RewardError
@@ -112,7 +113,7 @@ def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored
     config = Config.load(folder / "config.json")
     policy = scored_by(folder)
     examples = data.load.load("phantom", "MRI", split="test", size=12, seed=config.data_seed)
-    again = predict(policy, config, examples)
+    again = Scorer(policy, config, Options(), Path()).predict(examples)
     kept = lines(folder / "predictions" / "trained-MRI-reason.jsonl")
     assert [row["completion"] for row in again] == [row["completion"] for row in kept]
 
@@ -151,7 +152,11 @@ def test_batch_size_changes_no_answer(folder):
     config, policy = Config.load(folder / "config.json"), scored_by(folder)
     examples = data.load.load("phantom", "XRAY", split="test", size=14, seed=0)
     together, sevens, alone = (
-        [r for i in range(0, 14, n) for r in predict(policy, config, examples[i : i + n])]
+        [
+            r
+            for i in range(0, 14, n)
+            for r in Scorer(policy, config, Options(), Path()).predict(examples[i : i + n])
+        ]
         for n in (64, 7, 1)
     )
     for other in (sevens, alone):

@@ -11,8 +11,9 @@ import pytest
 
 import train
 from grpo.run.checkpoint import checkpoints, newest
+from grpo.run.interrupt import AT_ONCE, Stop
 from grpo.run.metrics_log import history
-from grpo.run.resume import AT_ONCE, Stop, going_on, starting_point
+from grpo.run.resume import going_on, starting_point
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from tests.programs import Program

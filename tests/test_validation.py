@@ -8,8 +8,9 @@ import pytest
 
 import data.load
 import train
-from evaluate import predict
+from evaluate import Scorer
 from grpo.settings.config import Config
+from grpo.settings.options import Options
 from models.open_policy import open_policy
 from tests.data.conftest import OmniFolder
 
@@ -52,7 +53,7 @@ def test_the_figures_are_those_of_the_answers() -> None:
     found = train.validate(policy, asked, config)
 
     for place, modality in (("val", "MRI"), ("val/CT", "CT")):
-        rows = predict(policy, config, asked[modality])
+        rows = Scorer(policy, config, Options(), Path()).predict(asked[modality])
         right = sum(row["forced_correct"] for row in rows) / len(rows)
         assert found[f"{place}/forced_choice"] == pytest.approx(right)
     assert found["val/forced_choice"] != found["val/CT/forced_choice"]

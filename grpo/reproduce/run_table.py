@@ -33,7 +33,7 @@ from grpo.reproduce.commands import (
 )
 from grpo.reproduce.markdown import page
 from grpo.reproduce.paper_tables import TABLES, Arm, Table
-from grpo.run.folder import write_json
+from grpo.run.atomic import write_json
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import names_in, parse_flags

@@ -1,12 +1,14 @@
-"""Folders that are there whole or not at all, whatever ends the program or the machine."""
+"""Files and folders that are there whole or not at all, whatever ends the program."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SUMS = "SHA256SUMS"  # of all other files of a folder, as sha256sum -c reads it
 
@@ -69,3 +71,15 @@ def _sums(folder: Path) -> str:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
     return "".join(lines)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all."""
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, then rename it: a kill leaves no half of it."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)

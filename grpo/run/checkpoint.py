@@ -50,8 +50,8 @@ class Checkpoint:
         return self.state["step"]
 
 
-class Keeper:
-    """Saves a run's checkpoints: told of every step by `note` once it is recorded."""
+class Checkpointer:
+    """Saves a run's checkpoints; `note` tells it of every step once that is recorded."""
 
     def __init__(
         self,
@@ -74,19 +74,19 @@ class Keeper:
 
     @property
     def unmoved(self) -> bool:
-        """Whether there is a step, and policy and optimizer are as it left them."""
+        """Whether a step was recorded, and policy and optimizer are still as it left them."""
         return self.step > 0 and updates(self.optimizer) == self.updates
 
     @property
     def due(self) -> bool:
-        """Whether `--save-every` wants a checkpoint of this step; the last one has one."""
+        """Whether --save-every asks for a checkpoint of this step; the last step has one."""
         every = self.config.save_every
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def save(self) -> None:
-        """Write the checkpoint of the step, then take away all but the last ones.
+        """Write the checkpoint of the step, then delete all but the last --keep-checkpoints.
 
-        Raises UsageError where it cannot be written; what is there already stays as it is.
+        Raises UsageError if it cannot be written; older checkpoints then stay as they are.
         """
         place = self.run / FOLDER / f"step-{self.step:06d}"
         if place.exists() or rank() > 0:
@@ -115,7 +115,7 @@ class Keeper:
 
 
 def save_adapter(run: Path, policy: Policy) -> None:
-    """Write the run's adapter folder, what it is evaluated by. Raises UsageError."""
+    """Write the run's adapter folder, which evaluation reads. Raises UsageError."""
     if rank() > 0:
         return
     try:
@@ -135,9 +135,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The last checkpoint of a run that is whole; names those on the way that are not.
+    """The last whole checkpoint of a run; None if it has none at all.
 
-    None where the run has none at all. Raises UsageError where all are damaged.
+    Prints a line for each damaged one on the way. Raises UsageError if all are damaged.
     """
     found = checkpoints(run)
     for folder in reversed(found):
@@ -169,8 +169,8 @@ def opened(folder: Path) -> Checkpoint:
 
 
 def origin(questions: str, adapter: Path | None) -> str:
-    """A hash of what the settings name without saying what it holds: the training questions, by a
-    hash of theirs, and the adapter folder to start from."""
+    """A hash of the two things that settings name but do not contain: the training questions (as
+    the hash `questions`) and the adapter to start from."""
     files = sorted(adapter.glob("*.safetensors")) if adapter else []
     return hashlib.sha256(
         b"".join([questions.encode(), *(f.read_bytes() for f in files)])
@@ -178,13 +178,16 @@ def origin(questions: str, adapter: Path | None) -> str:
 
 
 def restore(
-    checkpoint: Checkpoint, policy: Policy, optimizer: torch.optim.AdamW, origin: str
+    checkpoint: Checkpoint | None, policy: Policy, optimizer: torch.optim.AdamW, origin: str
 ) -> float:
-    """Put adapter and moments back, in place; and the seconds that the run took so far.
+    """Read adapter and moments back, in place; returns the seconds that the run has taken so far.
+    None is the start of a run: nothing is read.
 
-    The policy's reference stays what it was. Raises UsageError where the run began with another
-    `origin`, or the moments do not fit the policy.
+    The policy's reference stays what it was. Raises UsageError if the run began with another
+    `origin`, or if the moments do not fit the policy.
     """
+    if checkpoint is None:
+        return 0.0
     if checkpoint.state["origin"] != origin:
         problem = "the training questions, or the adapter of --init, are others now"
         raise UsageError(f"checkpoint {checkpoint.folder}: {problem}; put them back")
@@ -203,21 +206,22 @@ def restore(
 
 
 def updates(optimizer: torch.optim.AdamW) -> int:
-    """Updates made so far, those left out for a gradient that is not finite not among them."""
-    return max((int(of["step"]) for of in optimizer.state.values()), default=0)
+    """Updates made so far; one skipped for a gradient that is not finite does not count."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
 def cut_back(run: Path, checkpoint: Checkpoint | None, steps: int) -> None:
-    """Take away what a run wrote after a checkpoint (None: after its start), `steps` being its all.
+    """Delete everything the run wrote after `checkpoint` (None: everything). `steps` is the run's
+    total number of steps.
 
-    The later checkpoints go first, so that a kill in here leaves what the next cut mends.
+    Later checkpoints go first: if this is killed half-way, the next call finishes it.
     """
     step = checkpoint.step if checkpoint else 0
     sweep(run / FOLDER)
     for folder in reversed(checkpoints(run)):
         if _step(folder) > step:
             remove_folder(folder)
-    if step < steps:  # another policy is to come: none of these is about it
+    if step < steps:  # these describe a policy that further steps will change
         (run / "summary.json").unlink(missing_ok=True)
         shutil.rmtree(run / "adapter", ignore_errors=True)
         for stale in (*run.glob("**/evaluation.json"), *run.glob("**/predictions/*trained-*")):
@@ -242,6 +246,6 @@ def _moments(policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, torch.Te
 
 
 def _step(path: Path) -> int:
-    """The step that a file or folder named step-000010 is of; 0 for another name."""
+    """10 for a file or folder named step-000010; 0 for any other name."""
     number = path.name.removeprefix("step-").partition(".")[0]
     return int(number) if number.isdecimal() else 0

@@ -1,60 +1,144 @@
-"""The steps of a run as they come: recorded, shown, and kept so that it can go on from them."""
+"""The record of a run, step by step: metrics, traces, checkpoints, and what the terminal shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from itertools import takewhile
+from pathlib import Path
+from types import TracebackType
 
-from grpo.distributed import gathered
+from grpo.distributed import gathered, rank
 from grpo.metrics import Step
-from grpo.run.checkpoint import Keeper, checkpoints, save_adapter
+from grpo.run.checkpoint import Checkpointer, checkpoints, save_adapter
+from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import Record, history
 from grpo.run.progress import Progress
-from grpo.run.resume import Halted, Stop
+from grpo.run.trace import Describe, write_trace
 from grpo.settings.config import Config
 from grpo.settings.errors import SettingsError, UsageError
 
 
-def follow(
-    steps: Iterator[Step],
-    config: Config,
-    keeper: Keeper,
-    stop: Stop,
-    look: Callable[[Step], None],
-    *also: type[Exception],
-) -> None:
-    """Take all steps; `look` is told of each before it is recorded, and may add metrics.
+class Recorder:
+    """Records the steps of a run in its folder; a context manager around them.
 
-    Raises Halted where a signal, a UsageError, an OSError or one of `also` ends them early and the
-    run can go on.
+    Leaving it writes the adapter. It raises Halted if a signal asked the run to stop, or if a
+    UsageError or OSError ended the steps and the run can go on from a checkpoint.
     """
-    run, before = keeper.run, history(keeper.run)
-    try:
-        with Record(run, config) as log, Progress(config, before=before) as progress:
-            keeper.note(len(before), log.bytes)
-            for this in steps:
-                look(this)
-                log.add(this.metrics)
-                progress.show(this)
-                keeper.note(int(this.metrics["step"]), log.bytes)
-                wanted = stop.wanted()
-                if wanted or keeper.due:
-                    keeper.save()
-                if wanted:
-                    save_adapter(run, keeper.policy)
-                    gathered(keeper.step)  # torchrun ends all processes with the first one
-                    stop.halt(f"after step {keeper.step} of {config.steps}, and saved")
-    except (Exception, Halted) as error:
-        if keeper.unmoved:  # the policy is still that of the last step recorded
-            with suppress(Exception):  # the first error is the one to tell of
-                keeper.save()
-                save_adapter(run, keeper.policy)
-        can_go_on = checkpoints(run) and not isinstance(error, SettingsError)
-        if not can_go_on or not isinstance(error, (UsageError, OSError, *also)):
-            raise
-        why = (
-            f"{error.filename or run}: {error.strerror}"
-            if isinstance(error, OSError)
-            else str(error)
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        stop: Stop,
+        describe: Describe | None = None,
+        pieces: Callable[..., list[str]] | None = None,
+    ) -> None:
+        """`describe` and `pieces` put questions and tokens into words for the traces, see
+        write_trace; None writes no trace."""
+        self.checkpointer, self.stop = checkpointer, stop
+        self.run, self.config = checkpointer.run, checkpointer.config
+        self.describe, self.pieces = describe, pieces
+        self.stop_requested = False
+
+    def __enter__(self) -> Recorder:
+        before = history(self.run)
+        self.skipped = SkippedSteps(self.config, before)
+        with ExitStack() as files:
+            self.log = files.enter_context(Record(self.run, self.config))
+            self.progress = files.enter_context(Progress(self.config, before=before))
+            self.files = files.pop_all()
+        self.checkpointer.note(len(before), self.log.bytes)
+        return self
+
+    def record(self, step: Step) -> None:
+        """Write a step down, show it, and save a checkpoint if one is due or a signal has come.
+
+        Raises SettingsError for one skipped step too many in a row.
+        """
+        number = int(step.metrics["step"])
+        if step.metrics.get("memory/cuts"):
+            problem = f"step {number}: out of memory, and done again in halves"
+            print(f"train.py: {problem}; --dry-run says what fits at once", file=sys.stderr)
+        if sentence := self.skipped.see(step):
+            print(f"train.py: {sentence}", file=sys.stderr)
+        if self.describe and step.rollout and not rank() and number in self.config.traced_steps:
+            write_trace(self.run / "trace", step, self.config, self.describe, self.pieces)
+        self.log.add(step.metrics)
+        self.progress.show(step)
+        self.checkpointer.note(number, self.log.bytes)
+        self.stop_requested = self.stop.wanted()
+        if self.stop_requested or self.checkpointer.due:
+            self.checkpointer.save()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.files.close()
+        if error is None:
+            save_adapter(self.run, self.checkpointer.policy)
+            if self.stop_requested:
+                done = self.checkpointer.step
+                gathered(done)  # torchrun ends all processes with the first one
+                self.stop.halt(f"after step {done} of {self.config.steps}, and saved")
+            self.stop.now()
+            return
+        if isinstance(error, Exception):
+            self._save_what_can_be()
+            if checkpoints(self.run) and can_be_mended(error):
+                raise Halted(reason(error, self.run), self.run) from None
+
+    def _save_what_can_be(self) -> None:
+        """The last step recorded, if policy and optimizer are still as it left them."""
+        if self.checkpointer.unmoved:
+            with suppress(Exception):  # the first error is the one to report
+                self.checkpointer.save()
+                save_adapter(self.run, self.checkpointer.policy)
+
+
+def can_be_mended(error: Exception) -> bool:
+    """Whether the same settings can go on once what the error names is mended."""
+    return isinstance(error, (UsageError, OSError)) and not isinstance(error, SettingsError)
+
+
+def reason(error: Exception, run: Path) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError):
+        return f"{error.filename or run}: {error.strerror}"
+    return str(error)
+
+
+class SkippedSteps:
+    """Steps that updated nothing, because a number was not finite: counted, named, and bounded."""
+
+    def __init__(self, config: Config, before: Sequence[dict[str, float]] = ()) -> None:
+        """`before` are the metrics of the steps that a resumed run has made already."""
+        self.most = config.max_skipped_steps
+        skipped = takewhile(lambda metrics: metrics["skipped_updates"], reversed(before))
+        self.in_a_row = len(list(skipped))
+
+    def see(self, step: Step) -> str:
+        """What to say of a step that was skipped; "" for one that updated. A step of several
+        updates counts as skipped if one of them was.
+
+        Raises SettingsError for the --max-skipped-steps'th in a row.
+        """
+        if not step.metrics["skipped_updates"]:
+            self.in_a_row = 0
+            return ""
+        self.in_a_row += 1
+        suspects = gathered([example.id for example in step.suspects])  # of every process
+        known = ", ".join(name for names in suspects for name in names)
+        names = f" (question {known})" if known else ""
+        number = int(step.metrics["step"])
+        problem = f"step {number}: a loss, log-prob or gradient is not finite{names}"
+        if self.in_a_row < self.most:
+            left_out = f"{step.metrics['skipped_updates']:.0%} of its updates left out"
+            return f"{problem}; {left_out}"
+        raise SettingsError(
+            f"{problem}, as in {self.in_a_row} steps in a row; use another --out with a smaller "
+            "--learning-rate or --dtype float32, or take the row out of the data"
         )
-        raise Halted(why, run) from None

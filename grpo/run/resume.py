@@ -1,26 +1,24 @@
-"""Where a run goes on, and how it is stopped so that it can."""
+"""Where a run goes on, and the command that makes it go on."""
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import shlex
-import signal
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from typing import Any
 
-from grpo.distributed import gathered, rank, world
-from grpo.run.checkpoint import FOLDER, Checkpoint, newest, opened
-from grpo.run.folder import NO_SAY, check_out, finished
+from grpo.distributed import gathered, rank
+from grpo.interfaces import Policy
+from grpo.run.atomic import write_whole
+from grpo.run.checkpoint import FOLDER, Checkpoint, cut_back, newest, opened
+from grpo.run.folder import NO_SAY, check_out, finished, run_folder
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag, shown
-
-AT_ONCE = 2.0  # seconds in which a terminal's signal and torchrun's are one
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Point:
 
 
 def starting_point(config: Config) -> Point:
-    """Where `--resume` says that the run begins. Raises UsageError, before anything is touched."""
+    """Where --resume says that the run begins. Raises UsageError before any file is touched."""
     if not config.resume:
         check_out(config)
         return Point()
@@ -65,10 +63,28 @@ def starting_point(config: Config) -> Point:
     return point
 
 
-def check_settings(config: Config, run: Path) -> None:
-    """Raise UsageError where a run was made with another setting that has a say in its result.
+def open_run(
+    config: Config, policy: Policy, label: str, point: Point, skipped: Iterable[dict[str, Any]]
+) -> Path:
+    """The run's folder as its first step finds it: cut back to `point`, with config.json and
+    skipped.jsonl, the rows of the data that were left out. The first process makes it.
 
-    More steps than before are the same run only where the learning rate does not go by them.
+    `label` is what a new folder's name tells of the run. Raises UsageError.
+    """
+    run = None
+    if not rank():
+        run = run_folder(config, policy, label, point.run)
+        if point.run:
+            cut_back(run, point.checkpoint, config.steps)
+        lines = "".join(json.dumps(row) + "\n" for row in skipped)
+        write_whole(run / "skipped.jsonl", lines.encode())
+    return Path(gathered(str(run))[0])
+
+
+def check_settings(config: Config, run: Path) -> None:
+    """Raise UsageError if the run in `run` was made with other settings that change its result.
+
+    More steps than before are the same run only if the learning rate does not depend on them.
     """
     before, now = Config.load(run / "config.json").to_dict(), config.to_dict()
     free = {*NO_SAY, *(["steps"] if config.lr_schedule == "constant" else [])}
@@ -80,19 +96,8 @@ def check_settings(config: Config, run: Path) -> None:
             )
 
 
-class Halted(BaseException):
-    """A run that ended before its end, and can go on. The text is one line; `code` the exit's.
-
-    As KeyboardInterrupt it is no Exception: a signal comes anywhere, and none may swallow it.
-    """
-
-    def __init__(self, why: str, run: Path, code: int = 2) -> None:
-        super().__init__(why)
-        self.run, self.code = run, code
-
-
 def going_on(words: Sequence[str], run: Path) -> str:
-    """The command that goes on with a run which `words`, the flags, have made.
+    """The command that resumes the run which the flags `words` began.
 
     >>> going_on(["--seed", "1"], Path("runs/a"))
     'python train.py --seed 1 --resume runs/a'
@@ -102,56 +107,3 @@ def going_on(words: Sequence[str], run: Path) -> str:
     workers = os.environ.get("LOCAL_WORLD_SIZE", "1")
     launch = ["python"] if workers == "1" else ["torchrun", "--nproc-per-node", workers, "--"]
     return shlex.join([*launch, "train.py", *words])
-
-
-class Stop:
-    """SIGINT and SIGTERM, while it is entered: a wish that is granted between two steps.
-
-    A second one ends the program at once. From `now` on, the first one raises Halted where it is.
-    A signal that the parent of this process ignores stays ignored, as SIGINT in a background job.
-    """
-
-    def __init__(self, run: Path, quiet: bool) -> None:
-        self.run, self.quiet = run, quiet
-        self.own = self.heard = 0  # the signal's number: of this process, of any of the run
-        self.waits, self.when = True, -math.inf
-
-    def __enter__(self) -> Stop:
-        self.before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self._heard)
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def wanted(self) -> bool:
-        """Whether a signal has come, to this process or to another of the run: all stop alike."""
-        self.heard = max(gathered(self.own))
-        return self.heard > 0
-
-    def halt(self, where: str) -> None:
-        """Raise Halted; `where` says what is done and kept."""
-        name = signal.Signals(self.heard).name
-        raise Halted(f"stopped by {name} {where}", self.run, 128 + self.heard)
-
-    def now(self) -> None:
-        """From here on nothing is lost by stopping at once."""
-        self.waits = False
-        self.heard = self.heard or self.own
-        if self.heard:
-            self.halt("before scoring")
-
-    def _heard(self, number: int, _: FrameType | None) -> None:
-        again = world() == 1 or time.monotonic() - self.when > AT_ONCE
-        self.when = time.monotonic()
-        if self.own and again:
-            os._exit(128 + number)
-        self.own = number
-        if not self.waits:
-            self.heard = number
-            self.halt("while scoring; the answers so far are kept")
-        if not self.quiet and again and not rank():  # not print: it may be what was interrupted
-            os.write(2, b"\ntrain.py: finishing this step, then saving; again to stop at once\n")

@@ -32,7 +32,7 @@ from grpo.interfaces import Example
 from grpo.loss import clip_bounds
 from grpo.metrics import Step
 from grpo.rollout import Rollout
-from grpo.run.folder import write_whole
+from grpo.run.atomic import write_whole
 from grpo.settings.config import Config
 
 MOST_GROUPS = 64

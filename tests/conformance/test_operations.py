@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.example import VQAExample
 from data.training_questions import question_order
-from evaluate import predict
+from evaluate import Scorer
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.report.page import page
 from grpo.run.metrics_log import Record
 from grpo.run.trace import write_trace
 from grpo.settings.config import TRAIN_STREAM
+from grpo.settings.options import Options
 from models import distribution as law
 from models.sampling.cuda_graph import Captured
 from rewards.evaluation.statistics import students_t
@@ -227,13 +229,13 @@ def test_trl_4256_evaluation_answers_with_the_weights_of_now(fresh):
     policy, c = fresh(), config(steps=2, learning_rate=0.05)
     examples = [VQAExample(f"q{i}", q.images, q.prompt, ("left", "right"), 0, "MRI", "side")
                 for i, q in enumerate(QUESTIONS)]  # fmt: skip
-    before = [row["completion"] for row in predict(policy, c, examples)]
+    before = [row["completion"] for row in Scorer(policy, c, Options(), Path()).predict(examples)]
     oracle.watched(policy, c)
-    after = predict(policy, c, examples)
+    after = Scorer(policy, c, Options(), Path()).predict(examples)
     copy = fresh()
     oracle.put(copy, oracle.flat(policy))
     assert [row["completion"] for row in after] != before
-    assert after == predict(copy, c, examples)
+    assert after == Scorer(copy, c, Options(), Path()).predict(examples)
 
 
 def test_trl_6411_a_group_is_never_cut(fresh, trained):

@@ -14,7 +14,7 @@ from grpo.metrics import Step
 from grpo.optim import adamw
 from grpo.passes import Passes, halves
 from grpo.rollout import sample_groups
-from grpo.run.skipped import SkippedSteps
+from grpo.run.recorder import SkippedSteps
 from grpo.settings.errors import UsageError
 from models.policy import Policy
 from tests.conftest import randomise

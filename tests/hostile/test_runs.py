@@ -145,7 +145,7 @@ def test_a_run_is_not_put_where_something_else_lies(
     def begin(argv: list[str]) -> None:
         config = Config(out=str(where))
         check_out(config)
-        run_folder(config, trained)
+        run_folder(config, trained, "run")
 
     assert "--out" in said(begin, [], capsys)
     if kind == "a file":
@@ -157,7 +157,7 @@ def test_a_folder_without_permission_is_one_line(
     trained: Policy, tmp_path: Path, capsys: Any
 ) -> None:
     tmp_path.chmod(0o500)
-    said(lambda _: run_folder(Config(out=str(tmp_path / "run")), trained), [], capsys)
+    said(lambda _: run_folder(Config(out=str(tmp_path / "run")), trained, "run"), [], capsys)
 
 
 @pytest.fixture(scope="module")

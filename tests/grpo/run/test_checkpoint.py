@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.run import atomic as folders
-from grpo.run import resume
-from grpo.run.checkpoint import Keeper, checkpoints, cut_back, newest, opened, restore
+from grpo.run import interrupt
+from grpo.run.checkpoint import Checkpointer, checkpoints, cut_back, newest, opened, restore
+from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import history
-from grpo.run.recorder import follow
-from grpo.run.resume import Halted, Stop
+from grpo.run.recorder import Recorder
 from grpo.settings.config import Config
 from grpo.settings.errors import SettingsError, UsageError
 from grpo.sft import sft
@@ -62,10 +62,16 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
         look(step)
 
     start = found.step if found else 0
-    keeper = Keeper(run, policy, optimizer, c, "origin", time.monotonic())
-    steps = steps_of(c, policy, optimizer, start)
-    follow(steps, c, keeper, Stop(run, quiet=True), seen, ArithmeticError)
+    with recorder(run, policy, optimizer, c) as record:
+        for step in steps_of(c, policy, optimizer, start):
+            seen(step)
+            record.record(step)
     return drawn
+
+
+def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Recorder:
+    checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
+    return Recorder(checkpointer, Stop(run, quiet=True))
 
 
 def metrics(run: Path) -> list[dict]:
@@ -91,7 +97,7 @@ def test_a_run_that_goes_on_after_any_step_is_the_unbroken_run_to_the_bit(fresh,
 
         def end(step, last=last) -> None:
             if step.metrics["step"] == last + 1:
-                raise ZeroDivisionError
+                raise UsageError("the disk is full")
 
         with pytest.raises(Halted):
             go(c, run, fresh(), end)  # ends in the midst of step last + 1: it has moved
@@ -222,9 +228,14 @@ def test_an_end_between_two_steps_is_saved_where_it_is(fresh, tmp_path, error, r
         raise error("the judge is gone")
 
     run.mkdir()
-    keeper = Keeper(run, policy, optimizer, c, "origin", time.monotonic())
+
+    def recorded() -> None:
+        with recorder(run, policy, optimizer, c) as record:
+            for step in judged():
+                record.record(step)
+
     with pytest.raises(raised, match="the judge is gone"):
-        follow(judged(), c, keeper, Stop(run, quiet=True), lambda step: None)
+        recorded()
     assert newest(run).step == len(history(run)) == 2
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -289,7 +300,7 @@ def test_a_signal_during_the_exchange_of_signals_is_not_lost(tmp_path, monkeypat
             signal.raise_signal(signal.SIGTERM)
             return [own]
 
-        monkeypatch.setattr(resume, "gathered", exchange)
+        monkeypatch.setattr(interrupt, "gathered", exchange)
         assert not stop.wanted()
         monkeypatch.undo()
         assert stop.wanted()

@@ -1,0 +1,78 @@
+"""How a run is stopped so that it can go on."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from grpo.distributed import gathered, rank, world
+
+AT_ONCE = 2.0  # seconds in which a terminal's signal and torchrun's are one
+
+
+class Halted(BaseException):
+    """A run that ended before its end, and can go on. The text is one line; `code` the exit's.
+
+    As KeyboardInterrupt it is no Exception: a signal comes anywhere, and none may swallow it.
+    """
+
+    def __init__(self, why: str, run: Path, code: int = 2) -> None:
+        super().__init__(why)
+        self.run, self.code = run, code
+
+
+class Stop:
+    """SIGINT and SIGTERM, while it is entered: a wish that is granted between two steps.
+
+    A second one ends the program at once. From `now` on, the first one raises Halted where it is.
+    A signal that the parent of this process ignores stays ignored, as SIGINT in a background job.
+    """
+
+    def __init__(self, run: Path, quiet: bool) -> None:
+        self.run, self.quiet = run, quiet
+        self.own = self.heard = 0  # the signal's number: of this process, of any of the run
+        self.waits, self.when = True, -math.inf
+
+    def __enter__(self) -> Stop:
+        self.before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def wanted(self) -> bool:
+        """Whether a signal has come, to this process or to another of the run: all stop alike."""
+        self.heard = max(gathered(self.own))
+        return self.heard > 0
+
+    def halt(self, where: str) -> None:
+        """Raise Halted; `where` says what is done and kept."""
+        name = signal.Signals(self.heard).name
+        raise Halted(f"stopped by {name} {where}", self.run, 128 + self.heard)
+
+    def now(self) -> None:
+        """From here on nothing is lost by stopping at once."""
+        self.waits = False
+        self.heard = self.heard or self.own
+        if self.heard:
+            self.halt("before scoring")
+
+    def _heard(self, number: int, _: FrameType | None) -> None:
+        again = world() == 1 or time.monotonic() - self.when > AT_ONCE
+        self.when = time.monotonic()
+        if self.own and again:
+            os._exit(128 + number)
+        self.own = number
+        if not self.waits:
+            self.heard = number
+            self.halt("while scoring; the answers so far are kept")
+        if not self.quiet and again and not rank():  # not print: it may be what was interrupted
+            os.write(2, b"\ntrain.py: finishing this step, then saving; again to stop at once\n")
