@@ -55,10 +55,11 @@ SOUND = Mutation("no bug at all", "", "grpo/loss.py", "LOG_RATIO_LIMIT = ", "LOG
 
 
 def tests_of(thread: str) -> list[str]:
-    """What to give pytest for the tests of one thread."""
+    """The arguments with which pytest runs the tests of one thread."""
     files = Path(__file__).parent.glob("test_*.py")
-    of = [f"tests/conformance/{f.name}" for f in files if f"\ndef test_{thread}_" in f.read_text()]
-    return of and [*of, "-k", f"test_{thread}_"]
+    files = [file for file in files if f"\ndef test_{thread}_" in file.read_text()]
+    names = [f"tests/conformance/{file.name}" for file in files]
+    return names and [*names, "-k", f"test_{thread}_"]
 
 
 def suite(copy: Path, tests: list[str], output: Path) -> None:

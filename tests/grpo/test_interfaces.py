@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from grpo.interfaces import Policy
 from models import policy as models_policy
 from tests.grpo.shared import replay
 from tests.grpo.test_oracle import Table
@@ -13,8 +14,6 @@ from tests.grpo.test_oracle import Table
 
 def members() -> dict[str, Any]:
     """The public methods of the protocol, by name."""
-    from grpo.interfaces import Policy
-
     return {
         name: member
         for name, member in vars(Policy).items()
@@ -42,8 +41,6 @@ def test_the_protocol_names_all_that_the_loop_calls():
 
 
 def test_the_policy_has_every_member_with_the_protocols_parameters(trained):
-    from grpo.interfaces import Policy
-
     assert [name for name in Policy.__annotations__ if not hasattr(trained, name)] == []
     assert [name for name in members() if not hasattr(models_policy.Policy, name)] == []
     assert differences(models_policy.Policy) == []

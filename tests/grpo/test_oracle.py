@@ -26,6 +26,7 @@ from tests.grpo import cases
 from tests.models import plain
 
 LOSSES = ("grpo", "dapo", "dr_grpo")
+ONE_FAST = ["grpo", *(pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES[1:])]
 STEP = 2e-3  # of a difference quotient
 Numbers = list[float]
 
@@ -238,7 +239,7 @@ def textbook_logprobs(policy, rollout, temperature: float) -> Numbers:
     return torch.cat(parts).tolist()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ONE_FAST)
 def test_the_gradient_of_lora_weights_is_the_difference_quotient_at_temperature_0_7(fresh, loss):
     """Both updates of a step; the loss at shifted weights is the oracle's, of log-probs by the
     textbook, so that nothing of ours but the gradient has a part in it."""
