@@ -120,7 +120,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     with Stop(run, config.quiet) as stop:
         with Recorder(checkpointer, stop, described, policy.chat.pieces) as record:
             for step in steps:
-                if is_validated(step.metrics["step"], config):
+                if config.due(config.eval_every, step.metrics["step"]):
                     step.metrics |= validate(policy, validation, config)
                 for judge in judges:
                     step.metrics |= total(judge.counts())
@@ -170,11 +170,6 @@ def load_questions(config: Config) -> tuple[list[VQAExample], Tests, Tests, set[
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)
     return examples, validation, tests, skipped
-
-
-def is_validated(step: int, config: Config) -> bool:
-    """Whether --eval-every asks for a validation after a step (from 1)."""
-    return config.eval_every > 0 and (step % config.eval_every == 0 or step == config.steps)
 
 
 def reward_function(terms: Sequence[Reward]) -> Callable[..., Any]:

@@ -158,7 +158,7 @@ def gathered(record: Any) -> list[Any]:
 
 
 def by_all(answer: Callable[[Sequence[Any]], Sequence[Any]], *items: Sequence[Any]) -> list[Any]:
-    """`answer(*items)` with each process answering its share; one answer, ready for JSON, an item."""
+    """`answer(*items)`, each process its share; one answer, ready for JSON, an item."""
     own = [share(column) for column in items]
     return in_order(gathered(list(answer(*own)) if own[0] else []))
 

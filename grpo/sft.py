@@ -30,32 +30,21 @@ def sft(
     among them. Scored at temperature 1, as a likelihood must be.
     """
     for step in range(start, config.steps):
-        yield sft_step(policy, optimizer, draw, target, config, step)
-
-
-def sft_step(
-    policy: Policy,
-    optimizer: AdamW,
-    draw: Draw,
-    target: Callable[[Example], str],
-    config: Config,
-    step: int,
-) -> Step:
-    """One update towards the targets of B questions."""
-    clock = Clock()
-    examples = [draw(step, slot, 0) for slot in range(config.prompts_per_step)]
-    prompts = policy.encode(examples)
-    groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]
-    passes = Passes(policy, groups, torch.ones(len(groups), dtype=torch.bool))
-    losses = torch.zeros(sum(len(g.completions[0]) for g in groups), device=policy.device)  # (N,)
-    passes.run(target_pass, policy, losses)
-    summed(losses)
-    sum_gradients(policy.parameters())
-    update = optimizer_step(optimizer, step, config, losses)
-    clock.lap("update")
-    numbers = {"loss": losses.sum().item(), **update, **clock.times()}
-    suspects = [examples[b] for b in passes.suspects]
-    return Step({"step": step + 1, **numbers}, suspects=suspects)
+        clock = Clock()
+        examples = [draw(step, slot, 0) for slot in range(config.prompts_per_step)]
+        prompts = policy.encode(examples)
+        groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]
+        passes = Passes(policy, groups, torch.ones(len(groups), dtype=torch.bool))
+        n = sum(len(group.completions[0]) for group in groups)
+        losses = torch.zeros(n, device=policy.device)  # (N,)
+        passes.run(target_pass, policy, losses)
+        summed(losses)
+        sum_gradients(policy.parameters())
+        update = optimizer_step(optimizer, step, config, losses)
+        clock.lap("update")
+        numbers = {"loss": losses.sum().item(), **update, **clock.times()}
+        suspects = [examples[b] for b in passes.suspects]
+        yield Step({"step": step + 1, **numbers}, suspects=suspects)
 
 
 def target_pass(groups: Groups, at: Tensor, policy: Policy, losses: Tensor) -> None:

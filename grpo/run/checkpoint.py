@@ -50,22 +50,16 @@ class Checkpoint:
         return self.state["step"]
 
 
+@dataclass
 class Checkpointer:
     """Saves a run's checkpoints; `note` tells it of every step once that is recorded."""
 
-    def __init__(
-        self,
-        run: Path,
-        policy: Policy,
-        optimizer: torch.optim.AdamW,
-        config: Config,
-        origin: str,
-        started: float,
-    ) -> None:
-        """`origin` is a hash of what the run began with, `started` the time.monotonic() of that."""
-        self.run, self.policy, self.optimizer, self.config = run, policy, optimizer, config
-        self.origin, self.started = origin, started
-        self.note(0, 0)
+    run: Path
+    policy: Policy
+    optimizer: torch.optim.AdamW
+    config: Config
+    origin: str  # a hash of what the run began with
+    started: float  # the time.monotonic() of its start
 
     def note(self, step: int, metrics_bytes: int) -> None:
         """`step` steps are done, and recorded in so many bytes of metrics.jsonl."""
@@ -76,12 +70,6 @@ class Checkpointer:
     def unmoved(self) -> bool:
         """Whether a step was recorded, and policy and optimizer are still as it left them."""
         return self.step > 0 and updates(self.optimizer) == self.updates
-
-    @property
-    def due(self) -> bool:
-        """Whether --save-every asks for a checkpoint of this step; the last step has one."""
-        every = self.config.save_every
-        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def save(self) -> None:
         """Write the checkpoint of the step, then delete all but the last --keep-checkpoints.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from grpo.distributed import gathered, rank
 from grpo.metrics import Step
@@ -68,15 +68,10 @@ class Recorder:
         self.progress.show(step)
         self.checkpointer.note(number, self.log.bytes)
         self.stop_requested = self.stop.wanted()
-        if self.stop_requested or self.checkpointer.due:
+        if self.stop_requested or self.config.due(self.config.save_every, number):
             self.checkpointer.save()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self.files.close()
         if error is None:
             save_adapter(self.run, self.checkpointer.policy)

@@ -186,6 +186,10 @@ class Config:
         """The steps, from 1, that grpo/run/trace.py keeps a record of."""
         return steps_in(self.trace_steps, self.steps)
 
+    def due(self, every: int, step: int) -> bool:
+        """Whether what happens every `every` steps (0: never), and after the last, is due."""
+        return every > 0 and (step % every == 0 or step == self.steps)
+
     @classmethod
     def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:
         """Defaults, then the recipe, then the flags in `argv` (None: the command line).
