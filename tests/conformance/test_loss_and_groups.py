@@ -146,8 +146,8 @@ def test_vlm_r1_280_what_a_token_weighs(fresh):
     for loss, expected in by_hand.items():
         assert token_weights(lengths, loss, 10).tolist() == pytest.approx(expected)
         (step,), _ = oracle.watched(fresh(), config(loss=loss, kl_coef=0.0))
-        c, lengths = config(loss=loss), step.rollout.lengths.tolist()
-        weights = [oracle.weight(c, lengths, i) for i in step.rollout.row.tolist()]
+        c, sampled = config(loss=loss), step.rollout.lengths.tolist()
+        weights = [oracle.weight(c, sampled, i) for i in step.rollout.row.tolist()]
         assert step.weights.tolist() == pytest.approx(weights, rel=1e-6)
 
 
