@@ -14,6 +14,33 @@ from tests import programs
 from tests.models.hub import make_hub_folder
 from tests.tiny import make_model
 
+LEFT_OUT = "not slow and not exhaustive"  # as in pyproject.toml
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave no marker out if the user names something below tests/, and gives no -m."""
+    own = any(word.startswith("-m") for word in config.invocation_params.args)
+    if not own and any(map(_below_tests, named_paths(config))):
+        config.option.markexpr = ""
+
+
+def named_paths(config: pytest.Config) -> list[Path]:
+    """The files and folders on the command line, without the names of single tests."""
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        return []
+    return [config.invocation_params.dir / word.split("::")[0] for word in config.args]
+
+
+def _below_tests(path: Path) -> bool:
+    return Path(__file__).parent in path.resolve().parents
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say that tests are left out, and how to run them."""
+    if config.option.markexpr != LEFT_OUT:
+        return None
+    return "2 markers are left out, slow and exhaustive: pytest -m 'slow or exhaustive' runs them"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:

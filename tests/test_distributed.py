@@ -46,7 +46,7 @@ def record(tiny_folder, tmp_path_factory) -> Path:
     policy = randomise(load_policy(str(tiny_folder), device="cpu"))
     rollout = sample_groups(policy, draw, reward, config(), 0)
     ids = {
-        example.id: [of.tolist() for of in group.completions]
+        example.id: [ids.tolist() for ids in group.completions]
         for example, group in zip(rollout.examples, rollout.groups, strict=True)
     }
     file = tmp_path_factory.mktemp("record") / "record.json"
@@ -69,20 +69,21 @@ def shared(processes: int, record: Path, model: Path) -> Path:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.slow
 def test_the_gradients_of_recorded_rollouts_sum_to_those_of_one_process(
     alone, record, tiny_folder, processes
 ):
     """Three groups, one of them without signal: on two processes the shares are uneven, and on
     three without a KL term one process has no pass at all."""
     out = shared(processes, record, tiny_folder)
-    expected, found = (load_file(of / "gradients.safetensors") for of in (alone, out))
+    expected, found = (load_file(folder / "gradients.safetensors") for folder in (alone, out))
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
         later = not name.endswith("update 0")  # Adam has divided rounding by the gradient's size
         assert gradient.norm() > 1e-4
         difference = (found[name] - gradient).norm() / gradient.norm()
         assert difference < (1e-4 if later else 1e-5), name
-    one, many = (json.loads((of / "metrics.json").read_text()) for of in (alone, out))
+    one, many = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, out))
     for case, metrics in one.items():
         assert many[case] == pytest.approx(metrics, rel=1e-4, abs=1e-6), case
 
@@ -97,6 +98,7 @@ def rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(tmp_path):
     """Killed after a checkpoint on two processes, finished on three, scored on two: the run and
     the answers are one process's, written once."""
@@ -135,6 +137,7 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
         assert [row["completion"] for row in mine] == [row["completion"] for row in rows(file)]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     folder = tmp_path / "run"
     flags = [*QUICK.split(), "--eval-size", "0", "--steps", "400", "--out", str(folder)]
@@ -150,6 +153,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert checkpoint.name == f"step-{int(said[0]):06d}"
 
 
+@pytest.mark.slow
 def test_a_bad_flag_is_said_once(tmp_path):
     done = torchrun(2, "train.py", "--modality", "TEA", "--device", "cpu").finish()
     assert done.returncode != 0

@@ -51,6 +51,7 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_controls_stand_under_both_models(here, run, capsys):
     found = table(run, "--controls", "full", "--markdown", "t.md")
     for model in ("base", "trained"):
@@ -118,6 +119,7 @@ def test_a_leaking_question_type_is_set_apart_and_its_prior_shown(here, run):
     assert "modality" not in cell["by_type"]
 
 
+@pytest.mark.slow
 def test_the_prior_of_a_leaking_set_answers_all_that_leaks(here, work):
     flags = ["--data", "phantom:leaky", "--out", str(work / "leaky"), "--cache", "none"]
     train.main([*SHORT, *flags, "--train-size", "280", "--eval-size", "0", "--steps", "1"])
@@ -127,6 +129,7 @@ def test_the_prior_of_a_leaking_set_answers_all_that_leaks(here, work):
     assert prior["CT"]["constant"]["accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(here, run, work):
     other = work / "seed7"
     train.main([*SHORT, "--seed", "7", "--out", str(other), "--cache", "none", "--eval-size", "12"])
@@ -147,6 +150,7 @@ def test_runs_side_by_side(here, run, work):
         table(run, "--compare", "run", "--controls", "none")
 
 
+@pytest.mark.slow
 def test_a_model_without_a_run(here, run):
     flags = ["--model", "phantom", "--eval-size", "12", "--ood", "none", "--controls", "none"]
     flags += ["--cache", "none"]
@@ -185,6 +189,7 @@ def test_an_export_is_the_policy_as_one_model(here, run, capsys):
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_no_think_arm_trains(here, work):
     flags = ["--prompt", "direct", "--out", str(work / "direct"), "--cache", "none"]
     train.main([*SHORT, *flags, "--eval-size", "12"])
@@ -197,6 +202,7 @@ def test_the_no_think_arm_trains(here, work):
     assert list(found["results"]) == ["base", "base, reason", "trained", "trained, reason"]
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_run_again_gives_the_same_table(here, run, work):
     """Asked one at a time, because in another batch a tie may fall the other way."""
     flags = ["--ood", "CT", "--batch-size", "1", "--threads", "1", "--controls", "none"]

@@ -61,6 +61,7 @@ def test_a_program_that_hangs_fails_the_test_and_leaves_no_process(parent, wait)
         assert_gone(pid)
 
 
+@pytest.mark.slow
 def test_what_is_left_after_a_test_is_ended_but_for_what_was_there_before(parent):
     later = Program(sys.executable, "-c", FOR_EVER)
     end_all(kept=[parent])
@@ -70,6 +71,7 @@ def test_what_is_left_after_a_test_is_ended_but_for_what_was_there_before(parent
     assert later not in programs.running
 
 
+@pytest.mark.slow
 def test_a_forked_program_that_hangs_fails_the_test_and_leaves_no_process(tmp_path):
     (tmp_path / "hangs.py").write_text(
         f"import sys\nsys.stdout = open('pid', 'w')\n{PARENT}{FOR_EVER}"
@@ -79,18 +81,21 @@ def test_a_forked_program_that_hangs_fails_the_test_and_leaves_no_process(tmp_pa
     assert_gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.slow
 def test_what_a_program_leaves_behind_in_its_group_is_ended():
     done = Program(sys.executable, "-c", PARENT.replace("start_new_session=True", "")).finish(60)
     assert done.returncode == 0, done.stderr
     assert_gone(int(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_before_its_condition_fails_the_test_with_its_words():
     program = Program(sys.executable, "-c", "import sys; sys.exit('because')")
     with pytest.raises(pytest.fail.Exception, match="ended with 1, and wrote:\nbecause"):
         program.wait_for(lambda: False, 60)
 
 
+@pytest.mark.slow
 def test_a_program_hears_the_signals_that_the_tests_ignore():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}

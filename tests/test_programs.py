@@ -107,6 +107,7 @@ def test_the_table_has_base_and_trained_on_all_three_modalities(folder):
     assert summary["chance"]["MRI"] == pytest.approx(0.45, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored(folder):
     base = Qwen2VLForConditionalGeneration.from_pretrained(ROOT / "models" / "phantom")
     PeftModel.from_pretrained(base, folder / "adapter")
@@ -118,6 +119,7 @@ def test_the_saved_adapter_opens_in_plain_peft_and_is_the_policy_that_was_scored
     assert [row["completion"] for row in again] == [row["completion"] for row in kept]
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_newest_run_and_asks_nothing_twice(trained, folder):
     before = (folder / "predictions" / "base-MRI-reason.jsonl").read_bytes()
     done = run("evaluate.py", "--ood", "CT,XRAY", "--json", "table.json", where=trained)
@@ -130,6 +132,7 @@ def test_evaluate_takes_the_newest_run_and_asks_nothing_twice(trained, folder):
     assert "not medical data" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
@@ -148,6 +151,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(trained, folder
     assert kept == json.loads((tmp_path / "t.json").read_text())
 
 
+@pytest.mark.slow
 def test_batch_size_changes_no_answer(folder):
     config, policy = Config.load(folder / "config.json"), scored_by(folder)
     examples = data.load.load("phantom", "XRAY", split="test", size=14, seed=0)
@@ -164,6 +168,7 @@ def test_batch_size_changes_no_answer(folder):
         assert [r["forced_answer"] for r in together] == [r["forced_answer"] for r in other]
 
 
+@pytest.mark.slow
 def test_sft_then_grpo_from_its_adapter(trained):
     done = run("train.py", "--method", "sft", *SHORT, "--out", "sft", where=trained)
     assert done.returncode == 0, done.stderr
@@ -173,6 +178,7 @@ def test_sft_then_grpo_from_its_adapter(trained):
     assert lines(trained / "grpo" / "metrics.jsonl")[0]["kl"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_reward_of_ones_own(trained):
     (trained / "mine.py").write_text(
         "def brief(prompts, completions, **columns):\n"
@@ -220,6 +226,7 @@ def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(
     assert complaint.startswith(f"{program}: ")
 
 
+@pytest.mark.slow
 def test_a_refusal_is_no_traceback(trained):
     for program, flags in (("train.py", ["--group-size", "1"]), ("evaluate.py", ["--run", "/no"])):
         done = run(program, *flags, where=trained)
@@ -228,6 +235,7 @@ def test_a_refusal_is_no_traceback(trained):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_modalities_go_by_one_name(trained):
     """The modality that was trained on must not come back as an unseen one."""
     flags = ["--modality", "mri", "--ood", "x-ray,MRI", *SHORT, "--out", "names"]
@@ -237,6 +245,7 @@ def test_modalities_go_by_one_name(trained):
     assert list(summary["results"]["base"]) == ["MRI", "XRAY"]
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_split_is_refused(trained, folder):
     """Another seed splits real images differently: its test images may be training images here."""
     flags = ["--init", f"sft:{folder}", "--data-seed", "7", *SHORT, "--out", "leak"]
@@ -245,6 +254,7 @@ def test_an_adapter_of_another_split_is_refused(trained, folder):
     assert "--data-seed" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_withheld_kind_is_a_test_set_of_its_own(trained, folder):
     flags = ["--run", str(folder), "--data", "phantom:new-kind", "--eval-size", "10"]
     done = run("evaluate.py", *flags, "--json", "new.json", where=trained)
@@ -253,6 +263,7 @@ def test_the_withheld_kind_is_a_test_set_of_its_own(trained, folder):
 
 
 @pytest.mark.skipif("MEDVQA_DATA" not in os.environ, reason="MEDVQA_DATA names no real images")
+@pytest.mark.slow
 def test_real_images_go_through_the_same_programs(trained):
     place = Path(os.environ["MEDVQA_DATA"]) / "omnimedvqa"
     flags = ["--data", f"omnimedvqa:{place}", "--modality", "MRI", *SHORT, "--steps", "1"]
@@ -265,6 +276,7 @@ def test_real_images_go_through_the_same_programs(trained):
     assert "not medical data" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_never_written_over(trained, folder):
     before = (folder / "metrics.jsonl").read_bytes()
     done = run("train.py", *SHORT, "--out", str(folder), where=trained)

@@ -48,6 +48,7 @@ def goes_on(where: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train.main([*SHORT, "--out", name, "--resume", "auto"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_between_two_checkpoints_goes_on_to_the_bit(
     where, whole, monkeypatch, capsys
 ):
@@ -61,6 +62,7 @@ def test_a_run_that_is_killed_between_two_checkpoints_goes_on_to_the_bit(
     assert differences(where / "killed", whole) == []
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_step_saves_and_names_the_command(where, whole, monkeypatch):
     program = started([*SHORT, "--out", "terminated"], where)
     program.wait_for(lambda: lines(where / "terminated") >= 1)
@@ -77,6 +79,7 @@ def test_sigterm_finishes_the_step_saves_and_names_the_command(where, whole, mon
     assert differences(run, whole) == []
 
 
+@pytest.mark.slow
 def test_a_second_sigint_ends_at_once(where):
     """Of a step that would never end."""
     (where / "slow.py").write_text(
@@ -99,6 +102,7 @@ def test_a_second_sigint_ends_at_once(where):
     assert newest(run).step == lines(run) == 3
 
 
+@pytest.mark.slow
 def test_a_sigint_that_the_parent_ignores_stays_ignored(where):
     """As of a background job of a script, which Ctrl-C is not meant for. SIGTERM still stops it."""
     run, ignoring = where / "background", ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
@@ -124,6 +128,7 @@ def test_stop_leaves_an_ignored_signal_ignored(tmp_path, monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_a_signal_while_scoring_keeps_the_answers(where, whole, monkeypatch):
     run = where / "scoring"
     shutil.copytree(whole, run)
@@ -143,6 +148,7 @@ def test_a_signal_while_scoring_keeps_the_answers(where, whole, monkeypatch):
     assert differences(run, whole) == []
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_said_to_be_so_and_not_touched(where, whole, capsys, monkeypatch):
     monkeypatch.chdir(where)
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*")}
@@ -151,6 +157,7 @@ def test_what_is_finished_is_said_to_be_so_and_not_touched(where, whole, capsys,
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_named_and_what_came_after_it_is_made_again(
     where, whole, monkeypatch, capsys
 ):
@@ -182,6 +189,7 @@ def half(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--resume", "run/checkpoints/step-000001"], "SHA256SUMS: No such file or directory"),
     ],
 )
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_anything_is_touched(half, capsys, flags, says):
     before = {file: file.stat().st_mtime_ns for file in half.rglob("*")}
     with pytest.raises(SystemExit) as end, exit_on_usage_error("train.py"):
@@ -197,6 +205,7 @@ def test_auto_wants_a_folder_and_takes_an_empty_one_as_a_start(tmp_path):
     assert starting_point(Config(resume="auto", out=str(tmp_path))).run is None
 
 
+@pytest.mark.slow
 def test_settings_without_a_say_may_change_and_a_constant_rate_takes_more_steps(half, monkeypatch):
     c = Config.load(half / "config.json")
     free = {"threads": 2, "quiet": True, "trace_steps": "1", "save_every": 3}
@@ -208,6 +217,7 @@ def test_settings_without_a_say_may_change_and_a_constant_rate_takes_more_steps(
         assert starting_point(wanted).step == 6
 
 
+@pytest.mark.slow
 def test_tensorboard_forgets_what_was_cut_back(half):
     pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -221,6 +231,7 @@ def test_tensorboard_forgets_what_was_cut_back(half):
     assert [event.value for event in read] == pytest.approx([m["reward"] for m in history(half)])
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_a_run_starts_again_in_its_folder(half, whole, capsys):
     shutil.rmtree(half / "checkpoints")
     train.main([*SHORT, "--out", "run", "--resume", "auto"])

@@ -27,6 +27,7 @@ def last_step(run: Path) -> dict:
         ["--reward", "format,findings", "--group-size", "6"],
     ],
 )
+@pytest.mark.slow
 def test_a_run_from_the_base_in_many_ways_trains_and_is_scored(
     method: list[str], tmp_path: Path
 ) -> None:
@@ -43,6 +44,7 @@ def test_a_run_from_the_base_in_many_ways_trains_and_is_scored(
     assert results["trained, direct"]["MRI"]["forced_choice"] is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_in_the_open_is_scored_in_words(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train.main([*SHORT, "--prompt", "open", "--steps", "1", "--out", str(run)])
@@ -54,6 +56,7 @@ def test_a_run_that_is_asked_in_the_open_is_scored_in_words(tmp_path: Path) -> N
     assert last_step(run)["reward"] >= 0
 
 
+@pytest.mark.slow
 def test_an_sft_run_of_one_base_is_no_start_for_another(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sft = ["--method", "sft", "--init", "base", "--steps", "1", "--out", str(run)]

@@ -114,7 +114,7 @@ def same_work(task: Task, ready: dict[str, Any], turns: list[dict[str, Any]]) ->
         assert ours[what] == trl[what], f"{what}: {ours[what]} and {trl[what]}"
     assert ours["dtypes"] == ["torch.float32"]
     for turn in turns:
-        ours, trl = (of["work"] for of in turn.values())
+        ours, trl = (side["work"] for side in turn.values())
         assert ours == trl, "other prompts, completions or threads"
         assert ours["lengths"] == [case.tokens] * (case.prompts * case.completions)
         assert ours["threads"] == task.threads
@@ -147,7 +147,7 @@ def summary(base_mb: float, steps: list[dict[str, Any]]) -> dict[str, Any]:
 def keep(found: dict[str, Any], threads: int, file: Path) -> None:
     """Write a case into the file, in place of what it held of it."""
     kept = json.loads(file.read_text())["cases"] if file.is_file() else []
-    kept = {of["name"]: of for of in [*kept, found]}
+    kept = {case["name"]: case for case in [*kept, found]}
     result = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "hardware": hardware(),

@@ -144,7 +144,7 @@ def lines(name: str, cases: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{name:14}" + "".join(f"{case['value']:>16}" for case in cases)
     for phase in cases[0]["phases"]:
         each = [case["phases"][phase] for case in cases]
-        pairs = [f"{of['measured']:.2f} / {of['foretold']:.2f}" for of in each]
+        pairs = [f"{found['measured']:.2f} / {found['foretold']:.2f}" for found in each]
         yield f"{phase:14}" + "".join(f"{pair:>16}" for pair in pairs)
 
 

@@ -74,9 +74,9 @@ def main() -> None:
         for ahead in (False, True):
             cache = Path(folder) / str(ahead)
             for state in ("cold", "warm"):
-                of = seconds(asked.model, cache, steps, ahead)
+                times = seconds(asked.model, cache, steps, ahead)
                 name = f"{state}, {'ahead' if ahead else 'not ahead'}"
-                found[name] = {key: round(value, 4) for key, value in of.items()}
+                found[name] = {key: round(value, 4) for key, value in times.items()}
                 print(name, found[name])
     text = json.dumps(found, indent=2) + "\n"
     (Path(__file__).parent / "results" / "input.json").write_text(text)

@@ -195,7 +195,9 @@ def main() -> None:
     options = parser.parse_args()
     file = Path(__file__).parent / "results" / "memory.json"
     kept = (
-        {of["case"]: of for of in json.loads(file.read_text())["cases"]} if file.is_file() else {}
+        {found["case"]: found for found in json.loads(file.read_text())["cases"]}
+        if file.is_file()
+        else {}
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:

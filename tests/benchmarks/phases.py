@@ -117,7 +117,9 @@ def repeated(policy: Policy, side: int, work: Work, beta: float, repeats: int) -
 def middle(cases: Sequence[Case]) -> Case:
     """The medians of a repeated step."""
     seconds = [case.seconds for case in cases]
-    return cases[0]._replace(seconds={of: median(s[of] for s in seconds) for of in seconds[0]})
+    return cases[0]._replace(
+        seconds={name: median(s[name] for s in seconds) for name in seconds[0]}
+    )
 
 
 def open_random(name: str, kept: Path, flags: argparse.Namespace) -> tuple[Policy, Qwen2VLConfig]:

@@ -92,7 +92,9 @@ class Settings(NamedTuple):
             "kl-coef": self.beta,
             "memory-limit": f"{MEMORY}MiB" if self.device == "cpu" else f"{CAP // 10**6}MB",
         }
-        return FIXED.split() + [str(w) for name, of in pairs.items() for w in (f"--{name}", of)]
+        return FIXED.split() + [
+            str(w) for name, value in pairs.items() for w in (f"--{name}", value)
+        ]
 
 
 def make_question(folder: Path, place: Path) -> str:
@@ -193,9 +195,9 @@ def on_cuda(settings: Settings) -> Iterator[dict[str, Any]]:
     CAP bytes. Never run where this was written: no GPU was there."""
     for length in (256, 512):
         for on in (True, False):
-            of = settings._replace(length=length, checkpointing=on)
-            most = {f"largest_{name}": largest(of, name) for name in ("group_size", "length")}
-            yield summary(of) | most
+            changed = settings._replace(length=length, checkpointing=on)
+            most = {f"largest_{name}": largest(changed, name) for name in ("group_size", "length")}
+            yield summary(changed) | most
 
 
 def main() -> None:
@@ -239,8 +241,8 @@ def main() -> None:
             "cases": [],
         }
         for case in (on_cpu if flags.device == "cpu" else on_cuda)(settings):
-            of = settings._replace(length=case["length"])
-            record["cases"].append(case | {"token_step_floor_ms": floor_ms(of, prompt, speed)})
+            changed = settings._replace(length=case["length"])
+            record["cases"].append(case | {"token_step_floor_ms": floor_ms(changed, prompt, speed)})
             print(json.dumps(record["cases"][-1], indent=1), flush=True)
             text = json.dumps(record, indent=1) + "\n"
             (RESULTS / f"scale-{flags.device}.json").write_text(text, encoding="utf-8")

@@ -133,8 +133,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         started([*FLAGS, *KINDS["sft"], "--out", "sft"], Path("sft.log")).join()
-        of = {"attempts": options.attempts, "seed": options.seed}
-        kinds = [fork.Process(target=of_kind, args=(kind,), kwargs=of) for kind in KINDS]
+        limits = {"attempts": options.attempts, "seed": options.seed}
+        kinds = [fork.Process(target=of_kind, args=(kind,), kwargs=limits) for kind in KINDS]
         for process in kinds:
             process.start()
         for process in kinds:

@@ -103,12 +103,12 @@ def distance(policy: Policy, config: Config, prompt: Any, key: tuple[int, ...], 
 def compared(alone: Path, many: Path) -> dict[str, Any]:
     """Completions that differ by step, and the largest distance from a tie."""
     config, policy, draw = started()
-    one, other = (json.loads((of / "samples.json").read_text()) for of in (alone, many))
+    one, other = (json.loads((run / "samples.json").read_text()) for run in (alone, many))
     differ, distances, drift = [], [], []  # one entry a step
     for step in range(STEPS):
         policy.load(alone / f"adapter-{step}")
-        weights = [load_file(of / f"adapter-{step}" / "adapter_model.safetensors")
-                   for of in (alone, many)]  # fmt: skip
+        weights = [load_file(run / f"adapter-{step}" / "adapter_model.safetensors")
+                   for run in (alone, many)]  # fmt: skip
         gap = torch.cat([(weights[0][k] - weights[1][k]).flatten() for k in weights[0]])
         drift.append(gap.abs().max().item())
         found = []

@@ -76,9 +76,9 @@ def figures(runs: list[Path]) -> dict[str, Any]:
             "forced_choice": gain(*pooled, "forced_correct"),
         }
         if len(runs) > 1:
-            of = [s["gains"]["trained"][modality] for s in summaries]
+            gains_of = [s["gains"]["trained"][modality] for s in summaries]
             cells["gain_over_seeds"] = {
-                name: students_t([gains[name]["gain"] for gains in of])
+                name: students_t([gains[name]["gain"] for gains in gains_of])
                 for name in ("accuracy", "forced_choice")
             }
         found[modality] = cells

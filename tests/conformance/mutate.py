@@ -59,8 +59,9 @@ def tests_of(thread: str) -> list[str]:
     if thread.startswith("tests/"):
         return [name for name in thread.split() if (ROOT / name).is_file()]
     files = Path(__file__).parent.glob("test_*.py")
-    of = [f"tests/conformance/{f.name}" for f in files if f"\ndef test_{thread}_" in f.read_text()]
-    return of and [*of, "-k", f"test_{thread}_"]
+    files = [file for file in files if f"\ndef test_{thread}_" in file.read_text()]
+    names = [f"tests/conformance/{file.name}" for file in files]
+    return names and [*names, "-k", f"test_{thread}_"]
 
 
 def suite(copy: Path, tests: list[str], output: Path) -> None:

@@ -20,6 +20,7 @@ from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
 
 LOSSES = ("grpo", "dapo", "dr_grpo")
+ONE_FAST = ["grpo", *(pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES[1:])]
 
 
 def flat_rewards(examples, texts):
@@ -27,7 +28,7 @@ def flat_rewards(examples, texts):
     return [0.1] * len(texts), {"flat": [0.1] * len(texts)}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ONE_FAST)
 def test_trl_5588_groups_without_signal_pull_only_by_kl(fresh, loss):
     """There, such groups gave no policy gradient, while KL still pulled and tokens were diluted.
     Here, without KL they take no pass and change nothing but the count; with KL they pull."""
@@ -101,7 +102,12 @@ def test_search_r1_88_a_group_is_compared_with_itself(fresh):
 
 
 @pytest.mark.parametrize(
-    ("loss", "scale"), [("grpo", "group"), ("dapo", "group"), ("dr_grpo", "none")]
+    ("loss", "scale"),
+    [
+        ("grpo", "group"),
+        pytest.param("dapo", "group", marks=pytest.mark.slow),
+        pytest.param("dr_grpo", "none", marks=pytest.mark.slow),
+    ],
 )
 def test_trl_3021_no_split_into_passes_changes_a_gradient(fresh, loss, scale):
     """There, the loss was scaled by accumulation steps, or averaged pass by pass.
@@ -140,8 +146,8 @@ def test_vlm_r1_280_what_a_token_weighs(fresh):
     for loss, expected in by_hand.items():
         assert token_weights(lengths, loss, 10).tolist() == pytest.approx(expected)
         (step,), _ = oracle.watched(fresh(), config(loss=loss, kl_coef=0.0))
-        c, of = config(loss=loss), step.rollout.lengths.tolist()
-        weights = [oracle.weight(c, of, i) for i in step.rollout.row.tolist()]
+        c, sampled = config(loss=loss), step.rollout.lengths.tolist()
+        weights = [oracle.weight(c, sampled, i) for i in step.rollout.row.tolist()]
         assert step.weights.tolist() == pytest.approx(weights, rel=1e-6)
 
 

@@ -128,7 +128,7 @@ def test_verl_omni_73_a_step_of_a_millionth_is_not_lost(fresh, dtype):
     Here, both are float32 whatever the base is, and such a rate changes nearly every weight."""
     policy, optimizers = randomise(fresh(dtype=dtype)), []
     start = oracle.flat(policy)
-    hook = register_optimizer_step_post_hook(lambda of, *_: optimizers.append(of))
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: optimizers.append(optimizer))
     try:
         oracle.watched(policy, config(learning_rate=1e-6, kl_coef=0.0, max_grad_norm=1.0))
     finally:

@@ -38,7 +38,7 @@ CASES: dict[str, Config] = {
 def replay(policy: Policy, record: dict[str, list[list[int]]]) -> None:
     """Make the policy "sample" what is on record for a question."""
 
-    def sample(prompts, group_size, keys, **law):
+    def sample(prompts, group_size, keys, *, temperature, max_completion_length):
         return [policy.completed(p, record[p.id], [False] * group_size) for p in prompts]
 
     policy.sample = sample

@@ -93,7 +93,15 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
-@pytest.mark.parametrize(("beta", "mu"), [(0.0, 1), (0.0, 3), (0.04, 1), (0.04, 3)])
+@pytest.mark.parametrize(
+    ("beta", "mu"),
+    [
+        pytest.param(0.0, 1, marks=pytest.mark.slow),
+        pytest.param(0.0, 3, marks=pytest.mark.slow),
+        pytest.param(0.04, 1, marks=pytest.mark.slow),
+        (0.04, 3),
+    ],
+)
 def test_every_update_has_the_gradient_of_the_naive_loop(fresh, loss, beta, mu):
     c = config(loss=loss, kl_coef=beta, updates_per_rollout=mu, temperature=0.8, clip_eps=0.02)
     policy = randomise(fresh())

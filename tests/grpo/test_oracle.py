@@ -26,6 +26,7 @@ from tests.grpo import cases
 from tests.models import plain
 
 LOSSES = ("grpo", "dapo", "dr_grpo")
+ONE_FAST = ["grpo", *(pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES[1:])]
 STEP = 2e-3  # of a difference quotient
 Numbers = list[float]
 
@@ -74,7 +75,7 @@ def random_config(rng: random.Random) -> Config:
 
 def oracle(case: Case, config: Config, logprobs: Numbers) -> tuple[Numbers, Numbers]:
     """Every token's share of the loss, and the loss's slope with respect to its log-prob."""
-    rows = [length for of in case.lengths for length in of]
+    rows = [length for group in case.lengths for length in group]
     high = config.clip_eps if config.clip_eps_high is None else config.clip_eps_high
     losses, slopes = [], []
     for rewards, lengths in zip(case.rewards, case.lengths, strict=True):
@@ -114,17 +115,25 @@ class Table:
         self.moved = torch.zeros_like(self.table)  # since the rollout, beside what training moves
         self.training = True
 
-    def encode(self, examples: list[int]) -> list[int]:
+    def encode(self, examples: list[int], max_completion_length: int = 0) -> list[int]:
         return examples
 
-    def sample(self, prompts: list[int], *_, **__) -> list[Group]:
-        lengths = [n for of in self.case.lengths for n in of]
+    def sample(
+        self,
+        prompts: list[int],
+        group_size: int,
+        keys: list[tuple[int, ...]],
+        *,
+        temperature: float,
+        max_completion_length: int,
+    ) -> list[Group]:
+        lengths = [n for group in self.case.lengths for n in group]
         ids = torch.arange(sum(lengths)).split(lengths)
         size = len(self.case.lengths[0])
         return [self.completed(b, ids[b * size : (b + 1) * size], [False] * size) for b in prompts]
 
     def completed(self, prompt: int, ids, truncated: list[bool]) -> Group:
-        return Group(prompt, [torch.as_tensor(of) for of in ids], truncated)
+        return Group(prompt, list(map(torch.as_tensor, ids)), truncated)
 
     def decode(self, ids: Tensor) -> str:
         return str(int(ids[0]))
@@ -161,7 +170,7 @@ def at_each_update(look: Callable[..., None]) -> Iterator[None]:
 def agrees(case: Case, config: Config, together: bool) -> None:
     """Both updates of a step of the loop have the oracle's losses and slopes, token by token."""
     table, slopes = Table(case, together), []
-    firsts = dict(zip(starts(case), (r for of in case.rewards for r in of), strict=True))
+    firsts = dict(zip(starts(case), (r for rewards in case.rewards for r in rewards), strict=True))
 
     def reward(examples, texts):
         values = [firsts[int(text)] for text in texts]
@@ -183,7 +192,7 @@ def agrees(case: Case, config: Config, together: bool) -> None:
 
 
 def starts(case: Case) -> Numbers:
-    lengths = [length for of in case.lengths for length in of]
+    lengths = [length for group in case.lengths for length in group]
     return [sum(lengths[:i]) for i in range(len(lengths))]
 
 
@@ -230,7 +239,7 @@ def textbook_logprobs(policy, rollout, temperature: float) -> Numbers:
     return torch.cat(parts).tolist()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ONE_FAST)
 def test_the_gradient_of_lora_weights_is_the_difference_quotient_at_temperature_0_7(fresh, loss):
     """Both updates of a step; the loss at shifted weights is the oracle's, of log-probs by the
     textbook, so that nothing of ours but the gradient has a part in it."""

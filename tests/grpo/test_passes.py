@@ -125,6 +125,7 @@ def test_halves_hold_every_completion_once_and_in_order(fresh):
         assert groups[0].truncated[0] == (own[-1].item() not in policy.chat.eos)
 
 
+@pytest.mark.slow
 def test_a_real_limit_of_memory_is_survived(tiny_folder):
     """The program limits its own address space, and torch's allocations fail for real."""
     done = Program(sys.executable, "-m", "tests.grpo.starved", str(tiny_folder)).finish()

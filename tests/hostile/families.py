@@ -1,4 +1,4 @@
-"""Every form of data set as small as it can be: three rows, of which a test spoils the second."""
+"""Every form of data set, as small as possible: three rows, and a test spoils the second."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Rows = list[Any]
 
 @dataclass(frozen=True)
 class Family:
-    """`row(i)` is a good row, `write(root, rows)` the data set and its images: the spec to read."""
+    """A form of data set: `row(i)` makes a good row, `write(root, rows)` writes rows and images."""
 
     row: Callable[[int], dict[str, Any]]
-    file: str  # where its rows are
+    file: str  # the path of its file of rows
     dump: Callable[[Rows], bytes]
     spec: str  # {} is the folder
-    images: str  # of row {}, under the folder
+    images: str  # the path of the image of row {}; empty if the rows hold the images
 
     def write(self, root: Path, rows: Rows) -> str:
+        """Write a data set of these rows. Returns the name to read it by."""
         return self.write_bytes(root, self.dump(rows))
 
     def write_bytes(self, root: Path, content: bytes) -> str:
+        """Write a data set whose file of rows holds `content`. Returns the name to read it by."""
         file = root / self.file
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
@@ -122,6 +124,6 @@ FAMILIES = {
     "path-vqa": Family(_path, "data/train-0.parquet", parquet_bytes, "path-vqa:{}", ""),
     "vqa-rad-hub": Family(_path, "data/train-0.parquet", parquet_bytes, "vqa-rad:{}", ""),
 }
-JSON = [n for n, of in FAMILIES.items() if of.dump in (_json, _lines)]
+JSON = [name for name, family in FAMILIES.items() if family.dump in (_json, _lines)]
 TEXT = ["pmc-vqa", "vqa-med-2019"]  # every cell is text
 PARQUET = ["path-vqa", "vqa-rad-hub"]

@@ -17,6 +17,7 @@ from grpo.settings.errors import UsageError, one_line
 from models import lora
 from models.policy import Policy, load_policy
 from tests.conftest import randomise
+from tests.hostile.every import try_every
 from tests.tiny import make_model
 
 Spoil = Callable[[Path], Any]
@@ -60,7 +61,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
 
 
 def put(value: float) -> Spoil:
-    return tensors(lambda of: of[FIRST].view(-1)[:1].fill_(value))
+    return tensors(lambda found: found[FIRST].view(-1)[:1].fill_(value))
 
 
 def cut(length: int) -> Spoil:
@@ -75,8 +76,8 @@ def header(content: bytes, length: int | None = None) -> Spoil:
     return lambda folder: (folder / lora.WEIGHTS).write_bytes(size + content + bytes(64))
 
 
-def entry(**of: Any) -> Spoil:
-    whole = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64], **of}
+def entry(**changes: Any) -> Spoil:
+    whole = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64], **changes}
     return header(json.dumps({FIRST: whole}).encode())
 
 
@@ -116,14 +117,17 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "weights of NaN": (put(float("nan")), "no finite number"),
     "weights of infinity": (put(float("-inf")), "no finite number"),
     "weights of whole numbers": (
-        tensors(lambda of: of.update({FIRST: of[FIRST].long()})),
+        tensors(lambda found: found.update({FIRST: found[FIRST].long()})),
         "no finite number",
     ),
-    "a name too many": (tensors(lambda of: of.update(evil=torch.ones(1))), "another base"),
-    "a name too few": (tensors(lambda of: of.pop(FIRST)), "another base"),
-    "another name": (tensors(lambda of: of.update(x=of.pop(FIRST))), "another base"),
-    "another shape": (tensors(lambda of: of.update({FIRST: torch.ones(4, 4)})), "another base"),
-    "no tensor": (tensors(lambda of: of.clear()), "another base"),
+    "a name too many": (tensors(lambda found: found.update(evil=torch.ones(1))), "another base"),
+    "a name too few": (tensors(lambda found: found.pop(FIRST)), "another base"),
+    "another name": (tensors(lambda found: found.update(x=found.pop(FIRST))), "another base"),
+    "another shape": (
+        tensors(lambda found: found.update({FIRST: torch.ones(4, 4)})),
+        "another base",
+    ),
+    "no tensor": (tensors(lambda found: found.clear()), "another base"),
     "another base": (text(lora.BASE, '{"name": "x", "fingerprint": "0"}'), "another base (x)"),
     "a base of a list": (text(lora.BASE, "[]"), "damaged"),
     "a base nested deep": (text(lora.BASE, "[" * 100_000), "damaged"),
@@ -151,21 +155,21 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_an_adapter_with_a_fault_is_refused(
-    fault: str, policy: Policy, saved: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(saved, tmp_path / "adapter"))
-    spoil, says = FAULTS[fault]
-    spoil(folder)
-    before = [parameter.clone() for parameter in policy.parameters()]
-    with pytest.raises(UsageError) as error:
-        policy.load(folder)
-    line = one_line(str(error.value))
-    assert says in line
-    assert str(folder) in line
-    for now, then in zip(policy.parameters(), before, strict=True):
-        assert torch.equal(now, then)
+def test_an_adapter_with_a_fault_is_refused(policy: Policy, saved: Path, tmp_path: Path) -> None:
+    def is_refused(fault: str) -> None:
+        folder = Path(shutil.copytree(saved, tmp_path / fault))
+        spoil, says = FAULTS[fault]
+        spoil(folder)
+        before = [parameter.clone() for parameter in policy.parameters()]
+        with pytest.raises(UsageError) as error:
+            policy.load(folder)
+        line = one_line(str(error.value))
+        assert says in line
+        assert str(folder) in line
+        for now, then in zip(policy.parameters(), before, strict=True):
+            assert torch.equal(now, then)
+
+    try_every(is_refused, FAULTS)
 
 
 def test_the_adapter_without_a_fault_is_read(policy: Policy, saved: Path) -> None:

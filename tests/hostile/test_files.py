@@ -14,20 +14,21 @@ import data.load
 from data.splits import in_two_splits, same_content
 from grpo.settings.errors import UsageError, one_line
 from tests.data.conftest import write_image
+from tests.hostile.every import first_by_default, try_every
 from tests.hostile.families import FAMILIES, JSON, PARQUET, TEXT
 
 BOM = b"\xef\xbb\xbf"
 Spoil = Callable[[bytes], bytes]
-# What is done to a good file, and whether all of its three rows are read after it.
+# A change of a good file, and whether its three rows are read afterwards (None: some may be).
 SPOILT: dict[str, tuple[Spoil, bool | None]] = {
     "no bytes": (lambda _: b"", False),
     "white space": (lambda _: b" \n\n\t\n", False),
-    "a byte order mark": (lambda of: BOM + of, True),
+    "a byte order mark": (lambda content: BOM + content, True),
     "a byte order mark alone": (lambda _: BOM, False),
-    "half of it": (lambda of: of[: len(of) // 2], None),
-    "its last byte gone": (lambda of: of[:-1], None),
-    "UTF-16": (lambda of: of.decode().encode("utf-16"), False),
-    "Latin-1": (lambda of: of.replace(b"?", b"\xe9", 1), False),
+    "half of it": (lambda content: content[: len(content) // 2], None),
+    "its last byte gone": (lambda content: content[:-1], None),
+    "UTF-16": (lambda content: content.decode().encode("utf-16"), False),
+    "Latin-1": (lambda content: content.replace(b"?", b"\xe9", 1), False),
     "NULs": (lambda _: bytes(1000), False),
     "HTML": (lambda _: b"<!doctype html><title>404</title>", False),
     "nested without end": (lambda _: b"[" * 200_000, False),
@@ -38,14 +39,13 @@ SPOILT: dict[str, tuple[Spoil, bool | None]] = {
     "git-lfs": (lambda _: b"version https://git-lfs.github.com/spec/v1\n", False),
     "JSON null": (lambda _: b"null", False),
     "JSON of NaN": (lambda _: b"[NaN, Infinity]", False),
-    "it twice": (lambda of: of + b"\n" + of, None),
-    "carriage returns": (lambda of: of.replace(b"\n", b"\r\n"), True),
+    "it twice": (lambda content: content + b"\n" + content, None),
+    "carriage returns": (lambda content: content.replace(b"\n", b"\r\n"), True),
 }
-CASES = [(family, spoil) for family in (*JSON, *TEXT) for spoil in SPOILT]
 
 
 def refused(spec: str, says: str = "") -> str:
-    """The one line that refuses a data set."""
+    """Assert that a data set is refused in one line that holds `says`. Returns the line."""
     data.load.read.cache_clear()
     with pytest.raises(UsageError) as error:
         data.load.read(spec)
@@ -56,69 +56,79 @@ def refused(spec: str, says: str = "") -> str:
 
 
 def questions(spec: str) -> int:
+    """The number of questions that are read."""
     data.load.read.cache_clear()
     return len(data.load.read(spec).examples)
 
 
-@pytest.mark.parametrize(("family", "spoil"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize("name", first_by_default([*JSON, *TEXT]))
 def test_a_damaged_file_is_one_line_or_read_as_far_as_it_is_whole(
-    family: str, spoil: str, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
-    of, (change, whole) = FAMILIES[family], SPOILT[spoil]
-    content = change(of.dump([of.row(i) for i in range(3)]))
-    spec = of.write_bytes(tmp_path, content)
-    if whole:
-        assert questions(spec) == 3
-    elif whole is False:
-        refused(spec, "has no usable question")
-    else:  # lines stand each for itself; a JSON list is whole or nothing
-        try:
-            assert 1 <= questions(spec) <= 6
-        except UsageError:
+    family = FAMILIES[name]
+    good = family.dump([family.row(i) for i in range(3)])
+
+    def refused_or_read(spoil: str) -> None:
+        change, whole = SPOILT[spoil]
+        spec = family.write_bytes(tmp_path / spoil, change(good))
+        if whole:
+            assert questions(spec) == 3
+        elif whole is False:
             refused(spec, "has no usable question")
+        else:  # every line is read by itself; a JSON list is read whole or not at all
+            try:
+                assert 1 <= questions(spec) <= 6
+            except UsageError:
+                refused(spec, "has no usable question")
+
+    try_every(refused_or_read, SPOILT)
 
 
-PARTS = [0, 1, 4, 8, 50, 90, 99]
-
-
-@pytest.mark.parametrize("percent", PARTS)
-@pytest.mark.parametrize("family", PARQUET)
-def test_a_part_of_a_parquet_file_is_one_line(family: str, percent: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", first_by_default(PARQUET))
+def test_a_part_of_a_parquet_file_is_one_line(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
-    of = FAMILIES[family]
-    content = of.dump([of.row(i) for i in range(3)])
-    cut = content[: len(content) * percent // 100]
-    refused(of.write_bytes(tmp_path, cut), "has no usable question")
+    family = FAMILIES[name]
+    content = family.dump([family.row(i) for i in range(3)])
+
+    def is_refused(percent: int) -> None:
+        part = content[: len(content) * percent // 100]
+        refused(family.write_bytes(tmp_path / str(percent), part), "has no usable question")
+
+    try_every(is_refused, [0, 1, 4, 8, 50, 90, 99])
 
 
-@pytest.mark.parametrize("at", range(0, 100, 4))
-def test_a_parquet_file_of_changed_bytes_is_one_line_or_read(at: int, tmp_path: Path) -> None:
+def test_a_parquet_file_of_changed_bytes_is_one_line_or_read(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
-    of = FAMILIES["path-vqa"]
-    content = bytearray(of.dump([of.row(i) for i in range(3)]))
-    place = len(content) * at // 100
-    content[place : place + 3] = b"\xff\x00\xff"
-    try:
-        assert questions(of.write_bytes(tmp_path, bytes(content))) <= 3
-    except UsageError:
-        refused(f"path-vqa:{tmp_path}")
+    family = FAMILIES["path-vqa"]
+    good = family.dump([family.row(i) for i in range(3)])
+
+    def refused_or_read(percent: int) -> None:
+        content, place = bytearray(good), len(good) * percent // 100
+        content[place : place + 3] = b"\xff\x00\xff"
+        folder = tmp_path / str(percent)
+        try:
+            assert questions(family.write_bytes(folder, bytes(content))) <= 3
+        except UsageError:
+            refused(f"path-vqa:{folder}")
+
+    try_every(refused_or_read, range(0, 100, 4))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["nothing", "a folder", "a pipe", "a dangling link"])
-def test_what_is_no_file_of_questions_is_not_waited_on(
-    family: str, kind: str, tmp_path: Path
-) -> None:
-    of = FAMILIES[family]
-    file = tmp_path / of.file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "a folder":
-        file.mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(file)
-    elif kind == "a dangling link":
-        file.symlink_to(tmp_path / "gone")
-    refused(of.spec.format(tmp_path))
+def test_what_is_no_file_of_questions_is_not_waited_on(kind: str, tmp_path: Path) -> None:
+    def is_refused(name: str) -> None:
+        folder = tmp_path / name
+        file = folder / FAMILIES[name].file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "a folder":
+            file.mkdir()
+        elif kind == "a pipe":
+            os.mkfifo(file)
+        elif kind == "a dangling link":
+            file.symlink_to(tmp_path / "gone")
+        refused(FAMILIES[name].spec.format(folder))
+
+    try_every(is_refused, FAMILIES)
 
 
 def outside(tmp_path: Path) -> Path:
@@ -154,8 +164,8 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_no_path_leads_out_of_the_data_folder(name: str, tmp_path: Path) -> None:
+def assert_left_out(name: str, tmp_path: Path) -> None:
+    """Assert that a row whose image has that path is left out."""
     root = outside(tmp_path)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "folder").symlink_to(tmp_path)
@@ -167,7 +177,7 @@ def test_no_path_leads_out_of_the_data_folder(name: str, tmp_path: Path) -> None
     spec = f"jsonl:{root}/own.jsonl"
     data.load.read.cache_clear()
     listing = data.load.read(spec)
-    if name == "a folder":  # it is there, and is found to be no image when it is drawn
+    if name == "a folder":  # it exists: that it is no image is found when it is drawn
         assert [example.id for example in listing.examples] == ["q0", "bad"]
     else:
         assert [example.id for example in listing.examples] == ["q0"]
@@ -180,6 +190,15 @@ def test_no_path_leads_out_of_the_data_folder(name: str, tmp_path: Path) -> None
             continue
         assert {example.id for example in asked} <= {"q0"}
     assert {item.row for item in skipped} == {"bad"}
+
+
+def test_no_path_leads_out_of_the_data_folder(tmp_path: Path) -> None:
+    def is_left_out(name: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        assert_left_out(name, folder)
+
+    try_every(is_left_out, PATHS)
 
 
 def test_links_inside_the_data_folder_are_followed(tmp_path: Path) -> None:
@@ -217,14 +236,15 @@ def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
     assert all(example.id.encode() for example in asked)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["", ":", "jsonl", "jsonl:", "nothing:x", "jsonl:\0", "jsonl:" + "x" * 5000, "../x:y",
-     "jsonl:/dev/null", "jsonl:/dev/zero", "slake:/proc/self/mem", "huatuo:\udcff",
-     "jsonl:~nosuchuser/x"],
-    ids=ascii,
-)  # fmt: skip
-def test_a_name_of_no_data_set_is_one_line(spec: str) -> None:
-    data.load.read.cache_clear()
-    with pytest.raises((UsageError, OSError)):  # both are one line of the programs
-        data.load.read(spec)
+SPECS = ["", ":", "jsonl", "jsonl:", "nothing:x", "jsonl:\0", "jsonl:" + "x" * 5000, "../x:y"]
+SPECS += ["jsonl:/dev/null", "jsonl:/dev/zero", "slake:/proc/self/mem", "huatuo:\udcff"]
+SPECS += ["jsonl:~nosuchuser/x"]
+
+
+def test_a_name_of_no_data_set_is_one_line() -> None:
+    def is_refused(spec: str) -> None:
+        data.load.read.cache_clear()
+        with pytest.raises((UsageError, OSError)):  # the programs print one line for both
+            data.load.read(spec)
+
+    try_every(is_refused, SPECS)

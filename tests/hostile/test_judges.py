@@ -1,7 +1,8 @@
-"""A judge's reply, whatever it is: a verdict, counted as unreadable, or one line."""
+"""Any reply of a judge: a verdict, counted as unreadable, or one line."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from grpo.settings.errors import one_line
 from rewards.judges.endpoint import Endpoint, read_verdict
 from rewards.judges.interface import Inquiry, JudgeError, Verdict
 from rewards.judges.judge import Judge
+from tests.hostile.every import try_every
 from tests.rewards.judges.server import Server, serving, verdict, wire
 
 INQUIRY = Inquiry("You grade.", "<text>a bright rim</text>", ("yes", "no"))
@@ -67,25 +69,29 @@ SAID: dict[str, tuple[str, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_a_reply_is_a_verdict_or_unreadable(name: str) -> None:
-    text, choice = SAID[name]
-    found = read_verdict(text, INQUIRY.choices)
-    assert (found and found.choice) == choice
-    assert found is None or len(found.reason) <= 500
+def test_a_reply_is_a_verdict_or_unreadable() -> None:
+    def is_read(name: str) -> None:
+        text, choice = SAID[name]
+        found = read_verdict(text, INQUIRY.choices)
+        assert (found and found.choice) == choice
+        assert found is None or len(found.reason) <= 500
+
+    try_every(is_read, SAID)
 
 
-@pytest.mark.parametrize("name", ["HTML", "control characters", "half a surrogate", "digits"])
-def test_a_reply_is_kept_only_where_it_is_read(name: str, server: Server, tmp_path: Path) -> None:
-    text, choice = SAID[name]
-    server.reply = lambda body: text
-    judge = judge_at(server, tmp_path)
-    (found,) = judge.ask([INQUIRY])
-    assert (found and found.choice) == choice
-    assert judge.counts()["judge/unreadable"] == (choice is None)
-    kept = list(tmp_path.rglob("*.json"))
-    assert len(kept) == (choice is not None)
-    assert judge_at(server, tmp_path).ask([INQUIRY]) == [found]
+def test_a_reply_is_kept_only_where_it_is_read(server: Server, tmp_path: Path) -> None:
+    def is_kept(name: str) -> None:
+        text, choice = SAID[name]
+        server.reply = lambda body: text
+        judge = judge_at(server, tmp_path / name)
+        (found,) = judge.ask([INQUIRY])
+        assert (found and found.choice) == choice
+        assert judge.counts()["judge/unreadable"] == (choice is None)
+        kept = list((tmp_path / name).rglob("*.json"))
+        assert len(kept) == (choice is not None)
+        assert judge_at(server, tmp_path / name).ask([INQUIRY]) == [found]
+
+    try_every(is_kept, ["HTML", "control characters", "half a surrogate", "digits"])
 
 
 BODIES: dict[str, bytes] = {
@@ -106,14 +112,16 @@ BODIES: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_a_body_of_another_form_is_tried_again_and_then_one_line(name: str, server: Server) -> None:
-    server.faults = [BODIES[name]]
-    assert judge_at(server).ask([INQUIRY]) == [Verdict("yes", "as seen")]
-    server.faults = [BODIES[name]] * 9
-    with pytest.raises(JudgeError, match="no answer in 2 tries") as error:
-        judge_at(server).ask([INQUIRY])
-    assert len(one_line(str(error.value))) < 600
+def test_a_body_of_another_form_is_tried_again_and_then_one_line(server: Server) -> None:
+    def is_tried_twice(name: str) -> None:
+        server.faults = [BODIES[name]]
+        assert judge_at(server).ask([INQUIRY]) == [Verdict("yes", "as seen")]
+        server.faults = [BODIES[name]] * 9
+        with pytest.raises(JudgeError, match="no answer in 2 tries") as error:
+            judge_at(server).ask([INQUIRY])
+        assert len(one_line(str(error.value))) < 600
+
+    try_every(is_tried_twice, BODIES)
 
 
 def test_a_reply_without_end_is_given_up(server: Server) -> None:
@@ -132,16 +140,16 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirection_to_no_endpoint_is_not_followed(
-    status: int, place: str, server: Server
-) -> None:
-    server.faults = [(status, {"Location": place}, b"{}")] * 9
-    with pytest.raises(JudgeError) as error:
-        judge_at(server).ask([INQUIRY])
-    assert "root:" not in str(error.value)
-    assert len(one_line(str(error.value))) < 600
+def test_a_redirection_to_no_endpoint_is_not_followed(server: Server) -> None:
+    def is_not_followed(redirection: tuple[int, str]) -> None:
+        status, place = redirection
+        server.faults = [(status, {"Location": place}, b"{}")] * 9
+        with pytest.raises(JudgeError) as error:
+            judge_at(server).ask([INQUIRY])
+        assert "root:" not in str(error.value)
+        assert len(one_line(str(error.value))) < 600
+
+    try_every(is_not_followed, itertools.product((301, 302, 303, 307, 308), PLACES))
 
 
 KEPT: dict[str, str] = {
@@ -156,16 +164,18 @@ KEPT: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_a_damaged_verdict_in_the_cache_is_asked_again(
-    name: str, server: Server, tmp_path: Path
-) -> None:
-    judge_at(server, tmp_path).ask([INQUIRY])
-    (kept,) = tmp_path.rglob("*.json")
-    kept.write_text(KEPT[name])
-    assert judge_at(server, tmp_path).ask([INQUIRY]) == [Verdict("yes", "as seen")]
-    assert json.loads(kept.read_text())["choice"] == "yes"
-    assert len(server.bodies) == 2
+def test_a_damaged_verdict_in_the_cache_is_asked_again(server: Server, tmp_path: Path) -> None:
+    def is_asked_again(name: str) -> None:
+        cache = tmp_path / name
+        asked = len(server.bodies)
+        judge_at(server, cache).ask([INQUIRY])
+        (kept,) = cache.rglob("*.json")
+        kept.write_text(KEPT[name])
+        assert judge_at(server, cache).ask([INQUIRY]) == [Verdict("yes", "as seen")]
+        assert json.loads(kept.read_text())["choice"] == "yes"
+        assert len(server.bodies) - asked == 2
+
+    try_every(is_asked_again, KEPT)
 
 
 def test_a_cache_that_is_a_file_is_one_line(server: Server, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Model folders that lie: no pickle, no code, no detour, and one line for each."""
+"""Damaged and malicious model folders: no pickle is opened, no code runs, one line says why."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ from transformers import AutoTokenizer
 from grpo.settings.errors import UsageError, one_line
 from models.chat import Chat
 from models.policy import Policy, load_policy
+from tests.hostile.every import first_by_default, try_every
 from tests.tiny import make_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 Spoil = Callable[[Path], Any]
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    """A copy of a model's folder, in which the weights are a link."""
+    folder.mkdir(parents=True)
+    for file in model.iterdir():
+        if file.suffix == ".safetensors":
+            os.link(file, folder / file.name)
+        else:
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
 
 
 def edit(name: str, **changes: Any) -> Spoil:
@@ -74,7 +86,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
 
 
 def fill(value: float) -> Spoil:
-    return weights(lambda of: next(iter(of.values())).view(-1)[:1].fill_(value))
+    return weights(lambda found: next(iter(found.values())).view(-1)[:1].fill_(value))
 
 
 CONFIG, TOKENS = "config.json", "tokenizer_config.json"
@@ -106,8 +118,8 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "another token": (edit(CONFIG, image_token_id=1), "of two models"),
     "weights of NaN": (fill(float("nan")), "no finite number"),
     "weights of infinity": (fill(float("inf")), "no finite number"),
-    "no weights": (weights(lambda of: of.clear()), "weights are missing"),
-    "a weight too many": (weights(lambda of: of.update(evil=torch.ones(1))), "have no place"),
+    "no weights": (weights(lambda found: found.clear()), "weights are missing"),
+    "a weight too many": (weights(lambda found: found.update(evil=torch.ones(1))), "have no place"),
     "a tokenizer of another class": (edit(TOKENS, tokenizer_class="../../x.Evil"), "cannot be"),
     "a tokenizer of a number": (edit(TOKENS, tokenizer_class=5), "cannot be loaded"),
     "a tokenizer nested deep": (text(TOKENS, '{"a":' * 100_000), "cannot be loaded"),
@@ -148,26 +160,29 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_that_fails_is_one_line(
-    name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES[name])
-    with pytest.raises(UsageError, match="use an -Instruct model") as error:
-        Chat(tokenizer)
-    assert len(one_line(str(error.value))) < 1000
+def test_a_template_that_fails_is_one_line(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_refused(name: str) -> None:
+        monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES[name])
+        with pytest.raises(UsageError, match="use an -Instruct model") as error:
+            Chat(tokenizer)
+        assert len(one_line(str(error.value))) < 1000
+
+    try_every(is_refused, TEMPLATES)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_model_with_a_fault_is_refused(fault: str, model: Path) -> None:
-    spoil, says = FAULTS[fault]
-    spoil(model)
-    with pytest.raises(UsageError) as error:
-        load_policy(str(model), device="cpu")
-    line = one_line(str(error.value))
-    assert str(model) in line
-    assert says in line
-    assert len(line) < 1000
+def test_a_model_with_a_fault_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    def is_refused(fault: str) -> None:
+        model = copy_of(tiny_folder, tmp_path / fault / "model")
+        spoil, says = FAULTS[fault]
+        spoil(model)
+        with pytest.raises(UsageError) as error:
+            load_policy(str(model), device="cpu")
+        line = one_line(str(error.value))
+        assert str(model) in line
+        assert says in line
+        assert len(line) < 1000
+
+    try_every(is_refused, FAULTS)
 
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Evil: pass\n"
@@ -190,8 +205,11 @@ def opened(folder: Path) -> Policy:
     return load_policy(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize("what", HARMLESS)
-def test_what_lies_beside_the_weights_is_not_run(what: str, model: Path) -> None:
+@pytest.mark.parametrize("what", first_by_default(HARMLESS))
+def test_what_lies_beside_the_weights_is_not_run(
+    what: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = copy_of(tiny_folder, tmp_path / "model")
     for name in ("evil.py", "modeling_qwen2_vl.py", "custom_generate/generate.py", "__init__.py"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(EVIL)
@@ -200,12 +218,15 @@ def test_what_lies_beside_the_weights_is_not_run(what: str, model: Path) -> None
     assert not (model / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "/", "a/b/c", "\0", "x" * 5000, "~nosuchuser/x", "file:///etc", "a\nb"],
-    ids=ascii,
-)  # fmt: skip
-def test_a_name_of_no_model_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+NAMES = ["", ".", "..", "/", "a/b/c", "\0", "x" * 5000, "~nosuchuser/x", "file:///etc", "a\nb"]
+
+
+def test_a_name_of_no_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises((UsageError, OSError)) as error:  # both are one line of the programs
-        load_policy(name, device="cpu")
-    assert len(one_line(str(error.value))) < 2006
+
+    def is_refused(name: str) -> None:
+        with pytest.raises((UsageError, OSError)) as error:  # the programs print one line for both
+            load_policy(name, device="cpu")
+        assert len(one_line(str(error.value))) < 2006
+
+    try_every(is_refused, NAMES)

@@ -23,6 +23,7 @@ from grpo.settings.errors import UsageError, one_line
 from rewards import answers as parse
 from rewards import words
 from rewards.judges.endpoint import read_verdict
+from tests.hostile.every import first_by_default
 from tests.hostile.families import FAMILIES, JSON
 from tests.hostile.pictures import FORMS
 from tests.hostile.test_rows import check, read
@@ -54,30 +55,32 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
     set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
-@pytest.mark.parametrize("family", JSON)
-def test_rows_of_any_values_are_counted_or_used(family: str, tmp_path: Path) -> None:
-    of = FAMILIES[family]
-    names = sorted(of.row(0))
+@pytest.mark.parametrize("name", first_by_default(JSON))
+def test_rows_of_any_values_are_counted_or_used(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    fields = sorted(family.row(0))
 
     @checked
-    @given(st.dictionaries(st.sampled_from(names) | anything, values, max_size=4))
+    @given(st.dictionaries(st.sampled_from(fields) | anything, values, max_size=4))
     def holds(changes: dict[str, Any]) -> None:
-        listing = read(of.write(tmp_path, [of.row(0), of.row(1) | changes, of.row(2)]))
+        listing = read(
+            family.write(tmp_path, [family.row(0), family.row(1) | changes, family.row(2)])
+        )
         found = len(listing.examples) + len(listing.skipped)
-        check(listing, max(3, found) if family == "silvar-med" else 3)  # it has lists of questions
+        check(listing, max(3, found) if name == "silvar-med" else 3)  # it has lists of questions
 
     holds()
 
 
-@pytest.mark.parametrize("family", [*JSON, "pmc-vqa", "vqa-med-2019"])
-def test_files_of_any_bytes_are_one_line_or_read(family: str, tmp_path: Path) -> None:
-    of = FAMILIES[family]
-    good = of.dump([of.row(i) for i in range(3)])
+@pytest.mark.parametrize("name", first_by_default([*JSON, "pmc-vqa", "vqa-med-2019"]))
+def test_files_of_any_bytes_are_one_line_or_read(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    good = family.dump([family.row(i) for i in range(3)])
 
     @checked
     @given(st.integers(0, len(good)), st.integers(0, 20), st.binary(max_size=10))
     def holds(at: int, gone: int, put: bytes) -> None:
-        spec = of.write_bytes(tmp_path, good[:at] + put + good[at + gone :])
+        spec = family.write_bytes(tmp_path, good[:at] + put + good[at + gone :])
         try:
             listing = read(spec)
         except UsageError as error:
@@ -88,7 +91,7 @@ def test_files_of_any_bytes_are_one_line_or_read(family: str, tmp_path: Path) ->
     holds()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", first_by_default(FORMS))
 def test_images_of_any_bytes_are_one_line_or_shown(form: str, tmp_path: Path) -> None:
     good, file = FORMS[form], tmp_path / "image"
 

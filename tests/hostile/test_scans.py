@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.hostile.every import try_every
 from tests.hostile.pictures import FORMS, refused
 
 READERS = {"dcm": "pydicom", "nii": "nibabel", "nii.gz": "nibabel"}
@@ -30,12 +31,15 @@ BROKEN = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("ending", READERS)
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_scan_is_one_line(name: str, ending: str, tmp_path: Path) -> None:
+def test_a_broken_scan_is_one_line(ending: str, tmp_path: Path) -> None:
     pytest.importorskip(READERS[ending], reason="reads such scans")
     file = tmp_path / f"scan.{ending}"
-    file.write_bytes(BROKEN[name])
-    refused(file, "cannot be read")
+
+    def is_refused(name: str) -> None:
+        file.write_bytes(BROKEN[name])
+        refused(file, "cannot be read")
+
+    try_every(is_refused, BROKEN)
 
 
 def nifti(**dimensions: int) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 from rewards import answers as parse
 from rewards import words
 from rewards.judges.endpoint import read_verdict
+from tests.hostile.every import try_every
 
 LETTERS, OPTIONS = ("A", "B"), ("left", "right")
 EXTRACTORS: dict[str, Callable[[str], Any]] = {
@@ -28,7 +29,7 @@ EXTRACTORS: dict[str, Callable[[str], Any]] = {
 }
 
 THINK = "<think>so</think>"
-# Text, and the letter that is read of it.
+# A text, and the letter that is read in it.
 TEXTS: dict[str, tuple[str, str | None]] = {
     "nothing": ("", None),
     "the format": (THINK + "<answer>B</answer>", "B"),
@@ -74,16 +75,18 @@ TEXTS: dict[str, tuple[str, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_one_letter_is_read_or_none(name: str) -> None:
-    text, letter = TEXTS[name]
-    assert parse.answer_letter(text, LETTERS, OPTIONS) == letter
-    for extract in EXTRACTORS.values():
-        extract(text)
-    assert not parse.is_formatted(text, LETTERS) or letter
+def test_one_letter_is_read_or_none() -> None:
+    def is_read(name: str) -> None:
+        text, letter = TEXTS[name]
+        assert parse.answer_letter(text, LETTERS, OPTIONS) == letter
+        for extract in EXTRACTORS.values():
+            extract(text)
+        assert not parse.is_formatted(text, LETTERS) or letter
+
+    try_every(is_read, TEXTS)
 
 
-# Made n pieces long; each is the worst that is known of some pattern.
+# Texts of n pieces; each is the worst known input for some pattern.
 LONG: dict[str, Callable[[int], str]] = {
     "thoughts opened": lambda n: "<think>" * n,
     "thoughts closed": lambda n: "</think>" * n,
@@ -114,9 +117,17 @@ LONG: dict[str, Callable[[int], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", LONG)
-def test_a_long_text_of_any_kind_is_read_by_all(name: str) -> None:
-    """Linear work takes a second; quadratic work takes hours, and conftest.py's clock strikes."""
-    text = LONG[name](200_000)
+def read_by_all(name: str, pieces: int) -> None:
+    text = LONG[name](pieces)
     for extract in EXTRACTORS.values():
         extract(text)
+
+
+def test_a_text_of_any_kind_is_read_by_all() -> None:
+    try_every(lambda name: read_by_all(name, 2_000), LONG)
+
+
+@pytest.mark.exhaustive
+def test_a_long_text_of_any_kind_is_read_by_all() -> None:
+    """Linear work takes a second; quadratic work takes hours, and exceeds the time limit."""
+    try_every(lambda name: read_by_all(name, 200_000), LONG)

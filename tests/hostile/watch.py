@@ -1,12 +1,13 @@
-"""What no hostile input may bring about, seen by Python itself: its audit events.
+"""What no hostile input may cause, found by Python's audit events; and a time limit.
 
-Unpickling, starting a program, and writing anywhere but in a test's own folder are noted, whoever
-does it: our code, Pillow, torch or transformers.
+Unpickling, starting a program, and writing outside the test's own folder are noted, in our code as
+in Pillow, torch and transformers.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,34 @@ from typing import Any
 WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
 STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn"}
 
-noted: list[str] = []  # of the test that runs
-_own: tuple[str, ...] = ()  # where it may write; nothing is noted where there is no such place
+# Only so that a broken case ends; a sound one takes hundredths of a second.
+WORK = 60  # seconds of this process's own time: quadratic work takes longer
+PATIENCE = 1200  # seconds of the clock: waiting on a pipe takes longer
+
+noted: list[str] = []  # the events of the test that runs
+_own: tuple[str, ...] = ()  # where it may write; nothing is noted if this is empty
+
+
+def limit_time() -> None:
+    """Raise TimeoutError in this thread after WORK or PATIENCE seconds from now."""
+    signal.signal(signal.SIGPROF, _end)
+    signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_PROF, WORK)
+    signal.alarm(PATIENCE)
+
+
+def end_limit() -> None:
+    """Take the time limit back."""
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.alarm(0)
+
+
+def _end(*_: object) -> None:
+    raise TimeoutError("this input takes time without end")
 
 
 def watch(own: Path | None) -> None:
-    """Note events from now on, or no more (None). There is no way to take an audit hook back."""
+    """Note events from now on; with None, stop. An audit hook cannot be removed."""
     global _own
     _own = (f"{own.resolve()}{os.sep}", "/dev/null") if own else ()
     noted.clear()

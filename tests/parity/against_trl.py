@@ -47,7 +47,7 @@ LOSSES = ("grpo", "dr_grpo", "dapo")
 
 
 def grid() -> list[Case]:
-    return [Case(*of) for of in itertools.product(LOSSES, (0.0, 0.04), (1, 3), (1.0, 0.7))]
+    return [Case(*values) for values in itertools.product(LOSSES, (0.0, 0.04), (1, 3), (1.0, 0.7))]
 
 
 def variations() -> list[Case]:
@@ -74,7 +74,7 @@ def apart(a: Tensors, b: Tensors) -> float:
     """||a - b|| / ||b|| of all tensors as one vector, in float64."""
     assert a.keys() == b.keys()
     off = sum((a[name].double() - b[name].double()).square().sum() for name in b)
-    return float((off / sum(of.double().square().sum() for of in b.values())).sqrt())
+    return float((off / sum(value.double().square().sum() for value in b.values())).sqrt())
 
 
 def minus(a: Tensors, b: Tensors) -> Tensors:
@@ -98,7 +98,7 @@ def compared(world: World, case: Case, other: Case | None = None, **changes: Any
         worst = max(tensors, key=tensors.get)
         low_or_high = torch.stack(clipped(update.ratio, token_advantages, case.clip_eps, high))
         off = abs(mine.losses[k] - peer.losses[k])
-        moves = [minus(of.weights[k], start) for of in (mine, peer)]
+        moves = [minus(side.weights[k], start) for side in (mine, peer)]
         start = mine.weights[k]
         rows.append(
             {"model": world.name, **asdict(case), "update": k + 1}

@@ -257,5 +257,5 @@ def theirs(
         with seen.watching(weights, then):
             made.train()
     passes = len(made.losses) // case.mu
-    seen.losses = [sum(of) for of in zip(*[iter(made.losses)] * passes, strict=True)]
+    seen.losses = [sum(parts) for parts in zip(*[iter(made.losses)] * passes, strict=True)]
     return seen

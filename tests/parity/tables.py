@@ -38,8 +38,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], key: Any) -> list[str]:
     lines = []
-    for names, of in groupby(sorted(rows, key=key), key):
-        members = list(of)
+    for names, same in groupby(sorted(rows, key=key), key):
+        members = list(same)
         clipped = [row["clipped"] for row in members]
         cells = [*map(str, names), f"{100 * sum(clipped) / len(clipped):.0f} %"]
         cells += [f"{max(row[figure] for row in members):.1e}" for figure in FIGURES]
