@@ -89,7 +89,7 @@ def in_batches(policy: Policy, answers: Ask, batch_size: int, examples: Examples
     size = batch_size * world()
     with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
         for i in range(0, len(examples), size):
-            policy.ahead(share(examples[i : i + 2 * size]))  # this batch's images and the next's
+            policy.prefetch(share(examples[i : i + 2 * size]))  # this batch's images and the next's
             yield from by_all(answers, examples[i : i + size])
             bar.update(min(size, len(examples) - i))
 

@@ -37,7 +37,7 @@ from data.targets import sft_target
 from data.training_questions import question_order
 from data.variety import in_all_ways, varied
 from evaluate import ask, in_batches, predict
-from grpo.distributed import gathered, processes, rank, total
+from grpo.distributed import gathered, processes, rank, share, total
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
@@ -55,8 +55,8 @@ from grpo.settings.errors import exit_on_usage_error
 from grpo.settings.options import Options
 from grpo.sft import sft
 from grpo.step import Step
-from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
+from models.images.prefetch import prefetching
 from models.open_policy import open_policy, starting_model
 from models.policy import Policy
 from rewards.evaluation.scores import cell
@@ -119,7 +119,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
         started -= restore(point.checkpoint, policy, optimizer, begun_with)
     draw = question_order(examples, config.seed, config.prompts_per_step)
     draw = varied(draw, config.seed, config.ways, config.shuffle_options)
-    draw = announced(draw, policy.ahead, config)
+    draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     if config.method == "sft":
         steps = sft(policy, optimizer, draw, target, config, point.step)
     else:

@@ -11,7 +11,14 @@ from models.layers import Layers
 from models.policy import CPU_ACTIVATION
 from tests.conftest import randomise
 from tests.models import plain
-from tests.models.plain import KEYS, QUESTIONS, after_head, completions, rollout
+from tests.models.plain import (
+    KEYS,
+    QUESTIONS,
+    after_head,
+    completions,
+    rollout,
+    rollout_with_logprobs,
+)
 
 
 def update(policy, groups, learning_rate=0.02):
@@ -92,7 +99,7 @@ def test_an_update_reaches_the_sampler_at_once_and_leaves_the_base_alone(fresh):
     assert completions(second) != completions(first)
     assert [p.data_ptr() for p in policy.parameters()] == storage
     # What samples is what is scored, after the updates too.
-    decoded = policy.rollout(policy.encode(QUESTIONS), 4, KEYS, 1.0, 12, keep_logprobs=True)
+    decoded = rollout_with_logprobs(policy, policy.encode(QUESTIONS), 4, KEYS, 1.0, 12)
     at_decode = [row[:n] for row, n in zip(decoded.logprobs, decoded.lengths, strict=True)]
     scored, _ = policy.logprobs(second, 1.0)
     torch.testing.assert_close(torch.cat(at_decode), scored.detach(), atol=1e-4, rtol=0)

@@ -17,7 +17,8 @@ from transformers import Qwen2VLModel
 from data.example import ImageFile
 from grpo.settings.recipes import RECIPES
 from models.loading import load as loading
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.tiny import PREPROCESSOR, Question
 
 MAX_PIXELS = RECIPES["medvlm-r1"]["max_pixels"]

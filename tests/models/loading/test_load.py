@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from grpo.settings.errors import UsageError
 from models.loading import load as loading
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.models.hub import INDEX, SHARDS, make_hub_folder
 from tests.tiny import make_model
 
