@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Lock, Thread, current_thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 WORKERS = 2
 LIMIT = 1 << 30  # bytes of results that wait to be taken; no image is begun above it
@@ -19,36 +19,24 @@ PATIENCE = 2.0  # seconds that the end of the program waits for an image under w
 Draw = Callable[[int, int, int], Any]  # (step, slot, attempt) -> a question
 
 
-class Keyed(Protocol):
-    @property
-    def key(self) -> str: ...
-
-
-class Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-Image = TypeVar("Image", bound=Keyed)
-Result = TypeVar("Result", bound=Sized)
-
-
-class Prefetcher(Generic[Image, Result]):
+class Prefetcher:
     """The results of `work(image)` for images named in advance, computed by threads.
+
+    An image has a `key`, a result has `nbytes`.
 
     Threads exist only while there is work. An image under way when the program ends is waited for
     briefly, and no other is begun.
     """
 
-    def __init__(self, work: Callable[[Image], Result]) -> None:
+    def __init__(self, work: Callable[[Any], Any]) -> None:
         self._work = work
         self._lock = Lock()  # guards the three below
-        self._waiting: dict[str, Image] = {}  # by key, in the order to be begun
-        self._begun: dict[str, Future[Result]] = {}
+        self._waiting: dict[str, Any] = {}  # by key, in the order to be begun
+        self._begun: dict[str, Future] = {}
         self._threads: list[Thread] = []
         weakref.finalize(self, _stop, self._waiting, self._threads)
 
-    def prefetch(self, images: Sequence[Image]) -> None:
+    def prefetch(self, images: Sequence[Any]) -> None:
         """Compute these, in this order. Images of an earlier call that are not among them are
         forgotten."""
         wanted = {image.key: image for image in images}
@@ -59,7 +47,7 @@ class Prefetcher(Generic[Image, Result]):
             self._waiting |= {k: image for k, image in wanted.items() if k not in self._begun}
         self._start()
 
-    def take(self, image: Image) -> Result:
+    def take(self, image: Any) -> Any:
         """The result, once: ready, waited for, or computed now. Raises what `work` raises."""
         with self._lock:
             self._waiting.pop(image.key, None)
@@ -83,7 +71,7 @@ class Prefetcher(Generic[Image, Result]):
                 future.set_exception(error)
             del task, image, future
 
-    def _next(self) -> tuple[Image, Future[Result]] | None:
+    def _next(self) -> tuple[Any, Future] | None:
         """The next image of a thread; None, and the thread ends, if there is none, or no room."""
         with self._lock:
             done = [future for future in self._begun.values() if future.done()]
@@ -96,7 +84,7 @@ class Prefetcher(Generic[Image, Result]):
             return self._waiting.pop(key), self._begun[key]
 
 
-def _stop(waiting: dict[str, Image], threads: list[Thread]) -> None:
+def _stop(waiting: dict[str, Any], threads: list[Thread]) -> None:
     """End the threads before the interpreter shuts down, which would cut them off midway."""
     waiting.clear()
     for thread in list(threads):
@@ -114,8 +102,8 @@ def prefetching(
     """`draw`, which also prefetches the questions of a step and of the next one as a step begins.
 
     `share` takes this process's part of a step. `draw` is a function of its arguments, so calling
-    it early changes nothing. Redrawn slots (dynamic sampling) depend on the rewards, so their images
-    cannot be prefetched.
+    it early changes nothing. Redrawn slots (dynamic sampling) depend on the rewards, so their
+    images cannot be prefetched.
     """
 
     def questions(step: int) -> list[Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +27,6 @@ from models.sampling.decode_step import SLOTS, WINDOW, Buffers, Weights, step
 from models.sampling.sampler import Record, Rollout, Task, not_finite, prefill
 
 Step = Callable[[], None]
-
-
-class Replayed(Protocol):
-    """A step that ran once when this object was made, and runs again at every replay."""
-
-    def replay(self) -> None: ...
 
 
 class Graph:
@@ -65,16 +59,17 @@ class Graph:
 class GraphSampler:
     """Draws what `sample_eagerly` draws. Keeps buffers and graphs from one rollout to the next.
 
-    `record` makes a `Replayed` from a step, a device, and one that was made before or None.
+    `record` makes a graph from a step, a device, and a graph that was made before or None. It runs
+    the step once, and again at every `replay()`.
     """
 
-    def __init__(self, record: Callable[[Step, torch.device, Any], Replayed] = Graph) -> None:
+    def __init__(self, record: Callable[[Step, torch.device, Any], Any] = Graph) -> None:
         self.record = record
         self.forget()
 
     def forget(self) -> None:
         """Free graphs and buffers. Graphs go first, because they write to the buffers."""
-        self.graphs: dict[tuple, Replayed] = {}
+        self.graphs: dict[tuple, Any] = {}
         self.buffers: Buffers | None = None
         self.weights: Weights | None = None
         self.graph_key: list[tuple] = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.distribution import NoProbability, draw_tokens, law
 from models.layers import Layers
-from models.sampling.kv_cache import RowCache, SharedCache, kv_cache
+from models.sampling.kv_cache import KVCache
 from models.sampling.sampler import Record, Rollout, Task, not_finite, prefill
 
 
@@ -52,13 +52,13 @@ def sample_eagerly(task: Task) -> Rollout:
     return record.rollout()
 
 
-def _new_cache(task: Task, layers: Layers) -> SharedCache | RowCache:
+def _new_cache(task: Task, layers: Layers) -> KVCache:
     """An empty KV cache for all rows of the task."""
     config = task.language_model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
     lengths = torch.tensor([len(embed) for embed in task.embeds])
     like = {"dtype": task.embeds[0].dtype, "device": task.banned.device}
-    return kv_cache(shape, lengths, task.rows, task.max_length, **like)
+    return KVCache(shape, lengths, task.rows, task.max_length, **like)
 
 
 def _choose(task: Task, logits: Tensor, uniforms: Tensor | None, row: Tensor, step: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Keys and values of prompts and completions while completions are drawn.
 
-Decoding reads all of them once a token. `SharedCache` keeps a prompt's keys once for its group:
-less memory to hold and to read, so it is for long prompts and many rows. `RowCache` keeps a copy in
-each row: more memory, but fewer kernels a token, so it is for short prompts.
+Decoding reads all of them once a token. So the keys of a prompt are there once for its G rows: G
+times less to hold and to read, and not slower than a copy in each row even for short prompts
+(tests/benchmarks/README.md). The GPU's sampler does copy them (models/sampling/decode_step.py).
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import TreeAttention
 from models.layers import Attend
-
-COPIES = 4 << 20  # bytes of prompts' keys and values, in a layer, up to which each row has a copy
 
 
 class Compaction(NamedTuple):
@@ -61,66 +58,8 @@ def storing_attention(buffer: Tensor, rows: int, first: int, lengths: list[int])
     return attend_and_store
 
 
-def kv_cache(
-    shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
-) -> SharedCache | RowCache:
-    """The cache that pays. `shape` is (layers, kv_heads, head_dim), `lengths` (B,) the prompts',
-    `slots` the most tokens of a completion."""
-    prompt = 2 * int(lengths.max()) * shape[1] * shape[2] * like["dtype"].itemsize
-    kind = SharedCache if shares(len(lengths), rows, prompt) else RowCache
-    return kind(shape, lengths, rows, slots, **like)
-
-
-def shares(prompts: int, rows: int, prompt: int) -> bool:
-    """Whether `rows` completions look at one copy of their prompt, of so many bytes in a layer."""
-    return prompts < rows and rows * prompt > COPIES
-
-
-class RowCache:
-    """(layers, 2, rows, kv_heads, slots, head_dim): first a copy of the row's prompt, with pads up
-    to the longest, then its completion. Zeros, not garbage: masked slots must be finite."""
-
-    def __init__(
-        self, shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
-    ) -> None:
-        layers, heads, width = shape
-        self.slot = longest = int(lengths.max())  # that the next decoded token fills
-        self.group_size = rows // len(lengths)
-        self.own = torch.zeros(layers, 2, rows, heads, longest + slots, width, **like)
-        of_row = lengths.repeat_interleave(self.group_size)[:, None]
-        slot = torch.arange(longest + slots)
-        pads = (slot >= of_row) & (slot < longest)  # (rows, slots)
-        mask = torch.zeros(pads.shape, dtype=self.own.dtype).masked_fill_(pads, -torch.inf)
-        self.mask = mask.to(self.own.device)[:, None, None]
-
-    def prefill_attention(self, first: int, lengths: list[int]) -> Attend:
-        """Attention of prompts (flat, prompt `first` and the next), which stores their keys."""
-        return storing_attention(self.own, self.group_size, first, lengths)
-
-    def drop(self, done: Tensor) -> Compaction:
-        """Overwrite finished rows (live,) by live ones from the end."""
-        moves = compaction(done)
-        moves.apply(self.own[..., : self.slot, :].transpose(0, 2))
-        self.mask = moves.apply(self.mask)
-        return moves
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(live, heads * d) of one token a row: queries (live, heads, d), keys (live, kv_heads, d).
-
-        Grouped queries: those that share a key head stand in the place of query positions.
-        """
-        n, kv_heads, width = key.shape
-        keys, values = self.own[layer, :, :n, :, : self.slot + 1]
-        keys[:, :, self.slot], values[:, :, self.slot] = key, value
-        seen = self.mask[..., : self.slot + 1]
-        found = F.scaled_dot_product_attention(
-            query.view(n, kv_heads, -1, width), keys, values, attn_mask=seen
-        )
-        return found.reshape(n, -1)
-
-
-class SharedCache:
-    """The KV cache. The keys of a prompt are there once for all of its rows.
+class KVCache:
+    """The KV cache of `sample_eagerly`.
 
     `attend` needs queries by prompt, to multiply them with the prompt's keys in one product, and
     the result by row again. Rows end at different times, so `rows` and `place` say who is where:

@@ -10,9 +10,8 @@ import torch
 from grpo.settings.errors import UsageError
 from models.distribution import NoProbability, draw_tokens, law, uniforms
 from models.sampling import eager
-from models.sampling import kv_cache as decode
 from models.sampling import sampler as sampling
-from models.sampling.kv_cache import kv_cache
+from models.sampling.kv_cache import KVCache
 from models.tree import Group
 from tests.models import plain
 
@@ -35,12 +34,6 @@ def sample(policy, prompts, group_size=6, temperature=1.0, length=LENGTH, attemp
         temperature=temperature,
         max_completion_length=length,
     )
-
-
-@pytest.fixture(autouse=True, params=[0, 1 << 40], ids=["shared", "copied"])
-def copies(request, monkeypatch):
-    """Every test with both caches."""
-    monkeypatch.setattr(decode, "COPIES", request.param)
 
 
 @pytest.fixture
@@ -98,12 +91,12 @@ def test_garbage_in_unused_slots_changes_nothing(trained, prompts, monkeypatch):
     expected = as_lists(sample(trained, prompts))
 
     def dirty(*args, **kwargs):
-        cache = kv_cache(*args, **kwargs)
+        cache = KVCache(*args, **kwargs)
         for name in {"prompts", "own"} & vars(cache).keys():
             getattr(cache, name).fill_(1e4)
         return cache
 
-    monkeypatch.setattr(eager, "kv_cache", dirty)
+    monkeypatch.setattr(eager, "KVCache", dirty)
     assert as_lists(sample(trained, prompts)) == expected
 
 
@@ -220,9 +213,9 @@ def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, m
         tried.append(rows)
         if rows > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return kv_cache(shape, lengths, rows, slots, **like)
+        return KVCache(shape, lengths, rows, slots, **like)
 
-    monkeypatch.setattr(eager, "kv_cache", small)
+    monkeypatch.setattr(eager, "KVCache", small)
     assert as_lists(sample(trained, prompts)) == expected
     assert max(tried) > most >= min(tried)
     rows = plain.rollout_with_logprobs(trained, prompts, 6, keys(3), 1.0, LENGTH)
@@ -233,7 +226,7 @@ def test_memory_that_does_not_hold_one_row_is_an_error(trained, prompts, monkeyp
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(eager, "kv_cache", full)
+    monkeypatch.setattr(eager, "KVCache", full)
     with pytest.raises(UsageError, match="example one: out of memory with one completion"):
         sample(trained, prompts)
 
