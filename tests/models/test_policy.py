@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -83,6 +86,18 @@ def test_a_starting_adapter_is_its_own_frozen_reference(fresh, trained, tmp_path
     policy.save(tmp_path / "second")  # the trained adapter alone is the complete policy
     again = fresh(adapter=tmp_path / "second")
     assert torch.equal(again.logprobs(groups, 1.0)[0], after)
+
+
+def test_a_policy_is_freed_without_the_garbage_collector(fresh):
+    policy = fresh()
+    rollout(policy)
+    held = [weakref.ref(policy), weakref.ref(policy.vision), weakref.ref(policy.head.weight)]
+    gc.disable()
+    try:
+        del policy
+        assert [ref() for ref in held] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 # Updates and gradients

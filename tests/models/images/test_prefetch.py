@@ -181,6 +181,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0.2, 1000], ids=["slow", "hangs"])
 def test_the_end_of_a_program_begins_nothing_more_and_says_nothing(first):
     words = [sys.executable, "-c", ENDS.replace("{first}", str(first))]
@@ -189,6 +190,7 @@ def test_the_end_of_a_program_begins_nothing_more_and_says_nothing(first):
     assert ended.stdout.count("begun") <= models.images.prefetch.WORKERS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MEDVQA_DATA" not in os.environ, reason="MEDVQA_DATA names no real images")
 def test_real_images_prepared_by_threads_are_the_same(hub_folder):
     place = Path(os.environ["MEDVQA_DATA"]) / "omnimedvqa" / "Images"
