@@ -167,6 +167,7 @@ def steps(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_sft_then_grpo_from_its_adapter_then_evaluation(program, capsys):
     program("--method sft --out sft")
     assert [step["step"] for step in steps("sft")] == [1, 2]

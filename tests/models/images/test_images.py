@@ -83,6 +83,7 @@ def test_any_size_and_mode_is_prepared_as_transformers_does(
 
 
 @pytest.mark.skipif("MEDVQA_DATA" not in os.environ, reason="MEDVQA_DATA names no real images")
+@pytest.mark.slow
 def test_fifty_real_images_are_prepared_as_transformers_does(policy, seen):
     place = Path(os.environ["MEDVQA_DATA"]) / "omnimedvqa" / "Images"
     files = sorted(file for file in place.rglob("*") if file.suffix.lower() in (".png", ".jpg"))
