@@ -129,7 +129,7 @@ class Scorer:
         with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
             for i in range(0, len(examples), size):
                 # The images of this batch and the next
-                self.policy.ahead(share(examples[i : i + 2 * size]))
+                self.policy.prefetch(share(examples[i : i + 2 * size]))
                 yield from by_all(respond, examples[i : i + size])
                 bar.update(min(size, len(examples) - i))
 

@@ -25,7 +25,7 @@ from data.rows import Skipped
 from data.showing import asked_and_gold, described
 from data.training_questions import in_all_ways, question_order, say_of_data, sft_target, varied
 from evaluate import score_run, validate
-from grpo.distributed import processes, rank, total
+from grpo.distributed import processes, rank, share, total
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
@@ -41,8 +41,8 @@ from grpo.run.terminal import hushed
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.sft import sft
-from grpo.upcoming import announced
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
+from models.images.prefetch import prefetching
 from models.open_policy import open_policy, starting_adapter, starting_model
 from models.policy import Policy
 from rewards.evaluation.rows import points
@@ -95,7 +95,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
 
     draw = question_order(examples, config.seed, config.prompts_per_step)
     draw = varied(draw, config.seed, config.ways, config.shuffle_options)
-    draw = announced(draw, policy.ahead, config)
+    draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     if config.method == "sft":
         steps = sft(policy, optimizer, draw, target, config, point.step)
     else:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from grpo.settings.config import EVALUATION_STREAM, key_word
 from models.policy import Policy
@@ -67,29 +68,35 @@ def _greedy(policy: Policy, prompts: Sequence[Prompt], max_completion_length: in
 
 
 @torch.no_grad()
+def _log_likelihoods(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
+    """log p(o_i | prompt) of every completion of each group, (G,) each: its tokens' sum."""
+    found: list[Tensor] = [torch.empty(0) for _ in groups]
+    for places in policy.passes(groups):
+        chosen = [groups[i] for i in places]
+        logprobs, _ = policy.logprobs(chosen, temperature=1.0)  # (n,)
+        lengths = [len(ids) for group in chosen for ids in group.completions]
+        sums = iter([part.sum() for part in logprobs.split(lengths)])
+        for i in places:
+            found[i] = torch.stack([next(sums) for _ in groups[i].completions])
+    return found
+
+
 def _forced_choice(policy: Policy, groups: Sequence[Group]) -> list[list[float]]:
-    """Log-probability of each whole completion of a group, normalised over the group."""
-    scores: list[list[float]] = [[] for _ in groups]
-    choices = [i for i, group in enumerate(groups) if group.completions]
-    for places in policy.passes([groups[i] for i in choices]):
-        chosen = [choices[place] for place in places]
-        logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
-        lengths = [len(ids) for i in chosen for ids in groups[i].completions]
-        totals = iter([part.sum() for part in logprobs.split(lengths)])
-        for i in chosen:
-            whole = torch.stack([next(totals) for _ in groups[i].completions])  # (options,)
-            scores[i] = whole.log_softmax(dim=0).tolist()
-    return scores
+    """Log-probability of each whole completion of a group, normalised over the group; [] if the
+    group has none."""
+    found = iter(_log_likelihoods(policy, [group for group in groups if group.completions]))
+    return [
+        next(found).log_softmax(dim=0).tolist() if group.completions else [] for group in groups
+    ]
 
 
-@torch.no_grad()
 def reference_nll(
     policy: Policy, examples: Sequence[Any], batch_size: int
 ) -> list[dict[str, float]]:
     """`reference_nll`, -log p of a question's reference answer in nats, and `reference_tokens`.
 
-    The reference answer is the right one in the format, with the reference reasoning before it
-    where the data has one, and with its end of sequence.
+    The reference answer is the right one in the format, with the reference reasoning before it if
+    the data has one, and with its end of sequence.
     """
     found = []
     for start in range(0, len(examples), batch_size):
@@ -98,15 +105,9 @@ def reference_nll(
         for prompt, example in zip(policy.encode(batch), batch, strict=True):
             thought = None if example.asked == "direct" else example.reasoning
             groups.append(policy.group(prompt, [example.completion(thought)]))
-        losses = [0.0] * len(groups)
-        for chosen in policy.passes(groups):
-            logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
-            lengths = [len(groups[i].completions[0]) for i in chosen]
-            for i, part in zip(chosen, logprobs.split(lengths), strict=True):
-                losses[i] = -part.sum().item()
-        lengths = [len(group.completions[0]) for group in groups]
-        names = ("reference_nll", "reference_tokens")
-        found += [dict(zip(names, pair, strict=True)) for pair in zip(losses, lengths, strict=True)]
+        for group, likelihood in zip(groups, _log_likelihoods(policy, groups), strict=True):
+            tokens = len(group.completions[0])
+            found.append({"reference_nll": -likelihood.item(), "reference_tokens": tokens})
     return found
 
 

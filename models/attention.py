@@ -1,7 +1,7 @@
-"""Where the tokens of a pass look: prompts at themselves, completions also at their prompt.
+"""Tree attention: a completion sees its prompt and itself, never another completion.
 
-A group is a tree, [prompt | o_1 | ... | o_G]. Of a long one's mask only the blocks that are not
-empty are computed:
+A group is a tree, [prompt | o_1 | ... | o_G]. For a long group only the blocks of the mask that are
+not empty are computed:
 
               p p a b c d        prompt      p p    causal
           p   1
@@ -20,14 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DENSE = 384  # tokens of a group up to which one kernel with its whole mask beats one a block
+# Up to so many tokens a group is faster as one kernel with its whole mask, empty blocks included,
+# than as one kernel for each block.
+DENSE = 384
 
 
 class TreeAttention:
-    """Of the groups of a pass: flat tokens, [prompt | o_1 | ... | o_G] one group after another.
+    """The attention of one pass: flat tokens, [prompt | o_1 | ... | o_G] one group after another.
 
-    `lengths` says of each group how many input tokens its prompt and each of its completions has.
-    Of a prompt, all queries are there or the last alone. Masks are made once for all layers.
+    `lengths` has a list for each group: the input tokens of its prompt and of each completion. The
+    queries of a prompt are either all there or the last one only (the last layer of a pass).
     """
 
     def __init__(self, lengths: Sequence[Sequence[int]]) -> None:
@@ -35,21 +37,24 @@ class TreeAttention:
         self._masks: dict[tuple, Tensor] = {}
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(t, heads * d), see models/layers.py."""
+        """(t, heads * d); see `Attend` in models/layers.py."""
         last_alone = len(query) < len(key)
         wholes = [sum(group) for group in self.lengths]
         sizes = [sum(group) - (group[0] - 1) * last_alone for group in self.lengths]
         parts = zip(query.split(sizes), key.split(wholes), value.split(wholes), strict=True)
         found = []
         for group, part in zip(self.lengths, parts, strict=True):
+            # A prompt alone needs no mask: plain causal attention has the faster kernel.
             dense = sum(group) <= DENSE and len(group) > 1
             found += [self._dense(group, *part)] if dense else self._blocks(group, *part)
         return torch.cat(found)
 
     def _dense(self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """All of a group at once: whoever comes later, of the prompt or of one's own."""
+        """A whole group in one kernel. A token sees earlier tokens of the prompt and of its own
+        completion."""
         name = (*group, len(query))
-        if name not in self._masks:
+        if name not in self._masks:  # made in the first layer and used in all others
+            # part (S,): 0 for the tokens of the prompt, i for those of o_i
             part = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(group))
             sees = ((part[:, None] == part) | (part == 0)).tril()[-len(query) :]
             self._masks[name] = _additive(sees, query, key)
@@ -58,7 +63,7 @@ class TreeAttention:
     def _blocks(
         self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor
     ) -> Iterator[Tensor]:
-        """The prompt, and each completion with the prompt before it."""
+        """The prompt alone, then each completion with the prompt before it."""
         prompt, *inputs = group
         first = len(query) - sum(inputs)
         prompt_key, prompt_value = key[:prompt], value[:prompt]
@@ -70,31 +75,35 @@ class TreeAttention:
             strict=True,
         )
         for q, k, v in parts:
-            if len(q):
+            if len(q):  # a completion of one token is a target only: no input, no query
+                # Not detached: the gradient of the prompt is the sum over its completions.
                 both = torch.cat([prompt_key, k]), torch.cat([prompt_value, v])
                 yield self._causal(q, *both)
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Lower-right causal attention: t queries stand at the last t of S keys."""
+        """Lower-right causal attention: the t queries are the last t of S tokens."""
         t, length = len(query), len(key)
         if t == length:
-            one = (of.transpose(0, 1)[None] for of in (query, key, value))
+            one = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, t, d)
             found = F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)
             return found[0].transpose(0, 1).flatten(1)
         if t > 1 and (t, length) not in self._masks:
+            # Query i is token S - t + i and sees all keys up to that one.
             sees = torch.ones(t, length, dtype=torch.bool).tril(length - t)
             self._masks[t, length] = _additive(sees, query, key)
         return grouped(query, key, value, self._masks.get((t, length)))
 
 
 def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """(t, heads * d) of queries (t, heads, d), keys and values (S, kv_heads, d).
+    """Grouped-query attention: (t, heads * d) of queries (t, heads, d), keys and values
+    (S, kv_heads, d). `mask` is `_additive`'s.
 
-    Queries that share a key head stand in the place of query positions, of the mask as well.
+    The queries that share a key head become further query positions of that head, so keys are not
+    copied once a query head.
     """
     t, _, width = query.shape
-    shared = query.transpose(0, 1).reshape(1, key.shape[1], -1, width)
-    keys, values = (of.transpose(0, 1)[None] for of in (key, value))
+    shared = query.transpose(0, 1).reshape(1, key.shape[1], -1, width)  # (1, kv_heads, m * t, d)
+    keys, values = (x.transpose(0, 1)[None] for x in (key, value))  # (1, kv_heads, S, d)
     found = F.scaled_dot_product_attention(shared, keys, values, attn_mask=mask)
     # Kernels lay their result out differently in memory: cut and reorder axes, never merge them.
     apart = found[0].unflatten(1, (-1, t))  # (kv_heads, heads / kv_heads, t, d)
@@ -102,6 +111,9 @@ def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 
 def _additive(sees: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """(shared * t, S) of sees (t, S) bool, for the queries that share a key head: 0 or -inf."""
+    """The mask (m * t, S) that `grouped` adds to scores, 0 or -inf, from sees (t, S) bool.
+
+    m queries share a key head. Each of them has t positions, so the rows repeat m times.
+    """
     mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, -torch.inf)
     return mask.repeat(query.shape[1] // key.shape[1], 1).to(query.device)

@@ -1,4 +1,4 @@
-"""How to know that memory ran out."""
+"""The device: which one, in which dtype, and how to know that its memory ran out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,35 @@ import re
 
 import torch
 
-# What devices say, where the error has no class of its own; cuBLAS and cuDNN of their workspaces.
+from grpo.settings.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# The texts of errors that have no class of their own; ALLOC_FAILED is cuBLAS's and cuDNN's.
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
+
+
+def pick_device(device: str) -> torch.device:
+    """The device; "auto" takes a GPU if there is one. Raises UsageError if it does not exist."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):  # not mps, meta, ...: untested here
+        raise UsageError(f"device {device}: unknown; use --device auto, cpu, cuda or cuda:N")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"device {device}: is not on this machine; use --device cpu") from None
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype; "auto" is bfloat16 on a GPU, else float32. Raises UsageError for others."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype}: unknown; use auto, {' or '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -1,21 +1,20 @@
 """The language model of Qwen2-VL, read off its own weights: ONE forward for every pass.
 
-Prompts on their way into the cache, one token a row while decoding, and the trees of a training
-pass differ in nothing but where a token looks. So attention is given by the caller, tokens are
-flat (T, hidden) and no pad is ever computed; the rest is here, once:
+Prefill, decoding and training passes differ in one thing: which tokens a token attends to. So the
+caller gives the attention, tokens are flat (T, hidden), and no pad is ever computed. The rest:
 
     x += o(attend(rotate(q(y)), rotate(k(y)), v(y)))      y = norm(x)
     x += down(silu(gate(y)) * up(y))                      y = norm(x)
 
 The derivatives are written out, because autograd keeps four times what they need. transformers'
-forward says the same through some 40 Python calls a layer, and the tests hold the two equal.
+forward computes the same in some 40 Python calls a layer; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +26,43 @@ from torch.utils.checkpoint import checkpoint
 from models.matmul import linear, linear_backward
 
 Rope = tuple[Tensor, Tensor]  # cosines and signed sines (T, head_dim)
-# (layer, queries (t, heads, d), keys and values (T, kv_heads, d)) -> (t, heads * d); t is T, but
-# for the last layer of a pass that wants some positions only.
+# (layer, queries (t, heads, d), keys and values (T, kv_heads, d)) -> (t, heads * d). t is T, except
+# in the last layer of a pass, if that pass needs the hidden states of some positions only.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+AttendHere = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same in one layer
+
+
+class Layer(NamedTuple):
+    """The weights of one decoder layer, in the order in which they are used."""
+
+    norm: nn.Module
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    post_norm: nn.Module
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+def read_layer(module: nn.Module) -> Layer:
+    """The weights of a Qwen2VLDecoderLayer, as the active adapter makes them."""
+    attention, mlp = module.self_attn, module.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return Layer(
+        module.input_layernorm,
+        *map(read_linear, projections),
+        module.post_attention_layernorm,
+        *map(read_linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+    )
 
 
 class Layers:
-    """The decoder layers and the last norm, under the adapter that is active now: made for one
-    pass or one rollout. Weights are the policy's own tensors; LoRA is never merged into them,
-    because merging rounds."""
+    """The decoder layers and the last norm under the adapter that is active now, for one pass or
+    one rollout. Weights are the policy's own tensors. LoRA is never merged into them, because
+    merging rounds.
+    """
 
     def __init__(self, model: nn.Module, checkpointing: bool = False) -> None:
         """`model` is transformers' Qwen2VLTextModel, with LoRA or without."""
@@ -44,50 +71,50 @@ class Layers:
         self.width = config.hidden_size // config.num_attention_heads
         self.checkpointing = checkpointing
         self.rotary, self.norm = model.rotary_emb, model.norm
-        attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj")
-        self.layers = [
-            (
-                layer.input_layernorm,
-                *(read_linear(getattr(layer.self_attn, name)) for name in attention),
-                layer.post_attention_layernorm,
-                *(read_linear(getattr(layer.mlp, name)) for name in (*mlp, "down_proj")),
-            )
-            for layer in model.layers
-        ]
+        self.layers = [read_layer(layer) for layer in model.layers]
 
     def rope(self, positions: Tensor, like: Tensor) -> Rope:
-        """Of positions (3, T): M-RoPE, the same in every layer; in the dtype of `like`."""
-        cos, sin = (of[0] for of in self.rotary(like, positions[:, None]))  # (T, head_dim)
+        """M-RoPE's cosines and signed sines of positions (3, T), in the dtype of `like`.
+
+        They are the same in every layer. The sign of the rotation is in the sines.
+        """
+        cos, sin = (part[0] for part in self.rotary(like, positions[:, None]))  # (T, head_dim)
         half = self.width // 2
         return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
 
-    def __call__(self, x: Tensor, rope: Rope, attend: Attend, wanted: Any = None) -> Tensor:
-        """Hidden states (T, hidden), after the last norm, of embeddings x (T, hidden).
+    def __call__(
+        self, x: Tensor, rope: Rope, attend: Attend, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (T, hidden) after the last norm, from embeddings x (T, hidden).
 
-        `wanted` indexes the positions whose hidden states are wanted: the last layer computes no
-        more than keys and values of the others.
+        `wanted` (W,) int64 are the positions whose hidden states are returned, (W, hidden). The
+        last layer then computes only keys and values of all others.
         """
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             run = partial(self._layer, layer, partial(attend, i), wanted if i == last else None)
             if self.checkpointing and torch.is_grad_enabled():
-                # Nothing is random, so no random state need be kept and set back.
+                # No layer draws random numbers, so their state need not be kept and restored.
                 run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
             x = run(x, rope)
         return rms_norm(x, self.norm)
 
-    def _layer(self, layer: Any, attend: Any, wanted: Any, x: Tensor, rope: Rope) -> Tensor:
-        norm, q, k, v, o, post_norm, gate, up, down = layer
+    def _layer(
+        self, layer: Layer, attend: AttendHere, wanted: Tensor | None, x: Tensor, rope: Rope
+    ) -> Tensor:
+        """One decoder layer: the two equations at the top of this file."""
         heads, kv_heads = self.heads
-        y = rms_norm(x, norm)
-        key = self._rotate(k(y).reshape(-1, kv_heads, self.width), rope)
-        value = v(y).reshape(-1, kv_heads, self.width)
-        if wanted is not None:
+        y = rms_norm(x, layer.norm)
+        key = self._rotate(layer.k(y).reshape(-1, kv_heads, self.width), rope)
+        value = layer.v(y).reshape(-1, kv_heads, self.width)
+        if wanted is not None:  # every token is attended to, but only these attend
             x, y, rope = x[wanted], y[wanted], (rope[0][wanted], rope[1][wanted])
-        query = self._rotate(q(y).reshape(-1, heads, self.width), rope)
-        x = x + o(attend(query, key, value))
-        y = rms_norm(x, post_norm)
-        return x + down(swiglu(gate(y), up(y)))
+        query = self._rotate(layer.q(y).reshape(-1, heads, self.width), rope)
+        # x += o(attend(rotate(q(y)), rotate(k(y)), v(y)))
+        x = x + layer.o(attend(query, key, value))
+        # x += down(silu(gate(y)) * up(y))
+        y = rms_norm(x, layer.post_norm)
+        return x + layer.down(swiglu(layer.gate(y), layer.up(y)))
 
     def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
         """RoPE on (T, heads, dim): the halves (a, b) become (a cos - b sin, b cos + a sin)."""
@@ -105,16 +132,18 @@ class Linear(NamedTuple):
     scale: float
 
     def __call__(self, x: Tensor) -> Tensor:
+        """y (T, out) of x (T, in)."""
         if torch.is_grad_enabled():
             if self.a is None:
                 return _Frozen.apply(x, self.weight, self.bias)
             return _WithLoRA.apply(x, *self)
+        # Without a gradient, the LoRA term is added in place and nothing is kept.
         y = linear(x, self.weight, self.bias)
         return y if self.a is None else y.addmm_(F.linear(x, self.a), self.b.T, alpha=self.scale)
 
 
 def read_linear(module: nn.Module) -> Linear:
-    """The weights of a linear with or without LoRA, as the active adapter makes it."""
+    """The weights of a linear layer, with LoRA if an adapter is active."""
     if not isinstance(module, LoraLayer):
         return Linear(module.weight, module.bias, None, None, 0.0)
     base = module.get_base_layer()
@@ -127,7 +156,12 @@ def read_linear(module: nn.Module) -> Linear:
 
 
 class _WithLoRA(torch.autograd.Function):
-    """Keeps x and A x (T, r); the two products of W and B A are added in place."""
+    """y = W x + bias + s B A x.  Keeps x and A x (T, r), where autograd would also keep B A x.
+
+        dx = W^T dy + s A^T B^T dy        dA = s B^T dy x^T        dB = s dy (A x)^T
+
+    In the code tokens are rows, x (T, in) and dy (T, out), so every product is transposed.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scale):
@@ -146,7 +180,7 @@ class _WithLoRA(torch.autograd.Function):
 
 
 class _Frozen(torch.autograd.Function):
-    """W x + bias, where only x has a gradient: nothing but the weight is kept."""
+    """y = W x + bias with a frozen weight: dx = W^T dy, so nothing but the weight is kept."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -160,7 +194,12 @@ class _Frozen(torch.autograd.Function):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps x itself, and one number a token."""
+    """y = w * u with u = x s and s = 1 / sqrt(mean(x^2) + eps).  Keeps x and s, one number a token.
+
+        dx = s (g - u mean(g * u))        g = dy * w
+
+    In float32, and rounded before the multiplication with w, as in transformers.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -180,7 +219,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps gate and up; the SiLU between them is computed again."""
+    """y = silu(gate) * up.  Keeps gate and up; silu(gate) is computed again.
+
+    dgate = dy * up * silu'(gate)        dup = dy * silu(gate)
+    """
 
     @staticmethod
     def forward(ctx, gate, up):
@@ -195,7 +237,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """In float32, as transformers has it; the weight multiplies after the rounding."""
+    """RMSNorm of x (T, hidden), in float32; rounded before the weight multiplies."""
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
     unit = F.rms_norm(x.float(), x.shape[-1:], eps=norm.variance_epsilon)
@@ -203,5 +245,5 @@ def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, which is what Qwen2-VL's `hidden_act` says."""
+    """silu(gate) * up; silu is Qwen2-VL's `hidden_act`."""
     return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)

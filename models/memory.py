@@ -21,7 +21,6 @@ from torch import nn
 from models import attention
 from models import distribution as law
 from models.images import features as vision
-from models.sampling import kv_cache as decode
 from models.sampling import sampler as sampling
 
 MB = 2**20
@@ -149,9 +148,7 @@ def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
         return {"KV cache": 0, "prompts": 0, "logits": 0}
     rows = work.prompts_per_step * work.group_size
     a_slot = 2 * sizes.kv_width * sizes.itemsize  # of one token's keys and values, in a layer
-    shared = decode.shares(work.prompts_per_step, rows, work.prompt * a_slot)
-    prompts = work.prompts_per_step if shared else rows
-    slots = prompts * work.prompt + rows * work.completion
+    slots = work.prompts_per_step * work.prompt + rows * work.completion
     batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
     # The MLP; embeddings, streams, queries, keys and values; cosines and sines.
     width = 3 * sizes.intermediate + 6 * sizes.hidden + 2 * sizes.kv_width + 2 * sizes.head_width

@@ -1,4 +1,4 @@
-"""A configuration to its policy."""
+"""A configuration, or the name of a model, to its policy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from grpo.settings.flags import flag
 from grpo.settings.options import Options
 from grpo.settings.recipes import RECIPES
 from models import lora
-from models.loading.load import SHIPPED, folder_of
-from models.policy import Policy, load_policy
+from models.device import pick_device, pick_dtype
+from models.loading.load import SHIPPED, folder_of, load
+from models.policy import Policy
+
+LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
 
 # What each instruction-tuned model was before its instruction tuning.
 BASES = {
@@ -60,7 +63,7 @@ def starting_adapter(config: Config) -> Path | None:
 
 
 def open_policy(config: Config, adapter: Path | None = None) -> Policy:
-    """The policy of a run: the model it names, with fresh adapters or those of a folder."""
+    """The policy of a run: the model that it names, with a fresh adapter or that of a folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
     return load_policy(
@@ -94,6 +97,37 @@ def scored_policy(options: Options) -> tuple[Config, Path | None, Path]:
     config = Config(**{**RECIPES[recipe], "recipe": recipe, **given})
     name = f"{Path(options.model).name}-{stamp(options.model, adapter, config.data)}"
     return config, adapter, Path("runs") / "models" / name
+
+
+def load_policy(
+    model: str,
+    *,
+    adapter: str | Path | None = None,
+    lora_r: int | None = None,
+    lora_alpha: int | None = None,
+    max_pixels: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    gradient_checkpointing: str = "auto",
+    cache: Path | None = None,
+    seed: int = 0,
+) -> Policy:
+    """A policy from a hub id, a folder or "phantom". Raises UsageError with a remedy.
+
+    With `adapter` the policy starts as that adapter, and so does its reference; r and alpha default
+    to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is on
+    for a billion parameters or more on a GPU. `cache` None keeps features in memory only.
+    """
+    place = pick_device(device)
+    base, tokenizer, processor = load(model, pick_dtype(dtype, place), max_pixels)
+    r, alpha = lora.read_config(Path(adapter)) if adapter is not None else (lora.R, lora.ALPHA)
+    tuned = lora.attach(base, lora_r or r, lora_alpha or alpha, seed)
+    if adapter is not None:
+        lora.read(tuned, Path(adapter))
+        lora.add_reference(tuned)
+    large = sum(p.numel() for p in base.parameters()) >= LARGE and place.type == "cuda"
+    checkpointing = {"auto": large, "on": True, "off": False}[gradient_checkpointing]
+    return Policy(tuned.to(place), tokenizer, processor, checkpointing=checkpointing, cache=cache)
 
 
 def stamp(model: str, adapter: Path | None, *more: str) -> str:

@@ -1,9 +1,9 @@
-"""Policy: everything the algorithm needs of a model: encode, sample, score, refer to the base.
+"""Policy: the model as the algorithm sees it.
 
-policy = load_policy("phantom")
-prompts = policy.encode(examples)
+policy = load_policy("phantom")                                          # models/open_policy.py
+prompts = policy.encode(examples)                                        # questions -> token ids
 groups = policy.sample(prompts, 8, keys, temperature=1.0, max_completion_length=64)
-for part in policy.passes(groups):
+for part in policy.passes(groups):                                       # groups that share a pass
     logprobs, entropy = policy.logprobs([groups[i] for i in part], temperature=1.0)
 """
 
@@ -13,35 +13,47 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from grpo.settings.errors import UsageError
-from models import device as exhausted
 from models import lora
 from models.attention import TreeAttention
 from models.chat import Chat, Example
+from models.device import out_of_memory
 from models.distribution import score, uniforms
 from models.images.features import VisionCache
 from models.layers import Layers, read_linear
-from models.loading import load as loading
-from models.sampling import sampler as sampling
-from models.sampling.cuda_graph import Captured
+from models.sampling.cuda_graph import GraphSampler
+from models.sampling.eager import sample_eagerly
+from models.sampling.sampler import Sampler, Task, sample_in_parts
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 
-# Most tokens of one forward pass with gradients; a larger group goes alone. Without checkpointing a
-# 2B model keeps about 3 MB of activations a token. A CPU gains nothing from more tokens than its
-# last cache holds the widest activation of, and glibc hands out every block above 32 MB anew.
-PASS_TOKENS, PASS_TOKENS_CHECKPOINTED, CPU_ACTIVATION = 4_096, 16_384, 12 << 20
-LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
+# Most tokens of one forward pass with gradients; a larger group has its own pass. Without
+# checkpointing a 2B model keeps about 3 MB of activations a token.
+PASS_TOKENS, PASS_TOKENS_CHECKPOINTED = 4_096, 16_384
+# On a CPU a pass has at most the tokens whose widest activation has so many bytes, which fits the
+# last-level cache. glibc also maps every block above 32 MB anew on each call.
+CPU_ACTIVATION = 12 << 20
 
 
 class Policy:
     """A frozen Qwen2-VL with a trainable LoRA. Always in eval mode: no dropout anywhere."""
 
-    def __init__(self, model, tokenizer, processor, *, checkpointing: bool, cache: Path | None):
-        """`model` is a PeftModel with the adapter "default" (models/lora.py)."""
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: Any,
+        processor: Any,
+        *,
+        checkpointing: bool,
+        cache: Path | None,
+    ) -> None:
+        """`model` has the adapter "default" (models/lora.py). `cache` None keeps image features in
+        memory only. Raises UsageError if the vision tower is trainable."""
         self.model = model.eval()
         self.chat = Chat(tokenizer)
         base = model.get_base_model()
@@ -51,28 +63,26 @@ class Policy:
         self.max_length = base.config.text_config.max_position_embeddings
         self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
         self._adapter = lora.weights(model)
-        self.names = list(self._adapter)  # on disk, of `parameters()`
-        # One tensor for sampler and scorer: what cannot be drawn has no mass in the normaliser.
+        self.names = list(self._adapter)  # of `parameters()`, as they are on disk
+        # One tensor for sampler and scorer: a token never drawn is not in the normaliser either.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
-        # On a GPU Python would be what decoding waits for; None is sampling's own loop.
-        self.draw = Captured() if self.device.type == "cuda" else None
+        # A GPU would wait for Python at every token; graphs launch a whole step at once.
+        on_gpu = self.device.type == "cuda"
+        self.sampler: Sampler = GraphSampler() if on_gpu else sample_eagerly
         self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
-    def pass_tokens(self, checkpointing: bool) -> int:
-        """Most tokens of a pass, unless one group has more."""
-        if self.device.type == "cpu":
-            width = self.language_model.config.intermediate_size * self.dtype.itemsize
-            return CPU_ACTIVATION // width
-        return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
+    # Questions to prompts
 
-    def ahead(self, examples: Sequence[Example]) -> None:
-        """Say what `encode` is asked for next: threads prepare these images meanwhile, where the
-        model leaves a core to them."""
+    def prefetch(self, examples: Sequence[Example]) -> None:
+        """Name the examples that `encode` gets next: threads prepare their images meanwhile.
+
+        Does nothing if the model uses every core.
+        """
         if self.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1):
-            self.vision.ahead(image for example in examples for image in example.images)
+            self.vision.prefetch(image for example in examples for image in example.images)
 
     def encode(self, examples: Sequence[Example], max_completion_length: int = 0) -> list[Prompt]:
-        """Prompts with their image features. Raises UsageError for one that is too long."""
+        """Prompts with their image features. Raises UsageError if one is too long."""
         prompts = []
         for example in examples:
             kept = [self.vision.features(image) for image in example.images]
@@ -83,6 +93,12 @@ class Policy:
             self._check_length(prompts[-1], max_completion_length)
         return prompts
 
+    def begin(self, prompt: Prompt, text: str) -> Prompt:
+        """The prompt with the first words of its answer given; a completion continues them."""
+        return prompt.followed_by(self.completion_ids(text, end=False), text)
+
+    # Completions: drawn, or given
+
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -92,51 +108,67 @@ class Policy:
         temperature: float,
         max_completion_length: int,
     ) -> list[Group]:
-        """One group a prompt. `keys` are tuples of ints (stream, seed, step, prompt, attempt), one
-        a prompt, that the random numbers are made of. Temperature 0 is greedy: group_size 1."""
+        """One group a prompt, drawn from softmax(logits / temperature) over the allowed tokens.
+
+        `keys` has a tuple of ints a prompt, (stream, seed, step, prompt, attempt), from which its
+        random numbers are made. Temperature 0 is greedy: no keys, and ValueError unless group_size
+        is 1. Raises UsageError for a prompt without room for a completion.
+        """
         if not prompts:
             return []
-        rollout = self.rollout(prompts, group_size, keys, temperature, max_completion_length)
-        return rollout.groups(prompts)
-
-    def rollout(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        keys: Sequence[tuple[int, ...]] | None,
-        temperature: float,
-        max_completion_length: int,
-        keep_logprobs: bool = False,
-    ) -> sampling.Rollout:
-        """`sample` as flat arrays, with the log-probs at decode time if asked for."""
         if temperature == 0 and group_size != 1:
             raise ValueError("greedy completions of one prompt are all the same: group_size 1")
         for prompt in prompts:
             self._check_length(prompt, max_completion_length)
         u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
         with torch.no_grad():
-            return sampling.rollout(
-                self.language_model,
-                self.head,
-                prompts,
-                [self.embed(p.input_ids.to(self.device), [p]) for p in prompts],
-                group_size=group_size,
-                u=u,
-                temperature=temperature,
-                max_length=max_completion_length,
+            task = Task(
+                language_model=self.language_model,
+                head=self.head,
                 banned=self.banned,
                 eos=self.chat.eos,
-                keep_logprobs=keep_logprobs,
-                draw=self.draw,
+                prompts=prompts,
+                embeds=[self.embed(p.input_ids.to(self.device), [p]) for p in prompts],
+                group_size=group_size,
+                uniforms=u,
+                temperature=temperature,
+                max_length=max_completion_length,
             )
+            rollout = sample_in_parts(self.sampler, task)
+        return rollout.groups(prompts)
+
+    def group(self, prompt: Prompt, texts: Sequence[str]) -> Group:
+        """Given texts as completions, each with an EOS. Raises UsageError if one is too long."""
+        completions = [self.completion_ids(text) for text in texts]
+        self._check_length(prompt, max(map(len, completions), default=0), given=True)
+        return Group(prompt, completions, [False] * len(texts))
+
+    def completed(self, prompt: Prompt, ids: Sequence[list[int]], truncated: list[bool]) -> Group:
+        """Given token ids as completions. `truncated` says which were stopped by the length."""
+        return Group(prompt, [torch.tensor(o, dtype=torch.int64) for o in ids], truncated)
+
+    def completion_ids(self, text: str, end: bool = True) -> Tensor:
+        """(n,) ids of a text as a completion. Nothing in it is special; `<|im_end|>` is added."""
+        return torch.tensor(self.chat.encode_text(text) + [self.chat.end] * end, dtype=torch.int64)
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of a completion (n,) without its one trailing EOS; other special tokens show."""
+        tokens = ids.tolist()
+        if tokens and tokens[-1] in self.chat.eos:
+            tokens = tokens[:-1]
+        return self.chat.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    # Log-probabilities
 
     def passes(self, groups: Sequence[Group]) -> list[list[int]]:
-        """Indices of the groups that share a forward pass, a function of their lengths alone."""
+        """Indices of the groups that share a forward pass; a function of their lengths alone."""
         return plan_passes([group.row_length for group in groups], self.token_budget)
 
     def logprobs(self, groups: Sequence[Group], temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs (n,) and entropy (n,), float32, of all completion tokens of these groups,
-        group-major. The entropy is of the whole distribution, detached."""
+        """log pi_theta(o_t | q, o_<t) (n,) of all completion tokens of these groups, and the
+        entropy (n,) of each token's distribution, detached. Float32, group-major."""
         tree = pack(groups, self.device)
         layers = Layers(self.language_model, self.checkpointing)
         embeds = self.embed(tree.input_ids, [group.prompt for group in groups])  # (T, hidden)
@@ -145,6 +177,24 @@ class Policy:
         # The prompt's last state is gathered once a completion: its gradient is their sum.
         hidden = hidden[tree.predictors]  # (N, hidden)
         return score(self.head, hidden, tree.targets, temperature, self.banned)
+
+    def embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(T, hidden): token embeddings, with the image features at the image tokens."""
+        embeds = self.language_model.embed_tokens(input_ids)
+        return place_images(embeds, input_ids == self.chat.image_pad, prompts)
+
+    def pass_tokens(self, checkpointing: bool) -> int:
+        """Most tokens of a pass, unless one group has more."""
+        if self.device.type == "cpu":
+            width = self.language_model.config.intermediate_size * self.dtype.itemsize
+            return CPU_ACTIVATION // width
+        return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
+
+    def out_of_memory(self, error: Exception) -> bool:
+        """Whether an error says that the device has no memory left."""
+        return out_of_memory(error)
+
+    # Which policy
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -174,46 +224,16 @@ class Policy:
         return list(self._adapter.values())
 
     def save(self, folder: Path | str) -> None:
-        """Write the trained adapter, the complete policy beside its base, as a peft folder."""
+        """Write the trained adapter as a peft folder; with its base it is the complete policy."""
         lora.save(self.model, Path(folder))
 
     def load(self, folder: Path | str) -> None:
-        """Read an adapter into this policy, in place. The reference stays what it was."""
+        """Read an adapter into this policy, in place. The reference does not change. Raises
+        UsageError if the adapter was made for another base, rank or set of layers."""
         lora.read(self.model, Path(folder))
 
-    def group(self, prompt: Prompt, texts: Sequence[str]) -> Group:
-        """Given texts, each with its end of sequence, as completions; UsageError if too long."""
-        completions = [self.completion_ids(text) for text in texts]
-        self._check_length(prompt, max(map(len, completions), default=0), given=True)
-        return Group(prompt, completions, [False] * len(texts))
-
-    def completed(self, prompt: Prompt, ids: Sequence[list[int]], truncated: list[bool]) -> Group:
-        return Group(prompt, [torch.tensor(of, dtype=torch.int64) for of in ids], truncated)
-
-    def begin(self, prompt: Prompt, text: str) -> Prompt:
-        """The prompt with the first words of its answer given: a completion goes on from there."""
-        return prompt.followed_by(self.completion_ids(text, end=False), text)
-
-    def completion_ids(self, text: str, end: bool = True) -> Tensor:
-        """(n,) ids of a text as a completion: nothing in it is special, `<|im_end|>` after it."""
-        return torch.tensor(self.chat.encode_text(text) + [self.chat.end] * end, dtype=torch.int64)
-
-    def decode(self, ids: Tensor) -> str:
-        """The text of a completion without its one trailing EOS; other special tokens show."""
-        tokens = ids.tolist()
-        if tokens and tokens[-1] in self.chat.eos:
-            tokens = tokens[:-1]
-        return self.chat.tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-    def embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(T, hidden): token embeddings, with the image features at the image tokens."""
-        embeds = self.language_model.embed_tokens(input_ids)
-        return place_images(embeds, input_ids == self.chat.image_pad, prompts)
-
     def _check_length(self, prompt: Prompt, completion: int, given: bool = False) -> None:
-        """Raise UsageError for a completion, `given` or drawn, that the model has no room for."""
+        """Raise UsageError if the model has no room for a completion, `given` or drawn."""
         length = len(prompt.input_ids)
         room = self.max_length - length
         if completion <= room:
@@ -228,38 +248,3 @@ class Policy:
             f"example {prompt.id}: its prompt has {length} tokens ({images} of images), which with "
             f"{completion} of completion is more than the model's {self.max_length}; {remedy}"
         )
-
-    def out_of_memory(self, error: Exception) -> bool:
-        """Whether an error says that the device has no memory left."""
-        return exhausted.out_of_memory(error)
-
-
-def load_policy(
-    model: str,
-    *,
-    adapter: str | Path | None = None,
-    lora_r: int | None = None,
-    lora_alpha: int | None = None,
-    max_pixels: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    gradient_checkpointing: str = "auto",
-    cache: Path | None = None,
-    seed: int = 0,
-) -> Policy:
-    """A policy from a hub id, a folder or "phantom". Raises UsageError with a remedy.
-
-    With `adapter` the policy starts as that adapter, and so does its reference; r and alpha default
-    to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is on
-    for a billion parameters or more on a GPU. `cache` None keeps features in memory only.
-    """
-    place = loading.pick_device(device)
-    base, tokenizer, processor = loading.load(model, loading.pick_dtype(dtype, place), max_pixels)
-    r, alpha = lora.read_config(Path(adapter)) if adapter is not None else (lora.R, lora.ALPHA)
-    tuned = lora.attach(base, lora_r or r, lora_alpha or alpha, seed)
-    if adapter is not None:
-        lora.read(tuned, Path(adapter))
-        lora.add_reference(tuned)
-    large = sum(p.numel() for p in base.parameters()) >= LARGE and place.type == "cuda"
-    checkpointing = {"auto": large, "on": True, "off": False}[gradient_checkpointing]
-    return Policy(tuned.to(place), tokenizer, processor, checkpointing=checkpointing, cache=cache)

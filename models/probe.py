@@ -20,7 +20,7 @@ from torch import Tensor
 from models.chat import Example
 from models.memory import MB, Work, largest_pass, sizes_of
 from models.policy import Policy
-from models.sampling import sampler as sampling
+from models.sampling.sampler import Task, sample_in_parts
 from models.tree import Group, Prompt
 
 NEVER = frozenset({-1})  # an end of sequence that no token is: every completion is of full length
@@ -200,19 +200,19 @@ def _sample(policy: Policy, prompt: Prompt, work: Work, temperature: float) -> T
     prompts = [prompt] * work.prompts_per_step
     rows = len(prompts) * work.group_size
     with torch.no_grad():
-        drawn = sampling.rollout(
-            policy.language_model,
-            policy.head,
-            prompts,
-            [policy.embed(p.input_ids.to(policy.device), [p]) for p in prompts],
-            group_size=work.group_size,
-            u=torch.full((rows, work.completion), 0.5, dtype=torch.float64),
-            temperature=temperature,
-            max_length=work.completion,
+        task = Task(
+            language_model=policy.language_model,
+            head=policy.head,
             banned=policy.banned,
             eos=NEVER,
-            draw=policy.draw,
+            prompts=prompts,
+            embeds=[policy.embed(p.input_ids.to(policy.device), [p]) for p in prompts],
+            group_size=work.group_size,
+            uniforms=torch.full((rows, work.completion), 0.5, dtype=torch.float64),
+            temperature=temperature,
+            max_length=work.completion,
         )
+        drawn = sample_in_parts(policy.sampler, task)
     return drawn.tokens[: work.group_size].clone()
 
 

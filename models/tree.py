@@ -23,7 +23,7 @@ class Prompt:
     position_ids: Tensor  # (3, P) int64: time, height and width of M-RoPE
     features: tuple[Tensor, ...]  # one (n_i, hidden) an image, in the order of the text
     text: str  # the rendered chat text, one `<|image_pad|>` an image
-    id: str = ""  # of the example, for messages
+    id: str = ""  # the example's, for messages
 
     @property
     def next_position(self) -> int:
@@ -51,20 +51,28 @@ class Group:
 
     @property
     def row_length(self) -> int:
-        """Length of the packed row. The last token of a completion predicts nothing: no input."""
+        """Length of the packed row. A completion's last token predicts nothing: no input."""
         return len(self.prompt.input_ids) + sum(max(0, len(o) - 1) for o in self.completions)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Several groups, one after another, without a pad. T is the sum of their row lengths."""
+    """Several groups, one after another, without a pad. T is the sum of their row lengths.
+
+    One group with P = 2, o_1 = (a, b, c) and o_2 = (d, e), as indices into T = 5 and W = 4:
+
+        input_ids   p p a b d          a completion's last token is no input
+        wanted      1 2 3 4            the last of the prompt, and all after it
+        targets     a b c d e
+        predictors  0 1 2 0 3          the prompt's last state predicts a and d
+    """
 
     input_ids: Tensor  # (T,) int64
     position_ids: Tensor  # (3, T) int64
-    lengths: list[list[int]]  # of each group: inputs of the prompt, of o_1, ... of o_G
+    lengths: list[list[int]]  # a list a group: number of inputs of the prompt, o_1, ... o_G
     targets: Tensor  # (N,) int64: all completion tokens, group-major, then completion-major
-    wanted: Tensor  # (W,) int64 into T: who predicts, the last of each prompt and all after it
-    predictors: Tensor  # (N,) int64 into W: whose hidden state predicts the target
+    wanted: Tensor  # (W,) int64 into T: the positions whose hidden states predict something
+    predictors: Tensor  # (N,) int64 into W: the hidden state that predicts each target
 
 
 def rope_positions(
@@ -83,7 +91,10 @@ def rope_positions(
         raise RuntimeError(f"{int(is_image.sum())} image tokens for {expected} image features")
     starts = is_image.nonzero().flatten().tolist()
     pieces = []
-    at, offset = 0, 0  # tokens and positions so far: an image takes fewer positions than tokens
+    # Text counts up by 1. An image at position s has, for its token in row i and column j of the
+    # merged grid, the position (s, s + i, s + j), and text continues after the largest of them: an
+    # image takes max(h, w) / merge positions but h w / merge^2 tokens.
+    at, offset = 0, 0  # tokens and positions so far
     for t, h, w in image_grids:
         text = starts[0] - at
         grid = torch.cartesian_prod(*(torch.arange(side) for side in (t, h // merge, w // merge)))
@@ -97,20 +108,22 @@ def rope_positions(
 def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
     """The trees of these groups, flat."""
     ids, positions, lengths, wanted, predictors = [], [], [], [], []
-    start, first = 0, 0  # of the group, among all positions and among the wanted ones
+    start, first = 0, 0  # where the group begins, among all positions and among the wanted ones
     for group in groups:
         prompt = group.prompt
         inputs = [completion[:-1] for completion in group.completions]
         ids += [prompt.input_ids, *inputs]
-        after = [(torch.arange(len(of)) + prompt.next_position).expand(3, -1) for of in inputs]
+        # Every completion continues at max(prompt) + 1, as if it were the only one.
+        after = [(torch.arange(len(o)) + prompt.next_position).expand(3, -1) for o in inputs]
         positions += [prompt.position_ids, *after]
         lengths.append([len(prompt.input_ids), *map(len, inputs)])
         # The prompt's last position predicts the first token of EVERY completion.
         at = first + 1
-        for completion, of in zip(group.completions, inputs, strict=True):
+        for completion, given in zip(group.completions, inputs, strict=True):
             if len(completion):
-                predictors += [first, *range(at, at + len(of))]
-            at += len(of)
+                # Its other tokens are predicted by the token before them.
+                predictors += [first, *range(at, at + len(given))]
+            at += len(given)
         wanted.append(torch.arange(start + lengths[-1][0] - 1, start + sum(lengths[-1])))
         start, first = start + sum(lengths[-1]), at
     return Tree(
@@ -126,11 +139,12 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
 def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """Put the prompts' image features into embeds (T, hidden) at the image tokens (T,) bool.
 
-    In place, which is safe: the embedding is frozen. A wrong number of features raises.
+    In place, which is safe: the embedding is frozen. Raises RuntimeError if the number of features
+    is not that of image tokens.
     """
     features = [feature for prompt in prompts for feature in prompt.features]
     given, wanted = sum(map(len, features)), int(is_image.sum())
-    if given != wanted:  # one would be broadcast to all, and none be ignored
+    if given != wanted:  # torch would broadcast one feature to all tokens, and ignore none at all
         raise RuntimeError(f"{wanted} image tokens for {given} image features")
     if features:
         embeds[is_image] = torch.cat(features).to(embeds)
@@ -138,16 +152,16 @@ def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) ->
 
 
 def plan_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Which groups share a pass: the longest first, each where it leaves the least of `budget`.
+    """Indices of the groups that share a pass of at most `budget` tokens: best fit, longest first.
 
-    Old, new and reference log-probs of a step so run in the same shapes, and an on-policy ratio is
-    exactly 1. A row longer than the budget goes alone.
+    The plan depends on lengths alone. So old, new and reference log-probs are computed in the same
+    shapes, and an on-policy ratio is exactly 1. A row longer than the budget has its own pass.
 
     >>> plan_passes([10, 40, 12, 9, 5], budget=36)
     [[1], [2, 0, 3, 4]]
     """
     plan: list[list[int]] = []
-    room: list[int] = []
+    room: list[int] = []  # tokens left in each pass
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         fits = [p for p, left in enumerate(room) if lengths[i] <= left]
         if not fits:

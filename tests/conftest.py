@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests import programs
 from tests.models.hub import make_hub_folder
 from tests.tiny import make_model

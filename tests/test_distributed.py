@@ -19,7 +19,7 @@ from grpo.rollout import sample_groups
 from grpo.settings.config import Config
 from grpo.settings.flags import parse_flags
 from grpo.settings.options import Options
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
 from tests.programs import ROOT, Program, children

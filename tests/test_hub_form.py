@@ -20,7 +20,8 @@ from transformers import Qwen2VLForConditionalGeneration
 import evaluate
 import train
 from models.export import export_merged
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.conftest import randomise
 from tests.models import plain
 from tests.models.hub import HEAD_ROWS, INDEX, SHARDS
@@ -44,7 +45,7 @@ def policy(request, hub_folder) -> Policy:
 def rollout(policy: Policy):
     """(prompt, completions, their log-probs at decode time, flat)."""
     (prompt,) = policy.encode([QUESTION])
-    drawn = policy.rollout([prompt], 4, [(0, 42, 1, 0, 0)], 1.0, LENGTH, keep_logprobs=True)
+    drawn = plain.rollout_with_logprobs(policy, [prompt], 4, [(0, 42, 1, 0, 0)], 1.0, LENGTH)
     (group,) = drawn.groups([prompt])
     rows = zip(drawn.logprobs, drawn.lengths, strict=True)
     return group, torch.cat([row[:n] for row, n in rows])
@@ -166,6 +167,7 @@ def steps(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_sft_then_grpo_from_its_adapter_then_evaluation(program, capsys):
     program("--method sft --out sft")
     assert [step["step"] for step in steps("sft")] == [1, 2]

@@ -1,15 +1,13 @@
 """The folder of image features that runs share: bounded, and safe with several runs at once.
 
-A file is written beside its place and renamed, so nobody sees half of one. Any may vanish at any
-time: it is computed again.
+A file is written beside its place and renamed, so no run reads half of one. Any file may vanish at
+any time: its features are computed again.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,24 +21,23 @@ from grpo.settings.errors import UsageError
 Grid = tuple[int, int, int]  # patches of an image: time (1), height, width
 Features = tuple[Tensor, Grid]  # (t*h*w/4, hidden) on the CPU, in the tower's dtype
 
-LIMIT = 20 * 10**9  # bytes in the folder; the least recently used leave first
-STRIDE = LIMIT // 20  # bytes that a run writes between two looks at the folder
-LEFTOVER = 3600.0  # seconds after which a file half written is that of a run that was killed
+LIMIT = 20 * 10**9  # bytes in the folder; the least recently used files are removed first
+STRIDE = LIMIT // 20  # bytes that a run writes between two scans of the folder
 
 
 class FeatureFiles:
     """Features by name. `folder` None keeps nothing.
 
-    The folder is within LIMIT after each stride of a run's own; with several runs that write at
-    once it may be over by a STRIDE for each of the others.
+    The folder stays within LIMIT. While several runs write, it may exceed it by a STRIDE for each
+    of the others.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._unseen = STRIDE  # bytes written since the last look: the first write is one
+        self._unseen = STRIDE  # bytes written since the last scan; the first write scans
 
     def read(self, name: str) -> Features | None:
-        """What was kept under this name; None for nothing, or a damaged file."""
+        """The features of this name; None if there are none, or the file is damaged."""
         if self.folder is None or not self._path(name).exists():
             return None
         try:
@@ -49,8 +46,8 @@ class FeatureFiles:
                 features = file.get_tensor("features")
         except (OSError, SafetensorError, ValueError, TypeError):
             return None  # damaged: computed and written again
-        with suppress(OSError):  # another's folder, or gone meanwhile
-            os.utime(self._path(name))  # its time is that of its last use
+        with suppress(OSError):  # the folder is read-only, or the file is gone
+            os.utime(self._path(name))  # a file's time is that of its last use
         return features, (t, h, w)
 
     def write(self, name: str, features: Tensor, grid: Grid) -> None:
@@ -81,30 +78,19 @@ class FeatureFiles:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _make_room(self) -> None:
-        """Take out what leaves no room for another stride, and what killed runs left behind."""
-        files, old = [], time.time() - LEFTOVER
-        for used, size, path in self._files():
-            if path.endswith(".safetensors"):
-                files.append((used, size, path))
-            elif path.endswith(".tmp") and used < old:
-                _remove(path)
+        """Remove the least recently used files until another stride fits.
+
+        Files that killed runs left half written are removed in their turn, as any other.
+        """
+        files = []
+        for path in self.folder.glob("??/*"):
+            with suppress(OSError):  # another run has removed it
+                stat = path.stat()
+                files.append((stat.st_mtime, stat.st_size, path))
         over = sum(size for _, size, _ in files) - (LIMIT - STRIDE)
         for _, size, path in sorted(files):
             if over <= 0:
                 return
-            _remove(path)
+            with suppress(OSError):  # another run was faster, or the file is not ours
+                path.unlink()
             over -= size
-
-    def _files(self) -> Iterator[tuple[float, int, str]]:
-        """(time of its last use, bytes, path) of every file; another run may take some away."""
-        for folder in self.folder.glob("??"):
-            with suppress(OSError), os.scandir(folder) as entries:
-                for entry in entries:
-                    with suppress(OSError):
-                        stat = entry.stat()
-                        yield stat.st_mtime, stat.st_size, entry.path
-
-
-def _remove(path: str) -> None:
-    with suppress(OSError):  # another run was faster, or it is not ours
-        os.unlink(path)

@@ -1,13 +1,14 @@
 """Image -> features of the frozen vision tower, computed once per image and kept.
 
-The tower is frozen, so an image's features are a constant: each image goes through it ALONE (the
-result cannot depend on the batch) under no_grad, and is kept in memory and then in the cache
-folder. Sampling, the policy pass and the reference pass all use the same tensor.
+The tower is frozen, so the features of an image are a constant. Each image goes through the tower
+ALONE, so that the result cannot depend on a batch, and its features are kept in memory and in the
+cache folder. Sampling, the policy pass and the reference pass all use the same tensor.
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -22,16 +23,16 @@ from torch import Tensor, nn
 from grpo.settings.errors import SettingsError, UsageError
 from models.device import out_of_memory
 from models.images.disk_cache import FeatureFiles, Features
-from models.images.prefetch import Ahead
+from models.images.prefetch import Prefetcher
 from models.matmul import Widening
 
-MEMORY_LIMIT = 4 << 30  # bytes of features held in memory; the least recently used leave first
+MEMORY_LIMIT = 4 << 30  # bytes of features in memory; the least recently used are dropped first
 
 Patches = tuple[Tensor, Tensor]  # (t*h*w, values of a patch) and the grid (1, 3), on the CPU
 
 
 class ImageSource(Protocol):
-    """What an image must offer; the key is stable: equal keys mean equal pixels."""
+    """An image as the policy needs it. The key is stable: equal keys mean equal pixels."""
 
     @property
     def key(self) -> str: ...
@@ -49,22 +50,22 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 class Prepared(NamedTuple):
-    """An image before the tower: its features where they are on disk, else its patches."""
+    """An image before the tower: its features if they are on disk, else its patches."""
 
-    name: str  # of its features
+    name: str  # the name of its features
     kept: Features | None
     patches: Patches | None
 
     @property
     def nbytes(self) -> int:
-        return sum(of[0].nbytes for of in (self.kept, self.patches) if of)
+        return sum(pair[0].nbytes for pair in (self.kept, self.patches) if pair)
 
 
 class VisionCache:
     """The features of images under one frozen tower.
 
-    `cache` is the folder on disk, or None for memory only. Raises UsageError where a parameter of
-    the tower trains: kept features would be stale after the first step.
+    `cache` is the folder on disk, or None for memory only. Raises UsageError if a parameter of the
+    tower is trainable: kept features would be stale after the first step.
     """
 
     def __init__(self, model: nn.Module, processor: Any, cache: Path | None) -> None:
@@ -74,19 +75,21 @@ class VisionCache:
         self._memory: OrderedDict[str, Features] = OrderedDict()
         self._memory_bytes = 0
         self._names: dict[str, str] = {}  # image key -> name of its features: opened once a run
-        self._ahead = Ahead(self._prepare)
+        # Weak, or the two would hold each other and a policy would outlive `del policy`.
+        prepare = weakref.WeakMethod(self._prepare)
+        self._prefetcher = Prefetcher(lambda image: prepare()(image))
         self._refuse_training()
 
-    def ahead(self, images: Iterable[ImageSource]) -> None:
-        """Say which images are asked for next, in this order: threads prepare them meanwhile.
+    def prefetch(self, images: Iterable[ImageSource]) -> None:
+        """Name the images that `features` gets next, in order: threads prepare them meanwhile.
 
-        One said twice is prepared once; those said before and not again are forgotten. What is
-        wrong with an image is raised by `features`, if it is asked for.
+        An image named twice is prepared once. Images of an earlier call that are not named again
+        are forgotten. If an image is damaged, `features` raises the error.
         """
         new = [image for image in images if self._names.get(image.key) not in self._memory]
         if new:
-            _ = self._tower  # here: two threads would each hash the weights
-        self._ahead.want(new)
+            _ = self._tower  # computed here: two threads would each hash the weights
+        self._prefetcher.prefetch(new)
 
     def features(self, image: ImageSource) -> Features:
         """The image's features (t*h*w/4, hidden) on the CPU, in the tower's dtype, and its grid."""
@@ -98,11 +101,11 @@ class VisionCache:
         return self._memory[name]
 
     def _load(self, image: ImageSource) -> str:
-        """Bring the image's features into memory, and say their name there."""
-        name, kept, patches = self._ahead.take(image)
-        if name in self._memory:  # by another image of equal pixels
+        """Bring the image's features into memory; return their name there."""
+        name, kept, patches = self._prefetcher.take(image)
+        if name in self._memory:  # another image has equal pixels
             return name
-        kept = kept or self._read(name)  # meanwhile, perhaps, by another process
+        kept = kept or self._read(name)  # another process may have computed them meanwhile
         if kept is None:
             kept = self._compute(patches or self._patches(image.open(), image.key), image.key)
             self.files.write(name, *kept)
@@ -114,7 +117,7 @@ class VisionCache:
         return name
 
     def _prepare(self, image: ImageSource) -> Prepared:
-        """All that comes before the tower, in any thread."""
+        """Everything before the tower, in any thread."""
         name, pixels = self._names.get(image.key), None
         if name is None:
             pixels = image.open()
@@ -133,7 +136,7 @@ class VisionCache:
 
     @cached_property
     def _tower(self) -> str:
-        """What features on disk depend on but the pixels; in memory there is one tower only."""
+        """What features on disk depend on besides the pixels. In memory there is one tower."""
         if self.files.folder is None:
             return ""
         weights = hash_tensors(sorted(self.model.visual.state_dict().items()))
@@ -165,7 +168,7 @@ class VisionCache:
     @torch.no_grad()
     def _compute(self, patches: Patches, key: str) -> Features:
         weight = next(self.model.visual.parameters())
-        # Outside any autocast: what is kept must not depend on who asked first.
+        # Outside any autocast: kept features must not depend on which pass computed them.
         try:
             wide = Widening() if weight.dtype == torch.bfloat16 else nullcontext()
             with torch.autocast(weight.device.type, enabled=False), wide:

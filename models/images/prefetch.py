@@ -1,7 +1,7 @@
-"""Images made ready by worker threads before they are asked for.
+"""Prefetching: worker threads prepare the images that are needed next, while a step runs.
 
-Decoding, resizing and hashing let go of Python's lock, so threads are enough: they need no copy of
-the model, and nothing has to be sent between processes.
+Decoding, resizing and hashing release Python's lock, so threads are enough: they need no copy
+of the model, and nothing is sent between processes.
 """
 
 from __future__ import annotations
@@ -10,44 +10,35 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Lock, Thread, current_thread
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
 WORKERS = 2
 LIMIT = 1 << 30  # bytes of results that wait to be taken; no image is begun above it
 PATIENCE = 2.0  # seconds that the end of the program waits for an image under way
 
-
-class Keyed(Protocol):
-    @property
-    def key(self) -> str: ...
+Draw = Callable[[int, int, int], Any]  # (step, slot, attempt) -> a question
 
 
-class Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
+class Prefetcher:
+    """The results of `work(image)` for images named in advance, computed by threads.
 
+    An image has a `key`, a result has `nbytes`.
 
-Image = TypeVar("Image", bound=Keyed)
-Result = TypeVar("Result", bound=Sized)
-
-
-class Ahead(Generic[Image, Result]):
-    """`work(image)` of the images that will be asked for, done by threads meanwhile.
-
-    A thread lives while there is work, so that none is left when all is taken; an image under way
-    when the program ends is waited for briefly, and nothing else is begun.
+    Threads exist only while there is work. An image under way when the program ends is waited for
+    briefly, and no other is begun.
     """
 
-    def __init__(self, work: Callable[[Image], Result]) -> None:
+    def __init__(self, work: Callable[[Any], Any]) -> None:
         self._work = work
         self._lock = Lock()  # guards the three below
-        self._waiting: dict[str, Image] = {}  # by key, in the order to be begun
-        self._begun: dict[str, Future[Result]] = {}
+        self._waiting: dict[str, Any] = {}  # by key, in the order to be begun
+        self._begun: dict[str, Future] = {}
         self._threads: list[Thread] = []
         weakref.finalize(self, _stop, self._waiting, self._threads)
 
-    def want(self, images: Sequence[Image]) -> None:
-        """Begin these, in this order. What was wanted before and is not among them is forgotten."""
+    def prefetch(self, images: Sequence[Any]) -> None:
+        """Compute these, in this order. Images of an earlier call that are not among them are
+        forgotten."""
         wanted = {image.key: image for image in images}
         with self._lock:
             for key in self._begun.keys() - wanted.keys():
@@ -56,8 +47,8 @@ class Ahead(Generic[Image, Result]):
             self._waiting |= {k: image for k, image in wanted.items() if k not in self._begun}
         self._start()
 
-    def take(self, image: Image) -> Result:
-        """The work's result, once: ready, waited for, or done now. Raises what the work raises."""
+    def take(self, image: Any) -> Any:
+        """The result, once: ready, waited for, or computed now. Raises what `work` raises."""
         with self._lock:
             self._waiting.pop(image.key, None)
             future = self._begun.pop(image.key, None)
@@ -76,12 +67,12 @@ class Ahead(Generic[Image, Result]):
             image, future = task
             try:
                 future.set_result(self._work(image))
-            except Exception as error:  # whoever takes the image is told
+            except Exception as error:  # raised again in `take`
                 future.set_exception(error)
             del task, image, future
 
-    def _next(self) -> tuple[Image, Future[Result]] | None:
-        """What a thread is to do; None: it leaves, for there is nothing, or no room."""
+    def _next(self) -> tuple[Any, Future] | None:
+        """The next image of a thread; None, and the thread ends, if there is none, or no room."""
         with self._lock:
             done = [future for future in self._begun.values() if future.done()]
             held = sum(future.result().nbytes for future in done if not future.exception())
@@ -93,8 +84,37 @@ class Ahead(Generic[Image, Result]):
             return self._waiting.pop(key), self._begun[key]
 
 
-def _stop(waiting: dict[str, Image], threads: list[Thread]) -> None:
-    """Before the interpreter is taken down: a thread inside it would be cut off in the middle."""
+def _stop(waiting: dict[str, Any], threads: list[Thread]) -> None:
+    """End the threads before the interpreter shuts down, which would cut them off midway."""
     waiting.clear()
     for thread in list(threads):
-        thread.join(PATIENCE)
+        if thread is not current_thread():
+            thread.join(PATIENCE)
+
+
+def prefetching(
+    draw: Draw,
+    prefetch: Callable[[Sequence[Any]], None],
+    share: Callable[[list[Any]], list[Any]],
+    prompts_per_step: int,
+    steps: int,
+) -> Draw:
+    """`draw`, which also prefetches the questions of a step and of the next one as a step begins.
+
+    `share` takes this process's part of a step. `draw` is a function of its arguments, so calling
+    it early changes nothing. Redrawn slots (dynamic sampling) depend on the rewards, so their
+    images cannot be prefetched.
+    """
+
+    def questions(step: int) -> list[Any]:
+        """All of a step, this process's share first: the others' are needed after sampling."""
+        whole = [draw(step, slot, 0) for slot in range(prompts_per_step)]
+        return share(whole) + whole
+
+    def drawn(step: int, slot: int, attempt: int = 0) -> Any:
+        if slot == 0 and attempt == 0:
+            coming = range(step, min(step + 2, steps))
+            prefetch([example for number in coming for example in questions(number)])
+        return draw(step, slot, attempt)
+
+    return drawn

@@ -1,13 +1,12 @@
 """Hub id, folder or "phantom" -> model, tokenizer, image processor.
 
 Only `qwen2_vl`, only safetensors, never code from a checkpoint, and no AutoProcessor: for Qwen2-VL
-it wants torchvision, for a video processor that nobody here needs.
+it needs torchvision, for a video processor that is not used here.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +14,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 from transformers.utils import cached_file
 
 from grpo.settings.errors import UsageError
-from models.loading.checks import (
-    check_files,
-    check_fit,
-    check_processor,
-    check_type,
-    check_weights,
-    read_json,
-    refuse_detours,
-    refuse_pipes,
-)
+from models.loading.checks import file_problems, model_problems, read_json, refuse
 
 # The tiny Qwen2-VL that ships with the project, and an earlier state of its pretraining.
 SHIPPED = {name: Path(__file__).parents[1] / name for name in ("phantom", "phantom-base")}
@@ -42,34 +28,9 @@ ImageProcessor = getattr(transformers, "Qwen2VLImageProcessorPil", None) or (
     transformers.Qwen2VLImageProcessor
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def pick_device(device: str) -> torch.device:
-    """The device; "auto" takes a GPU where there is one. Raises UsageError for one that is not."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):  # not mps, meta, ...: untested here
-        raise UsageError(f"device {device}: unknown; use --device auto, cpu, cuda or cuda:N")
-    try:
-        picked = torch.device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, AssertionError):
-        raise UsageError(f"device {device}: is not on this machine; use --device cpu") from None
-    return picked
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype; "auto" is bfloat16 on a GPU, else float32. Raises UsageError for others."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype}: unknown; use auto, {' or '.join(DTYPES)}")
-    return DTYPES[dtype]
-
 
 def folder_of(name: str) -> Path:
-    """The folder that a model's name stands for, if it stands for one and not for a hub id."""
+    """The folder of a shipped model or the folder that is named. It may not exist: a hub id."""
     return SHIPPED.get(name) or Path(os.path.expanduser(name))
 
 
@@ -89,26 +50,19 @@ def load(
             "Qwen/Qwen2-VL-2B-Instruct, or phantom"
         )
     try:
-        if is_folder:
-            refuse_pipes(name, Path(source))
-        check_type(name, source)
-        if is_folder:
-            check_files(name, Path(source))
-        refuse_detours(name, source)
+        refuse(name, file_problems(source))
         with _quiet(progress=not is_folder):  # a download should show its progress
             tokenizer, processor, model, report = _read(source, dtype)
     except UsageError:
         raise
-    except Exception as error:  # of the hub, json, tokenizers, safetensors: any kind
+    except Exception as error:  # hub, json, tokenizers and safetensors raise errors of any kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "folder" if is_folder else "hub id (is the network there?)"
         raise UsageError(
             f"model {name}: cannot be loaded from this {where}: {reason.rstrip('.')}; "
             "download it again, or use --model phantom"
         ) from error
-    check_weights(name, report, model)
-    check_fit(name, model.config, tokenizer, processor)
-    check_processor(name, processor)
+    refuse(name, model_problems(model, report, tokenizer, processor))
     if max_pixels is not None:
         _limit_pixels(processor, max_pixels)
     return model.requires_grad_(False).eval(), tokenizer, processor
@@ -131,14 +85,14 @@ def _read(source: str, dtype: torch.dtype) -> tuple[Any, Any, Any, dict[str, Any
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # then they are in the report, where _check_weights looks
+        ignore_mismatched_sizes=True,  # then they are in the report, and model_problems names them
     )
     return tokenizer, processor, model, report
 
 
 @contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """Without transformers' tables of what is wrong: it is said in one line, or does not matter."""
+    """Inside, transformers prints no tables of problems: we raise one line if it matters."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,46 +1,40 @@
-"""The sampler on a GPU: the loop of sampler.py, its steps replayed from CUDA graphs.
+"""The sampler of a GPU: the loop of eager.py, with its steps replayed from CUDA graphs.
 
-A token of a 2B model is some thousand kernels, and a GPU is done with each before Python has asked
-for the next. Recorded once and replayed, a step takes what its memory traffic takes. The price:
+A token of a 2B model takes some thousand kernels, and a GPU finishes each before Python has
+launched the next. A graph launches all at once, so a step takes the time of its memory traffic.
+What that requires:
 
-* Shapes are fixed, so there is a graph per number of rows: of all, of half of them, and so on. As
-  rows finish, the live ones move together, and a smaller graph goes on with the first rows of the
-  same storages.
-* The host looks every WINDOW steps only. A row may run on past its end until then; that is thrown
-  away, and can change nothing else: rows share no number.
-* Addresses are fixed. Before each rollout everything that graphs have baked in is compared, and
-  where anything moved all are recorded anew: a graph that replays on freed memory says nothing.
+* Shapes are fixed. So there is a graph for all rows, one for half of them, and so on. As rows
+  finish, the live ones move to the front, and a smaller graph continues with the first rows of the
+  same buffers.
+* The host reads results every WINDOW steps only. Until then a row may run on past its EOS; those
+  tokens are thrown away and change nothing else, because rows share no number.
+* Addresses are fixed. Before each rollout everything that graphs have recorded is compared. If
+  anything moved, all graphs are recorded again: a replay on freed memory raises no error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.layers import Layers, Linear
-from models.sampling.decode_step import SLOTS, WINDOW, Storages, Weights, step
-from models.sampling.sampler import Rollout, not_finite, prefill
-from models.tree import Prompt
+from models.layers import Layers
+from models.sampling.decode_step import SLOTS, WINDOW, Buffers, Weights, step
+from models.sampling.sampler import Record, Rollout, Task, not_finite, prefill
 
 Step = Callable[[], None]
-
-
-class Replayed(Protocol):
-    """A step that was run once when this was made, and runs again at every replay."""
-
-    def replay(self) -> None: ...
 
 
 class Graph:
     """A step as a torch.cuda.CUDAGraph. These lines have not been run on a GPU yet.
 
     The one run is what torch asks for before a capture, so that libraries make their handles and
-    workspaces outside; on the capture's own stream, because they make them for a stream. Capturing
-    then executes nothing.
+    workspaces outside of it; on the capture's own stream, because they make them for a stream.
+    Capturing then executes nothing.
     """
 
     def __init__(self, step: Step, device: torch.device, beside: Graph | None) -> None:
@@ -52,7 +46,7 @@ class Graph:
                 step()
             torch.cuda.current_stream().wait_stream(self.stream)
             self.graph = torch.cuda.CUDAGraph()
-            # The pool of a live graph and no handle of our own: one whose graphs are all gone
+            # The pool of a live graph and no handle of our own: a pool whose graphs are all gone
             # may not be used again.
             pool = None if beside is None else beside.graph.pool()
             with torch.cuda.graph(self.graph, pool=pool, stream=self.stream):
@@ -62,132 +56,100 @@ class Graph:
         self.graph.replay()
 
 
-class Called:
-    """The same step without a graph: on any device, and to find a bug."""
+class GraphSampler:
+    """Draws what `sample_eagerly` draws. Keeps buffers and graphs from one rollout to the next.
 
-    def __init__(self, step: Step, device: torch.device, beside: Any) -> None:
-        self.replay = step
-        step()
-
-
-class Captured:
-    """Draws as sampling's own loop does. Holds storages and graphs from one rollout to the next.
-
-    `record` makes a `Replayed` of a step, a device, and one that was made before or None.
+    `record` makes a graph from a step, a device, and a graph that was made before or None. It runs
+    the step once, and again at every `replay()`.
     """
 
-    def __init__(self, record: Callable[[Step, torch.device, Any], Replayed] = Graph) -> None:
+    def __init__(self, record: Callable[[Step, torch.device, Any], Any] = Graph) -> None:
         self.record = record
         self.forget()
 
     def forget(self) -> None:
-        """Graphs first: they are of no use without what they write to."""
-        self.graphs: dict[tuple, Replayed] = {}
-        self.storages: Storages | None = None
+        """Free graphs and buffers. Graphs go first, because they write to the buffers."""
+        self.graphs: dict[tuple, Any] = {}
+        self.buffers: Buffers | None = None
         self.weights: Weights | None = None
-        self.baked: list[tuple] = []
+        self.graph_key: list[tuple] = []
 
     @torch.inference_mode()
-    def __call__(
-        self,
-        language_model: nn.Module,
-        head: Linear,
-        prompts: Sequence[Prompt],
-        embeds: Sequence[Tensor],
-        *,
-        banned: Tensor,
-        group_size: int,
-        max_length: int,
-        **rest: Any,
-    ) -> Rollout:
-        """What `sampling.rollout` asks of its `draw`."""
-        weights = Weights(Layers(language_model), language_model.embed_tokens.weight, head, banned)
-        rows, longest = len(prompts) * group_size, max(map(len, embeds))
+    def __call__(self, task: Task) -> Rollout:
+        """Draw all completions of a task; see Sampler."""
         try:
-            self._prepare(weights, rows, longest + max_length, embeds[0])
-            self._begin(prompts, embeds, group_size)
-            return self._decode(prompts, group_size, max_length, **rest)
+            self._prepare(task)
+            self._prefill(task)
+            return self._decode(task)
         except BaseException:
-            self.forget()  # the next rollout may have had no room beside these
+            self.forget()  # a retry in halves may have no room beside these
             raise
 
-    def _prepare(self, now: Weights, rows: int, slots: int, like: Tensor) -> None:
-        """Storages with room enough, and graphs of nothing but what is where it was."""
-        baked = now.baked()
-        if baked == self.baked and self.storages.fit(rows, slots):
-            self.weights.refresh(now)
+    def _prepare(self, task: Task) -> None:
+        """Reuse buffers and graphs if they are large enough and no weight has moved; else new ones.
+
+        New graphs are recorded by `_step` as they are needed.
+        """
+        model = task.language_model
+        now = Weights(Layers(model), model.embed_tokens.weight, task.head, task.banned)
+        slots, graph_key = max(map(len, task.embeds)) + task.max_length, now.graph_key()
+        if graph_key == self.graph_key and self.buffers.fit(task.rows, slots):
+            self.weights.copy_lora(now)
             return
         self.forget()
-        self.weights, self.baked = now.owning_lora(), baked
-        self.storages = Storages.make(now.layers, rows, -(-slots // SLOTS) * SLOTS, like)
+        self.weights, self.graph_key = now.with_own_lora(), graph_key
+        slots = -(-slots // SLOTS) * SLOTS
+        self.buffers = Buffers.make(now.layers, task.rows, slots, task.embeds[0])
 
-    def _begin(self, prompts: Sequence[Prompt], embeds: Sequence[Tensor], group_size: int) -> None:
-        """Each prompt once through the layers, and its rows stand before their first token."""
-        at, rows = self.storages, len(prompts) * group_size
-        at.clear(max(map(len, embeds)))
-        # (B, hidden)
-        last = prefill(self.weights.layers, at.filling(group_size), prompts, embeds)
-        at.hidden[:rows] = last.repeat_interleave(group_size, dim=0)
-        position = torch.tensor([p.next_position for p in prompts])
-        at.position[:rows] = position.repeat_interleave(group_size).to(at.position.device)
+    def _prefill(self, task: Task) -> None:
+        """Compute each prompt once, and put every row before its first token."""
+        at, rows, size = self.buffers, task.rows, task.group_size
+        at.clear(max(map(len, task.embeds)))
+        attention = partial(at.prefill_attention, size)
+        last = prefill(self.weights.layers, attention, task.prompts, task.embeds)  # (B, hidden)
+        at.hidden[:rows] = last.repeat_interleave(size, dim=0)
+        position = torch.tensor([p.next_position for p in task.prompts])
+        at.position[:rows] = position.repeat_interleave(size).to(at.position.device)
 
-    def _decode(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_length: int,
-        *,
-        u: Tensor | None,
-        temperature: float,
-        eos: frozenset[int],
-        keep_logprobs: bool = False,
-    ) -> Rollout:
-        at, row = self.storages, torch.arange(len(prompts) * group_size)  # row: of each live place
-        tokens = torch.zeros(len(row), max_length, dtype=torch.int64)
-        logprobs = torch.zeros(len(row), max_length) if keep_logprobs else None
-        lengths = torch.zeros(len(row), dtype=torch.int64)
-        stopped = torch.zeros(len(row), dtype=torch.bool)
-        ends = torch.tensor(sorted(eos))
-        for start in range(0, max_length, WINDOW):
-            if not len(row):
+    def _decode(self, task: Task) -> Rollout:
+        """Windows of WINDOW steps, until every row has ended."""
+        at, record = self.buffers, Record(task)
+        for start in range(0, task.max_length, WINDOW):
+            live = len(record.row)
+            if not live:
                 break
-            window = slice(start, min(start + WINDOW, max_length))
-            seen = slice(len(row)), slice(window.stop - start)  # of what a window holds
-            if u is not None:
-                at.uniforms[seen] = u[row, window].to(at.uniforms.device)
+            window = slice(start, min(start + WINDOW, task.max_length))
+            seen = slice(live), slice(window.stop - start)  # the part of a buffer that is used
+            if task.uniforms is not None:
+                at.uniforms[seen] = task.uniforms[record.row, window].to(at.uniforms.device)
             at.column.zero_()
             for _ in range(window.stop - start):
-                self._step(len(row), temperature, keep_logprobs)
-            new = at.tokens[seen].cpu()  # the host waits here, and nowhere else
-            end = torch.isin(new, ends)
-            done = end.any(dim=1)
-            length = torch.where(done, end.int().argmax(dim=1) + 1, new.shape[1])  # first EOS in
-            _check(at.probable[seen].cpu(), length, [prompts[i] for i in row // group_size])
-            tokens[row, window] = new
-            if logprobs is not None:
-                logprobs[row, window] = at.logprobs[seen].cpu()
-            lengths[row], stopped[row] = start + length, done
-            holes, sources, live = at.drop(done)
-            row[holes] = row[sources]
-            row = row[:live]
-        return Rollout(tokens, lengths, stopped, logprobs)
+                self._step(live, task.temperature, task.keep_logprobs)
+            tokens = at.tokens[seen].cpu()  # the host waits here, and nowhere else
+            logprobs = at.logprobs[seen].cpu() if task.keep_logprobs else None
+            done = record.add(start, tokens, logprobs)
+            _check(task, record, start, at.probable[seen].cpu())
+            record.row = at.drop(done).apply(record.row)
+        return record.rollout()
 
     def _step(self, live: int, temperature: float, keep_logprobs: bool) -> None:
         """One more token of the live rows, by the smallest graph that has room for them."""
-        rows = len(self.storages.hidden)
+        rows = len(self.buffers.hidden)
         while (half := -(-rows // 2)) >= live and half < rows:
             rows = half
         kind = (rows, temperature, keep_logprobs)
         if kind in self.graphs:
             self.graphs[kind].replay()
             return
-        todo = partial(step, self.storages.first(rows), self.weights, temperature, keep_logprobs)
+        todo = partial(step, self.buffers.first(rows), self.weights, temperature, keep_logprobs)
         beside = next(iter(self.graphs.values()), None)
-        self.graphs[kind] = self.record(todo, self.storages.hidden.device, beside)
+        self.graphs[kind] = self.record(todo, self.buffers.hidden.device, beside)
 
 
-def _check(probable: Tensor, length: Tensor, prompts: Sequence[Prompt]) -> None:
-    """Raise of the first token (rows, many) without a probability that is one of its row's."""
-    wrong = ~probable & (torch.arange(probable.shape[1]) < length[:, None])
+def _check(task: Task, record: Record, start: int, probable: Tensor) -> None:
+    """Raise SettingsError for the first token without a probability (live, n) in its row."""
+    position = start + torch.arange(probable.shape[1])
+    wrong = ~probable & (position < record.lengths[record.row][:, None])
     if bool(wrong.any()):
-        raise not_finite(prompts[int(wrong.T.nonzero()[0, 1])])
+        place = int(wrong.T.nonzero()[0, 1])
+        raise not_finite(task.prompts[record.row[place] // task.group_size])

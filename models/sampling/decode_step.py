@@ -1,15 +1,12 @@
-"""One decoding step in storages that never move: what a CUDA graph can record.
+"""One decoding step in buffers that never move: what a CUDA graph can record.
 
-A graph is a list of kernels with the addresses they read and write, and replaying it launches all
-of them at once, without Python: it can run again what changed in place, and nothing else. So of a
-step everything has one place for good (`Storages`, `Weights`), everything is changed in place,
-also what counts the steps, and nothing looks at a value on the host: no shape, no branch and no
-error may depend on one.
+A CUDA graph replays kernels on fixed addresses. So every tensor of a step, counters included, is
+allocated once (`Weights`, `Buffers`) and updated in place, and no Python code may read a value: no
+shape, branch or error of a step may depend on one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.distribution import invert_cdf, law
-from models.layers import Attend, Layers, Linear
-from models.sampling.kv_cache import closed, kept_in
+from models.layers import Attend, Layer, Layers, Linear
+from models.sampling.kv_cache import Compaction, compaction, storing_attention
 
-WINDOW = 8  # steps between two looks of the host: what is drawn after an EOS is thrown away
-SLOTS = 128  # a cache has a multiple of this, so that few lengths need one of their own
+WINDOW = 8  # steps between two looks of the host; tokens drawn after an EOS are thrown away
+SLOTS = 128  # caches have a multiple of this, so that rollouts of similar length share one
 
 
 class Weights(NamedTuple):
@@ -33,48 +30,49 @@ class Weights(NamedTuple):
     head: Linear
     banned: Tensor  # (V,) bool
 
-    def owning_lora(self) -> Weights:
-        """The same with A and B in storages of its own. `Layers` casts them to the dtype that
-        W computes in, new ones every time; a graph would go on with those it was made with."""
-        self.layers.layers[:] = [
-            tuple(
-                of._replace(a=of.a.clone(), b=of.b.clone()) if _has_lora(of) else of for of in layer
-            )
-            for layer in self.layers.layers
-        ]
+    def with_own_lora(self) -> Weights:
+        """The same with copies of A and B, whose addresses a graph may keep.
+
+        `Layers` casts A and B to the dtype that W computes in, which makes new tensors each time.
+        """
+        self.layers.layers[:] = [Layer(*map(_own_lora, layer)) for layer in self.layers.layers]
         return self
 
-    def refresh(self, now: Weights) -> None:
-        """Take over A and B as they are now: trained further, loaded, or of another adapter."""
+    def copy_lora(self, now: Weights) -> None:
+        """Copy the values that A and B have now: trained further, loaded, or another adapter's."""
         for mine, new in zip(self.layers.layers, now.layers.layers, strict=True):
-            for of, other in zip(mine, new, strict=True):
-                if _has_lora(of):
-                    of.a.copy_(other.a)
-                    of.b.copy_(other.b)
+            for part, other in zip(mine, new, strict=True):
+                if _has_lora(part):
+                    part.a.copy_(other.a)
+                    part.b.copy_(other.b)
 
-    def baked(self) -> list[tuple]:
-        """All that a graph has baked in and `refresh` does not bring up to date: where the frozen
-        tensors lie, and whether and how LoRA is added to them. Graphs are valid while it is equal.
-        """
-        read = [of for layer in self.layers.layers for of in layer] + [self.layers.norm, self.head]
-        frozen = [self.embedding, self.banned, *(of.weight for of in read)]
-        linears = [of for of in read if isinstance(of, Linear)]
-        frozen += [of.bias for of in linears if of.bias is not None]
+    def graph_key(self) -> list[tuple]:
+        """What a graph has recorded and `copy_lora` does not update: graphs are valid while it is
+        equal. That is where the frozen tensors lie, and whether and how LoRA is added to them."""
+        parts = [*(part for layer in self.layers.layers for part in layer)]
+        parts += [self.layers.norm, self.head]
+        linears = [part for part in parts if isinstance(part, Linear)]
+        frozen = [self.embedding, self.banned, *(part.weight for part in parts)]
+        frozen += [linear.bias for linear in linears if linear.bias is not None]
         return [
-            *((of.data_ptr(), of.shape, of.stride(), of.dtype) for of in frozen),
-            *((of.bias is None, of.a is None, of.scale) for of in linears),
-            *((of.a.shape, of.b.shape, of.a.dtype) for of in linears if _has_lora(of)),
+            *((w.data_ptr(), w.shape, w.stride(), w.dtype) for w in frozen),
+            *((linear.bias is None, linear.a is None, linear.scale) for linear in linears),
+            *((lora.a.shape, lora.b.shape, lora.a.dtype) for lora in linears if _has_lora(lora)),
         ]
 
 
-def _has_lora(of: object) -> bool:
-    return isinstance(of, Linear) and of.a is not None
+def _has_lora(part: object) -> bool:
+    return isinstance(part, Linear) and part.a is not None
+
+
+def _own_lora(part: object) -> object:
+    return part._replace(a=part.a.clone(), b=part.b.clone()) if _has_lora(part) else part
 
 
 @dataclass(frozen=True)
-class Storages:
-    """What steps write, for R rows. A row's keys stand in S slots: its prompt's first, then, from
-    the same slot on for all rows, a token's a step; the mask opens one more slot each time."""
+class Buffers:
+    """What steps write, for R rows. A row's keys fill S slots: first those of its prompt, then one
+    a step, from the same slot on for all rows. The mask opens one more slot at each step."""
 
     cache: Tensor  # (layers, 2, R, kv_heads, S, head_dim) keys and values
     mask: Tensor  # (R, 1, 1, S) 0 or -inf
@@ -90,7 +88,7 @@ class Storages:
     sin: Tensor
 
     @classmethod
-    def make(cls, layers: Layers, rows: int, slots: int, like: Tensor) -> Storages:
+    def make(cls, layers: Layers, rows: int, slots: int, like: Tensor) -> Buffers:
         """In dtype and on the device of `like` (..., hidden)."""
         kv_heads, width = layers.heads[1], layers.width
         positions = torch.arange(slots, device=like.device).expand(3, -1)
@@ -112,51 +110,50 @@ class Storages:
         )
 
     def fit(self, rows: int, slots: int) -> bool:
+        """Whether there is room for so many rows and slots."""
         return rows <= self.cache.shape[2] and slots <= self.cache.shape[4]
 
-    def first(self, rows: int) -> Storages:
-        """The first rows of the same storages."""
+    def first(self, rows: int) -> Buffers:
+        """Views of the first rows of the same buffers."""
         names = ("mask", "hidden", "position", "uniforms", "tokens", "probable", "logprobs")
         parts = {name: getattr(self, name)[:rows] for name in names}
         return replace(self, cache=self.cache[:, :, :rows], **parts)
 
     def clear(self, longest: int) -> None:
-        """As new, for prompts of up to `longest` tokens. Masked slots must be finite, and rows
-        that nobody uses compute too, whatever they hold: a NaN of an old rollout would stay."""
-        for of in (self.cache, self.hidden, self.position):
-            of.zero_()
+        """Make them as new, for prompts of up to `longest` tokens.
+
+        Masked slots must be finite, and unused rows are computed too: a NaN of an old rollout
+        would stay.
+        """
+        for buffer in (self.cache, self.hidden, self.position):
+            buffer.zero_()
         self.mask.fill_(-torch.inf)
         self.probable.fill_(True)
         self.slot.fill_(longest)
 
-    def filling(self, group_size: int) -> Callable[[int, list[int]], Attend]:
-        """Attention of prompts on their way in, whose keys are copied to each row of the group.
+    def prefill_attention(self, group_size: int, first: int, lengths: list[int]) -> Attend:
+        """Attention of prompts, whose keys are also copied to every row of their groups.
 
-        A prompt read once for its group, as on a CPU, is less memory; a kernel for both parts of a
-        row's keys is fewer launches, and the cache is small against the weights.
+        One copy a group, as on a CPU, takes less memory; one a row takes fewer kernels, and the
+        cache is small against the weights.
         """
+        for prompt, length in enumerate(lengths, start=first):
+            self.mask[prompt * group_size : (prompt + 1) * group_size, ..., :length] = 0.0
+        return storing_attention(self.cache, group_size, first, lengths)
 
-        def filling(first: int, lengths: list[int]) -> Attend:
-            for prompt, length in enumerate(lengths, start=first):
-                self.mask[prompt * group_size : (prompt + 1) * group_size, ..., :length] = 0.0
-            return kept_in(self.cache, group_size, first, lengths)
-
-        return filling
-
-    def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Let finished rows (live,) go. Live rows from the end take their places, so that few are
-        copied: (places, rows that take them, how many live on)."""
-        holes, sources, live = closed(done)
-        if len(holes):
-            for of in (self.cache.transpose(0, 2), self.mask, self.hidden, self.position):
-                of[holes] = of[sources]
-        return holes, sources, live
+    def drop(self, done: Tensor) -> Compaction:
+        """Overwrite finished rows (live,) by live rows from the end: live rows come first."""
+        moves = compaction(done)
+        if len(moves.holes):
+            for buffer in (self.cache.transpose(0, 2), self.mask, self.hidden, self.position):
+                moves.apply(buffer)
+        return moves
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(R, heads * d) of one token a row: queries (R, heads, d), keys (R, kv_heads, d).
 
-        Queries that share a key head stand in the place of query positions: with as many heads as
-        the keys have, the fused kernels that take a mask take this.
+        Queries that share a key head take the place of query positions: then there are as many
+        heads as the keys have, which the fused kernels that take a mask require.
         """
         rows, kv_heads, width = key.shape
         keys, values = self.cache[layer]  # (R, kv_heads, S, d)
@@ -167,21 +164,23 @@ class Storages:
         return found.reshape(rows, -1)
 
 
-def step(at: Storages, weights: Weights, temperature: float, keep_logprobs: bool) -> None:
-    """Draw a token a row and run it: one turn of the loop in models/sampling/sampler.py."""
+def step(at: Buffers, weights: Weights, temperature: float, keep_logprobs: bool) -> None:
+    """Draw one token a row and run it through the layers: one turn of the loop in eager.py."""
     logits = law(weights.head(at.hidden), temperature or 1.0, weights.banned)  # (R, V)
     if temperature == 0:
         token = logits.argmax(dim=-1)
     else:
         u = at.uniforms.index_select(1, at.column)[:, 0]
+        # The host checks `probable` later: an error here would depend on a value.
         token, probable = invert_cdf(logits, u)
         at.probable.index_copy_(1, at.column, probable[:, None])
     at.tokens.index_copy_(1, at.column, token[:, None])
     if keep_logprobs:
         picked = logits.log_softmax(dim=-1).gather(1, token[:, None])
         at.logprobs.index_copy_(1, at.column, picked)
-    at.mask.index_fill_(-1, at.slot, 0.0)
+    at.mask.index_fill_(-1, at.slot, 0.0)  # from now on every row sees the slot of this token
     rope = at.cos.index_select(0, at.position), at.sin.index_select(0, at.position)
     at.hidden.copy_(weights.layers(F.embedding(token, weights.embedding), rope, at.attend))
+    # The next replay must continue where this one ended, so the counters are tensors too.
     for count in (at.column, at.slot, at.position):
         count.add_(1)

@@ -1,143 +1,131 @@
-"""Keys and values while completions are drawn: of a prompt once for its group, or once a row.
+"""Keys and values of prompts and completions while completions are drawn.
 
-Both caches draw the same. Where prompts are long the first pays, because memory is what a step
-reads; where they are short the second, because then kernels are what it counts.
+Decoding reads all of them once a token. So the keys of a prompt are there once for its G rows: G
+times less to hold and to read, and not slower than a copy in each row even for short prompts
+(tests/benchmarks/README.md). The GPU's sampler does copy them (models/sampling/decode_step.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import TreeAttention
 from models.layers import Attend
 
-COPIES = 4 << 20  # bytes of prompts' keys and values, in a layer, up to which each row has a copy
+
+class Compaction(NamedTuple):
+    """The moves that bring all live rows to the front, so that finished rows cost nothing more.
+
+    Rows from the end fill the holes, so few are copied; the order changes:
+
+        a x b x c d  ->  a d b c        x finished; holes 1, 3; sources 5, 4; 4 live
+    """
+
+    holes: Tensor  # (m,) int64
+    sources: Tensor  # (m,) int64
+    live: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Move rows of x (rows, ...) in place; return the live ones (live, ...), a view."""
+        x[self.holes] = x[self.sources]
+        return x[: self.live]
 
 
-def kv_cache(
-    shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
-) -> SharedCache | RowCache:
-    """The cache that pays. `shape` is (layers, kv_heads, head_dim), `lengths` (B,) the prompts',
-    `slots` the most tokens of a completion."""
-    prompt = 2 * int(lengths.max()) * shape[1] * shape[2] * like["dtype"].itemsize
-    kind = SharedCache if shares(len(lengths), rows, prompt) else RowCache
-    return kind(shape, lengths, rows, slots, **like)
+def compaction(gone: Tensor) -> Compaction:
+    """The moves for rows of which `gone` (rows,) bool have finished."""
+    live = int((~gone).sum())
+    return Compaction(gone[:live].nonzero()[:, 0], (~gone[live:]).nonzero()[:, 0] + live, live)
 
 
-def shares(prompts: int, rows: int, prompt: int) -> bool:
-    """Whether `rows` completions look at one copy of their prompt, of so many bytes in a layer."""
-    return prompts < rows and rows * prompt > COPIES
+def storing_attention(buffer: Tensor, rows: int, first: int, lengths: list[int]) -> Attend:
+    """Causal attention of prompts among themselves, which also writes their keys and values into a
+    buffer (layers, 2, rows, kv_heads, slots, head_dim).
+
+    The prompts, flat and of these lengths, are prompt `first` and the next; each has `rows` rows.
+    """
+    attend = TreeAttention([[length] for length in lengths])
+
+    def attend_and_store(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        for i, flat in enumerate((key, value)):
+            for prompt, part in enumerate(flat.split(lengths), start=first):
+                own = buffer[layer, i, prompt * rows : (prompt + 1) * rows]
+                own[:, :, : len(part)] = part.transpose(0, 1)
+        return attend(layer, query, key, value)
+
+    return attend_and_store
 
 
-class RowCache:
-    """(layers, 2, rows, kv_heads, slots, head_dim): first a copy of the row's prompt, with pads up
-    to the longest, then its completion. Zeros, not garbage: masked slots must be finite."""
+class KVCache:
+    """The KV cache of `sample_eagerly`.
 
-    def __init__(
-        self, shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
-    ) -> None:
-        layers, heads, width = shape
-        self.slot = longest = int(lengths.max())  # that the next decoded token fills
-        self.group_size = rows // len(lengths)
-        self.own = torch.zeros(layers, 2, rows, heads, longest + slots, width, **like)
-        of_row = lengths.repeat_interleave(self.group_size)[:, None]
-        slot = torch.arange(longest + slots)
-        pads = (slot >= of_row) & (slot < longest)  # (rows, slots)
-        mask = torch.zeros(pads.shape, dtype=self.own.dtype).masked_fill_(pads, -torch.inf)
-        self.mask = mask.to(self.own.device)[:, None, None]
+    `attend` needs queries by prompt, to multiply them with the prompt's keys in one product, and
+    the result by row again. Rows end at different times, so `rows` and `place` say who is where:
 
-    def filling(self, first: int, lengths: list[int]) -> Attend:
-        """Attention of prompts on their way in, flat, the first of which is prompt `first`."""
-        return kept_in(self.own, self.group_size, first, lengths)
-
-    def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Let finished rows (live,) go. Live rows from the end take their places, so that few are
-        copied: (places, rows that take them, how many live on)."""
-        holes, sources, live = closed(done)
-        used = self.own[..., : self.slot, :]
-        used[:, :, holes] = used[:, :, sources]
-        self.mask[holes] = self.mask[sources]
-        self.mask = self.mask[:live]
-        return holes, sources, live
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(live, heads * d) of one token a row: queries (live, heads, d), keys (live, kv_heads, d).
-
-        Grouped queries: those that share a key head stand in the place of query positions.
-        """
-        n, kv_heads, width = key.shape
-        keys, values = self.own[layer, :, :n, :, : self.slot + 1]
-        keys[:, :, self.slot], values[:, :, self.slot] = key, value
-        seen = self.mask[..., : self.slot + 1]
-        found = F.scaled_dot_product_attention(
-            query.view(n, kv_heads, -1, width), keys, values, attn_mask=seen
-        )
-        return found.reshape(n, -1)
-
-
-class SharedCache:
-    """Prompts' keys and values (layers, 2, B, kv_heads, P, head_dim), and completions' (layers, 2,
-    rows, kv_heads, slots, head_dim). A step writes one slot for all live rows, the first ones.
-
-    Zeros, not garbage: masked slots must be finite.
+        prompt of each live row                0 0 1 1 1
+        rows   (B, width), rows of a prompt    0 1 0      prompt 1 has three; the last place of
+                                               2 3 4      prompt 0 is unused and repeats row 0
+        place  (live,), each row in `rows`     0 1 3 4 5
     """
 
     def __init__(
         self, shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
     ) -> None:
+        """`shape` is (layers, kv_heads, head_dim), `lengths` (B,) are the prompts', and `slots` is
+        the most tokens of a completion. `like` has the dtype and the device."""
         layers, heads, width = shape
         longest = int(lengths.max())
+        # (layers, 2, B or rows, kv_heads, slots, head_dim). Zeros: masked slots must be finite.
         self.prompts = torch.zeros(layers, 2, len(lengths), heads, longest, width, **like)
         self.own = torch.zeros(layers, 2, rows, heads, slots, width, **like)
-        self.slot = 0  # that the next decoded token fills
+        self.slot = 0  # of a completion, that the next decoded token fills
         pads = torch.arange(longest) >= lengths[:, None]  # (B, P)
         self.unseen = torch.zeros(pads.shape).masked_fill_(pads, -torch.inf).to(self.own.device)
         self.share(torch.arange(rows) // (rows // len(lengths)))
 
-    def filling(self, first: int, lengths: list[int]) -> Attend:
-        """As above."""
-        return kept_in(self.prompts, 1, first, lengths)
+    def prefill_attention(self, first: int, lengths: list[int]) -> Attend:
+        """Attention of prompts (flat, prompt `first` and the next), which stores their keys."""
+        return storing_attention(self.prompts, 1, first, lengths)
 
     def share(self, prompt: Tensor) -> None:
-        """Say which prompt (live,) each live row continues."""
+        """Compute `rows` and `place` for live rows that continue these prompts (live,)."""
         self.prompt = prompt
-        order = prompt.argsort(stable=True)
-        counts = prompt.bincount(minlength=self.prompts.shape[2])  # (B,)
-        among = torch.arange(len(prompt)) - (counts.cumsum(0) - counts)[prompt[order]]
+        order = prompt.argsort(stable=True)  # rows, those of prompt 0 first
+        counts = prompt.bincount(minlength=self.prompts.shape[2])  # (B,) rows of each prompt
+        starts = counts.cumsum(0) - counts  # of each prompt in `order`
+        among = torch.arange(len(prompt)) - starts[prompt[order]]  # 0, 1, ... in each prompt
         width = int(counts.max())
         rows = torch.zeros(len(counts), width, dtype=torch.int64)
         rows[prompt[order], among] = order
         place = torch.empty_like(prompt)
         place[order] = prompt[order] * width + among
-        device = self.own.device
-        self.rows = rows.to(device)  # (B, width): the rows of a prompt, some more where fewer live
-        self.place = place.to(device)  # (live,): where in them a row stands
+        self.rows, self.place = rows.to(self.own.device), place.to(self.own.device)
 
-    def drop(self, done: Tensor) -> tuple[Tensor, Tensor, int]:
-        """As above. A prompt whose rows are all gone goes too."""
-        holes, sources, live = closed(done)
+    def drop(self, done: Tensor) -> Compaction:
+        """Overwrite finished rows (live,) by live ones from the end, and likewise the prompts that
+        have no live row left."""
+        moves = compaction(done)
         used = self.own[..., : self.slot, :]
-        used[:, :, holes] = used[:, :, sources]
-        prompt = self.prompt.clone()
-        prompt[holes] = prompt[sources]
-        prompt = prompt[:live]
+        moves.apply(used.transpose(0, 2))
+        prompt = moves.apply(self.prompt.clone())
         idle = prompt.bincount(minlength=self.prompts.shape[2]) == 0  # (B,)
-        to, of, count = closed(idle)
-        self.prompts[:, :, to], self.unseen[to] = self.prompts[:, :, of], self.unseen[of]
-        self.prompts, self.unseen = self.prompts[:, :, :count], self.unseen[:count]
-        now = torch.arange(len(idle))
-        now[of] = to
-        if live:
-            self.share(now[prompt])
-        return holes, sources, live
+        kept = compaction(idle)
+        self.prompts = kept.apply(self.prompts.transpose(0, 2)).transpose(0, 2)
+        self.unseen = kept.apply(self.unseen)
+        number = torch.arange(len(idle))  # the new number of each prompt
+        number[kept.sources] = kept.holes
+        if moves.live:
+            self.share(number[prompt])
+        return moves
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """As above. A prompt's keys are read once for all of its rows: their queries stand side by
-        side. Scores are float32, as in the fused kernels."""
+        """(live, heads * d) of one token a row: queries (live, heads, d), keys (live, kv_heads, d).
+
+        One softmax over scores with the prompt's keys (`far`) and with the row's own (`near`).
+        Scores are float32, as in the fused kernels.
+        """
         n, heads, width = query.shape
         kv_heads, many = key.shape[1], heads // key.shape[1]  # queries that share a key head
         own_keys, own_values = self.own[layer, :, :n, :, : self.slot + 1]
@@ -157,27 +145,6 @@ class SharedCache:
         return placed.transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, x: Tensor, many: int) -> Tensor:
-        """The way back."""
+        """(B, kv_heads, width * many, d) -> (live, kv_heads, many, d)."""
         rows = x.unflatten(2, (-1, many)).transpose(1, 2).flatten(0, 1)
         return rows.index_select(0, self.place)
-
-
-def kept_in(buffer: Tensor, size: int, first: int, lengths: list[int]) -> Attend:
-    """Attention of prompts among themselves, which keeps keys and values in a buffer (layers, 2,
-    rows, kv_heads, slots, head_dim): those of prompt `first` and the next, `size` rows a prompt."""
-    attend = TreeAttention([[length] for length in lengths])
-
-    def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        for i, of in enumerate((key, value)):
-            for prompt, part in enumerate(of.split(lengths), start=first):
-                rows = buffer[layer, i, prompt * size : (prompt + 1) * size]
-                rows[:, :, : len(part)] = part.transpose(0, 1)
-        return attend(layer, query, key, value)
-
-    return keep
-
-
-def closed(gone: Tensor) -> tuple[Tensor, Tensor, int]:
-    """(holes, what fills each of them, how many remain), so that the rest comes first."""
-    live = int((~gone).sum())
-    return gone[:live].nonzero()[:, 0], (~gone[live:]).nonzero()[:, 0] + live, live

@@ -1,27 +1,50 @@
-"""The sampler: prefill a prompt once, then decode all its completions, exactly by the sampling law.
+"""What every sampler takes, returns and shares: a task, a rollout, the prefill of the prompts.
 
-Nothing is read from generation_config: Qwen2-VL's says top_k=1, which makes all completions equal.
+A sampler draws G completions of each prompt, one token at a time for all of them at once:
+
+    o_t ~ softmax(logits(q, o_<t) / temperature)   over the allowed tokens (models/distribution.py)
+
+models/sampling/eager.py is the plain loop; models/sampling/cuda_graph.py is the same on a GPU.
+Nothing is read from generation_config: Qwen2-VL's has top_k=1, which makes all completions equal.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grpo.settings.errors import SettingsError
 from models.device import out_of_memory
-from models.distribution import NoProbability, draw_tokens, law
 from models.layers import Attend, Layers, Linear
-from models.sampling.kv_cache import kv_cache
 from models.tree import Group, Prompt
 
 PREFILL_TOKENS = 16_384  # prompt tokens that are computed together; bounds their memory
+
+
+@dataclass(frozen=True)
+class Task:
+    """The completions to draw, and the model to draw them from. A row is one completion."""
+
+    language_model: nn.Module
+    head: Linear
+    banned: Tensor  # (V,) bool: tokens that are never drawn
+    eos: frozenset[int]
+    prompts: Sequence[Prompt]
+    embeds: Sequence[Tensor]  # one (P_i, hidden) a prompt
+    group_size: int
+    uniforms: Tensor | None  # (rows, max_length) float64; temperature 0 takes the argmax, no number
+    temperature: float
+    max_length: int
+    keep_logprobs: bool = False
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts) * self.group_size
 
 
 @dataclass(frozen=True)
@@ -44,133 +67,113 @@ class Rollout:
         return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
 
 
-def rollout(
-    language_model: nn.Module,
-    head: Linear,
-    prompts: Sequence[Prompt],
-    embeds: Sequence[Tensor],
-    *,
-    group_size: int,
-    u: Tensor | None,
-    draw: Callable[..., Rollout] | None = None,
-    **rest: Any,
-) -> Rollout:
-    """Draw `group_size` completions of each prompt, whose embeddings are (P_i, hidden).
+class Sampler(Protocol):
+    """Draws all completions of a task: `sample_eagerly`, or a GraphSampler on a GPU.
 
-    `u` (rows, max_length) are the uniforms; temperature 0 takes the argmax and needs none. `rest`
-    is what else `_rollout` wants, or in its place `draw`, see cuda_graph.py. Where memory runs
-    out, half of the prompts are drawn at a time, or half of the only prompt's completions: the
-    uniforms, and so the law, stay each row's.
+    Raises SettingsError if logits are not finite, and the device's own error if memory runs out.
     """
+
+    def __call__(self, task: Task) -> Rollout: ...
+
+
+class Record:
+    """The tokens drawn so far, on the host. Both samplers write their results here."""
+
+    def __init__(self, task: Task) -> None:
+        rows, length = task.rows, task.max_length
+        # Finished rows are no longer computed, so place i of a step is not row i of the rollout.
+        self.row = torch.arange(rows)  # (live,) the row that each place decodes
+        self.tokens = torch.zeros(rows, length, dtype=torch.int64)
+        self.logprobs = torch.zeros(rows, length) if task.keep_logprobs else None
+        self.lengths = torch.full((rows,), length)
+        self.stopped = torch.zeros(rows, dtype=torch.bool)
+        self._ends = torch.tensor(sorted(task.eos))
+
+    def add(self, start: int, tokens: Tensor, logprobs: Tensor | None) -> Tensor:
+        """Write tokens (live, n) at the positions from `start` on. Return which rows ended (live,).
+
+        A row ends with its first EOS; tokens behind it are written and mean nothing.
+        """
+        window = slice(start, start + tokens.shape[1])
+        self.tokens[self.row, window] = tokens
+        if self.logprobs is not None:
+            self.logprobs[self.row, window] = logprobs
+        is_end = torch.isin(tokens, self._ends)
+        done, first = is_end.any(dim=1), is_end.int().argmax(dim=1)
+        ended = self.row[done]
+        self.lengths[ended] = start + first[done] + 1
+        self.stopped[ended] = True
+        return done
+
+    def rollout(self) -> Rollout:
+        """All rows, in their own order."""
+        return Rollout(self.tokens, self.lengths, self.stopped, self.logprobs)
+
+
+def sample_in_parts(sampler: Sampler, task: Task) -> Rollout:
+    """Draw a task whole, or in halves wherever memory runs out.
+
+    A row keeps its own uniforms, so its law does not depend on the parts. Raises SettingsError if
+    a single completion does not fit.
+    """
+    waiting, drawn = [task], []
+    while waiting:
+        part = waiting.pop(0)
+        rollout = _if_it_fits(sampler, part)
+        if rollout is None:
+            waiting = [*_halves(part), *waiting]
+        else:
+            drawn.append(rollout)
+    return joined(drawn)
+
+
+def _if_it_fits(sampler: Sampler, task: Task) -> Rollout | None:
+    """The rollout; None if memory ran out."""
     try:
-        drawing = draw or _rollout
-        return drawing(language_model, head, prompts, embeds, group_size=group_size, u=u, **rest)
+        return sampler(task)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    if len(prompts) * group_size == 1:
+    # Return outside of the block: until it ends, the traceback keeps the sampler's tensors alive.
+    return None
+
+
+def _halves(task: Task) -> list[Task]:
+    """Two tasks with half of the prompts each, or with half of the only prompt's completions."""
+    if task.rows == 1:
         raise SettingsError(
-            f"example {prompts[0].id}: out of memory with one completion at a time; use a smaller "
-            "--max-completion-length or a smaller --max-pixels"
+            f"example {task.prompts[0].id}: out of memory with one completion at a time; use a "
+            "smaller --max-completion-length or a smaller --max-pixels"
         )
-    half = len(prompts) // 2
-    parts = [(slice(half), group_size), (slice(half, None), group_size)]
+    half = len(task.prompts) // 2
+    parts = [(slice(half), task.group_size), (slice(half, None), task.group_size)]
     if not half:
-        parts = [(slice(1), group_size // 2), (slice(1), group_size - group_size // 2)]
-    drawn, row = [], 0
-    for of, size in parts:
-        rows = slice(row, row := row + len(prompts[of]) * size)
-        us = None if u is None else u[rows]
-        how = {"group_size": size, "u": us, "draw": draw, **rest}
-        drawn.append(rollout(language_model, head, prompts[of], embeds[of], **how))
-    tokens, lengths, stopped = (
-        torch.cat([getattr(part, name) for part in drawn])
-        for name in ("tokens", "lengths", "stopped")
-    )
-    kept = [part.logprobs for part in drawn if part.logprobs is not None]
-    return Rollout(tokens, lengths, stopped, torch.cat(kept) if kept else None)
-
-
-@torch.inference_mode()
-def _rollout(
-    language_model: nn.Module,
-    head: Linear,
-    prompts: Sequence[Prompt],
-    embeds: Sequence[Tensor],
-    *,
-    group_size: int,
-    u: Tensor | None,
-    temperature: float,
-    max_length: int,
-    banned: Tensor,
-    eos: frozenset[int],
-    keep_logprobs: bool = False,
-) -> Rollout:
-    device = banned.device
-    layers, lengths = Layers(language_model), torch.tensor([len(of) for of in embeds])
-    rows = len(prompts) * group_size
-    config = language_model.config
-    shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
-    like = {"dtype": embeds[0].dtype, "device": device}
-    cache = kv_cache(shape, lengths, rows, max_length, **like)
-    hidden = prefill(layers, cache.filling, prompts, embeds).repeat_interleave(group_size, dim=0)
-
-    position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
-    # Text has the same position on all three axes, so a table by position says it all.
-    table = torch.arange(int(position.max()) + max_length, device=device).expand(3, -1)
-    cos, sin = layers.rope(table, hidden)  # (positions, head_dim)
-    position = position.to(device)
-    row = torch.arange(rows)  # which completion a live row decodes
-    tokens = torch.zeros(rows, max_length, dtype=torch.int64)
-    logprobs = torch.zeros(rows, max_length) if keep_logprobs else None
-    done_at = torch.full((rows,), max_length)
-    stopped = torch.zeros(rows, dtype=torch.bool)
-    eos_ids = torch.tensor(sorted(eos))
-    u = None if u is None else u.to(device)
-
-    for step in range(max_length):
-        logits = law(head(hidden), temperature or 1.0, banned)  # (live, V)
-        if temperature == 0:
-            chosen = logits.argmax(dim=-1)
-        else:
-            chosen = _drawn(logits, u[row.to(device), step], prompts, row // group_size)
-        if logprobs is not None:
-            picked = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
-            logprobs[row, step] = picked.cpu()
-        new = chosen.cpu()
-        tokens[row, step] = new
-        done = torch.isin(new, eos_ids)
-        if bool(done.any()):
-            stopped[row[done]] = True
-            done_at[row[done]] = step + 1
-            holes, sources, live = cache.drop(done)
-            row[holes], chosen[holes], position[holes] = (
-                row[sources],
-                chosen[sources],
-                position[sources],
-            )
-            row, chosen, position = row[:live], chosen[:live], position[:live]
-        if not len(row) or step + 1 == max_length:
-            break
-        at = position + step
-        hidden = layers(
-            F.embedding(chosen, language_model.embed_tokens.weight),
-            (cos[at], sin[at]),
-            cache.attend,
+        size = task.group_size // 2
+        parts = [(slice(1), size), (slice(1), task.group_size - size)]
+    tasks, row = [], 0
+    for place, size in parts:
+        part = replace(
+            task, prompts=task.prompts[place], embeds=task.embeds[place], group_size=size
         )
-        cache.slot += 1
-    return Rollout(tokens, done_at, stopped, logprobs)
+        rows = slice(row, row + part.rows)
+        tasks.append(part if task.uniforms is None else replace(part, uniforms=task.uniforms[rows]))
+        row = rows.stop
+    return tasks
 
 
-def _drawn(logits: Tensor, u: Tensor, prompts: Sequence[Prompt], of: Tensor) -> Tensor:
-    """`draw_tokens`, with a name to its error: row i is of the prompt at place `of` (rows,)."""
-    try:
-        return draw_tokens(logits, u)
-    except NoProbability as error:
-        raise not_finite(prompts[of[error.row]]) from None
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """One rollout with the rows of all parts, in order."""
+    kept = [part.logprobs for part in parts if part.logprobs is not None]
+    return Rollout(
+        tokens=torch.cat([part.tokens for part in parts]),
+        lengths=torch.cat([part.lengths for part in parts]),
+        stopped=torch.cat([part.stopped for part in parts]),
+        logprobs=torch.cat(kept) if kept else None,
+    )
 
 
 def not_finite(prompt: Prompt) -> SettingsError:
+    """The error for a prompt whose logits are NaN or infinite."""
     return SettingsError(
         f"example {prompt.id}: the model's logits are not finite; use another "
         "--out with --dtype float32 or another --model, or take the row out of the data"
@@ -179,11 +182,15 @@ def not_finite(prompt: Prompt) -> SettingsError:
 
 def prefill(
     layers: Layers,
-    filling: Callable[[int, list[int]], Attend],
+    attention: Callable[[int, list[int]], Attend],
     prompts: Sequence[Prompt],
     embeds: Sequence[Tensor],
 ) -> Tensor:
-    """Run each prompt once, into the cache; last hidden states (B, hidden)."""
+    """Compute each prompt once; return the last hidden state of each (B, hidden).
+
+    `attention(first, lengths)` makes the attention of some prompts, the first of which is prompt
+    `first`; it also writes their keys and values into the cache.
+    """
     last = []
     for part in plan_prefill([len(embed) for embed in embeds]):
         lengths = [len(embed) for embed in embeds[part]]
@@ -191,12 +198,12 @@ def prefill(
         positions = torch.cat([prompt.position_ids for prompt in prompts[part]], dim=1)
         ends = torch.tensor(lengths, device=x.device).cumsum(0) - 1
         rope = layers.rope(positions.to(x.device), x)
-        last.append(layers(x, rope, filling(part.start, lengths), ends))
+        last.append(layers(x, rope, attention(part.start, lengths), ends))
     return torch.cat(last)
 
 
 def plan_prefill(lengths: Sequence[int]) -> list[slice]:
-    """Prompts that are prefilled together, in order, up to PREFILL_TOKENS or one alone."""
+    """Prompts that are computed together, in order, up to PREFILL_TOKENS or one alone."""
     parts, start = [], 0
     while start < len(lengths):
         ends = itertools.accumulate(lengths[start:])

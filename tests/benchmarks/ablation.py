@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from models import attention, layers
 from models import matmul as products
 from models.policy import Policy
-from models.sampling import kv_cache as decode
 from models.tree import Prompt
 from tests.benchmarks.phases import (
     add_flags,
@@ -81,7 +80,6 @@ def variants(policy: Policy) -> dict[str, Callable[[], AbstractContextManager]]:
     return {
         "all": nullcontext,
         "dense mask": lambda: patch.object(attention, "DENSE", NEVER),
-        "G copies of a prompt's keys": lambda: patch.object(decode, "COPIES", NEVER),
         "tokens first in decoding": lambda: patch.object(products, "FEW", 0),
         "all positions in the last layer": all_positions,
         "derivatives by autograd": by_autograd,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from data.images import ImageFile
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.tiny import Question
 
 STEP = 4  # images
@@ -45,7 +45,7 @@ def seconds(model: str, cache: Path, steps: list[list[Question]], ahead: bool) -
     policy.vision.model.get_image_features = timed
     for i, questions in enumerate(steps):
         if ahead:
-            policy.ahead(questions + (steps[i + 1] if i + 1 < len(steps) else []))
+            policy.prefetch(questions + (steps[i + 1] if i + 1 < len(steps) else []))
         begun = time.perf_counter()
         policy.encode(questions)
         took.append(time.perf_counter() - begun)

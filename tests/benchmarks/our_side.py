@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.settings.config import Config
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.benchmarks.same_work import CLIP_EPS, MAX_GRAD_NORM, RATE, Stopwatch, Task, Worker
 from tests.benchmarks.same_work import reward as scores
 

@@ -21,7 +21,8 @@ import torch
 from transformers import Qwen2VLConfig
 
 from models.loading.load import folder_of
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from models.tree import Group, Prompt
 from tests.benchmarks.counts import Work
 from tests.benchmarks.memory import make_model

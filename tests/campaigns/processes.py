@@ -33,8 +33,8 @@ from grpo.rollout import sample_groups
 from grpo.settings.config import TRAIN_STREAM, Config
 from grpo.settings.recipes import RECIPES
 from models.distribution import law, uniforms
-from models.open_policy import open_policy
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy, open_policy
+from models.policy import Policy
 from models.tree import Group
 from tests.conftest import randomise
 from tests.grpo.cases import config as small

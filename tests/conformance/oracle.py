@@ -170,7 +170,7 @@ def decoded(policy: Policy, questions, size: int, temperature: float = 1.0, leng
     """Groups as sampled, and (N,) their log-probs as the decoder had them."""
     prompts = policy.encode(questions)
     keys = [(0, 42, 1, i, 0) for i in range(len(prompts))] if temperature else None
-    rollout = policy.rollout(prompts, size, keys, temperature, length, keep_logprobs=True)
+    rollout = plain.rollout_with_logprobs(policy, prompts, size, keys, temperature, length)
     rows = zip(rollout.logprobs, rollout.lengths.tolist(), strict=True)
     return rollout.groups(prompts), torch.cat([row[:n] for row, n in rows])
 

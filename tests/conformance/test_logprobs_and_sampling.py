@@ -14,7 +14,7 @@ from grpo.loss import clipped, clipped_surrogate
 from grpo.settings.config import Config
 from models import matmul as products
 from models.distribution import draw_tokens
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.conformance import oracle
 from tests.conformance.oracle import alike, decoded, group_of, law, near, truth, users_of
 from tests.conftest import randomise

@@ -24,7 +24,8 @@ from grpo.run.trace import write_trace
 from grpo.settings.config import TRAIN_STREAM
 from grpo.settings.options import Options
 from models import distribution as law
-from models.sampling.cuda_graph import Captured
+from models.sampling.cuda_graph import GraphSampler
+from models.sampling.eager import sample_eagerly
 from rewards.evaluation.statistics import students_t
 from tests.conformance import oracle
 from tests.conformance.oracle import MANY, decoded, group_of, near, users_of
@@ -282,7 +283,7 @@ def test_sglang_27140_no_stale_graph_is_replayed(fresh):
         "models/sampling/cuda_graph.py"
     }
     policy, base, record = randomise(fresh(), scale=0.2), fresh(), Recorded.new()
-    policy.draw = Captured(record)
+    policy.sampler = GraphSampler(record)
     on, _ = decoded(policy, QUESTIONS, 3)
     with policy.base():
         off, at_decode = decoded(policy, QUESTIONS, 3)
@@ -294,5 +295,5 @@ def test_sglang_27140_no_stale_graph_is_replayed(fresh):
     for parameter in policy.parameters():
         parameter.data = -parameter.data.clone()
     moved, _ = decoded(policy, QUESTIONS, 3)
-    policy.draw = None
+    policy.sampler = sample_eagerly
     assert completions(moved) == completions(decoded(policy, QUESTIONS, 3)[0])

@@ -19,7 +19,8 @@ from grpo.distributed import processes, rank
 from grpo.optim import adamw
 from grpo.settings.config import Config
 from grpo.sft import sft
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.conftest import randomise
 from tests.grpo.cases import QUESTIONS, config, draw, reward, steps
 from tests.grpo.test_loop import at_each_update, gradients

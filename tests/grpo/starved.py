@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward, steps
 from tests.grpo.test_loop import at_each_update, gradients

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from grpo.settings.errors import UsageError, one_line
 from models import lora
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.conftest import randomise
 from tests.hostile.every import try_every
 from tests.tiny import make_model

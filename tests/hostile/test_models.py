@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from grpo.settings.errors import UsageError, one_line
 from models.chat import Chat
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.hostile.every import first_by_default, try_every
 from tests.tiny import make_tokenizer
 

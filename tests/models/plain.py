@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from models.policy import Policy
+from models.sampling.sampler import Rollout, Task, joined
 from models.tree import Group, Prompt
 from tests.tiny import NoiseImage, Question
 
@@ -40,6 +42,22 @@ def after_head(policy: Policy, seen: Callable[[Tensor], Tensor]) -> Iterator[Non
         yield
     finally:
         policy.head = head
+
+
+def rollout_with_logprobs(policy, prompts, size, keys, temperature, length) -> Rollout:
+    """What Policy.sample draws, with the log-probs of decode time."""
+    sampler, parts = policy.sampler, []
+
+    def keeping(task: Task) -> Rollout:
+        parts.append(sampler(replace(task, keep_logprobs=True)))
+        return parts[-1]
+
+    policy.sampler = keeping
+    try:
+        policy.sample(prompts, size, keys, temperature=temperature, max_completion_length=length)
+    finally:
+        policy.sampler = sampler
+    return joined(parts)
 
 
 def completions(groups: list[Group]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from grpo.settings.errors import UsageError
 from models import export
 from models.export import export_merged, largest_difference
 from models.loading import load as loading
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.conftest import randomise
 from tests.models import plain
 from tests.models.plain import QUESTIONS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from models import matmul as products
 from models.attention import TreeAttention
 from models.layers import Layers, _Frozen, _RMSNorm, _SwiGLU, _WithLoRA
 from tests.conftest import randomise
+from tests.models.each import failures
 from tests.models.plain import QUESTIONS
 from tests.models.test_tree import ragged_groups
 
@@ -210,15 +213,15 @@ def test_bfloat16_products_are_float32_ones_rounded_once(slow_bfloat16, monkeypa
         assert ((of.float() - expected).abs() <= rounded(expected)[1] + near_zero).all()
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("tokens", [1, 7, 20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_blocks_and_few_tokens_are_the_same_product(
-    slow_bfloat16, monkeypatch, dtype, tokens, bias
-):
+def test_blocks_and_few_tokens_are_the_same_product(slow_bfloat16, monkeypatch):
     """Few tokens are 7 or less here, and a block has 5 of the 13 rows of a weight."""
     for name, value in {"FEW": 7, "LARGE": 1, "BLOCK_OF_FEW": 40, "BLOCK": 40}.items():
         monkeypatch.setattr(products, name, value)
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    assert not failures(check_products, itertools.product(dtypes, (1, 7, 20), (False, True)))
+
+
+def check_products(dtype: torch.dtype, tokens: int, bias: bool) -> None:
     weight, x, dy = (normal(*of, seed=i).to(dtype) for i, of in enumerate(shapes(tokens)))
     added = normal(13, seed=4).to(dtype) if bias else None
     exact = x.double() @ weight.double().T + (added.double() if bias else 0)

@@ -132,7 +132,7 @@ def test_activations_are_what_autograd_saves(fresh, dtype, rows):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("checkpointing", ["off", pytest.param("on", marks=pytest.mark.slow)])
 def test_an_update_holds_at_most_what_is_planned(fresh, dtype, checkpointing):
     policy = fresh(dtype=dtype, gradient_checkpointing=checkpointing)
     groups, work = groups_of(policy, rows=2)
@@ -145,6 +145,7 @@ def test_an_update_holds_at_most_what_is_planned(fresh, dtype, checkpointing):
     assert kept + most == pytest.approx(memory.held(parts), rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_is_planned(fresh, monkeypatch):
     """The head's chunk, where it is the largest part: four times its logits."""
     policy = fresh(gradient_checkpointing="on")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -11,7 +14,14 @@ from models.layers import Layers
 from models.policy import CPU_ACTIVATION
 from tests.conftest import randomise
 from tests.models import plain
-from tests.models.plain import KEYS, QUESTIONS, after_head, completions, rollout
+from tests.models.plain import (
+    KEYS,
+    QUESTIONS,
+    after_head,
+    completions,
+    rollout,
+    rollout_with_logprobs,
+)
 
 
 def update(policy, groups, learning_rate=0.02):
@@ -78,6 +88,18 @@ def test_a_starting_adapter_is_its_own_frozen_reference(fresh, trained, tmp_path
     assert torch.equal(again.logprobs(groups, 1.0)[0], after)
 
 
+def test_a_policy_is_freed_without_the_garbage_collector(fresh):
+    policy = fresh()
+    rollout(policy)
+    held = [weakref.ref(policy), weakref.ref(policy.vision), weakref.ref(policy.head.weight)]
+    gc.disable()
+    try:
+        del policy
+        assert [ref() for ref in held] == [None, None, None]
+    finally:
+        gc.enable()
+
+
 # Updates and gradients
 
 
@@ -92,7 +114,7 @@ def test_an_update_reaches_the_sampler_at_once_and_leaves_the_base_alone(fresh):
     assert completions(second) != completions(first)
     assert [p.data_ptr() for p in policy.parameters()] == storage
     # What samples is what is scored, after the updates too.
-    decoded = policy.rollout(policy.encode(QUESTIONS), 4, KEYS, 1.0, 12, keep_logprobs=True)
+    decoded = rollout_with_logprobs(policy, policy.encode(QUESTIONS), 4, KEYS, 1.0, 12)
     at_decode = [row[:n] for row, n in zip(decoded.logprobs, decoded.lengths, strict=True)]
     scored, _ = policy.logprobs(second, 1.0)
     torch.testing.assert_close(torch.cat(at_decode), scored.detach(), atol=1e-4, rtol=0)

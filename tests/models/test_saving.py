@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.models import plain
 from tests.models.plain import QUESTIONS, rollout
 

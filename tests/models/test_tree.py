@@ -11,6 +11,7 @@ from models import attention
 from models.attention import TreeAttention
 from models.tree import Group, Prompt, pack, place_images, rope_positions
 from tests.models import plain
+from tests.models.each import failures
 
 
 def ragged_groups(policy, lengths=((5, 1, 9), (3, 12, 4), (7, 2, 2))):
@@ -77,10 +78,14 @@ def dense(segments, query, key, value):
     return torch.einsum("hij,jhd->ihd", weights, value).flatten(1)
 
 
-@pytest.mark.parametrize("most", [0, 10, 100])
-@pytest.mark.parametrize("lengths", [[[4, 3, 0, 2]], [[1, 1], [5, 2, 6, 6]], [[3], [7, 1]]])
-def test_attention_by_groups_and_blocks_equals_one_dense_mask(lengths, most, monkeypatch):
-    monkeypatch.setattr(attention, "DENSE", most)
+def test_attention_by_groups_and_blocks_equals_one_dense_mask(monkeypatch):
+    passes = [([[4, 3, 0, 2]],), ([[1, 1], [5, 2, 6, 6]],), ([[3], [7, 1]],)]
+    for most in (0, 10, 100):
+        monkeypatch.setattr(attention, "DENSE", most)
+        assert not failures(check_attention, passes), most
+
+
+def check_attention(lengths: list[list[int]]) -> None:
     segments = [
         (g, part)
         for g, group in enumerate(lengths)
@@ -176,9 +181,12 @@ def test_bfloat16_stays_in_its_envelope_of_float32(fresh, trained):
         assert gap.max() < 0.2
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 4])
-def test_features_must_be_as_many_as_image_tokens(rows):
+def test_features_must_be_as_many_as_image_tokens():
     """None would leave the placeholders' embeddings in, one would be broadcast to all of them."""
+    assert not failures(check_features, [(0,), (1,), (2,), (4,)])
+
+
+def check_features(rows: int) -> None:
     ids = torch.tensor([5, 9, 9, 9, 6])
     features = (torch.ones(rows, 8),) if rows else ()
     prompt = Prompt(ids, torch.zeros(3, 5, dtype=torch.int64), features, "")

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from grpo.metrics import Step
 from grpo.settings.config import Config
 from models import lora
-from models.policy import Policy, load_policy
+from models.open_policy import load_policy
+from models.policy import Policy
 from tests.conftest import randomise
 from tests.grpo import cases
 

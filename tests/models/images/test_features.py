@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grpo.settings.errors import UsageError
-from models.policy import load_policy
+from models.open_policy import load_policy
 from tests.tiny import NoiseImage, make_model
 
 

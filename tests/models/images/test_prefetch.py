@@ -1,4 +1,4 @@
-"""Images prepared ahead: the same results, the same errors, and nothing left behind."""
+"""Prefetched images: the same results, the same errors, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 import models.images.prefetch
 from data.images import ImageFile
+from grpo.distributed import share
 from grpo.settings.errors import UsageError
-from grpo.upcoming import announced
-from models.images.prefetch import Ahead
-from models.policy import load_policy
+from models.images.prefetch import Prefetcher, prefetching
+from models.open_policy import load_policy
 from tests.grpo import cases
 from tests.programs import Program, join
 from tests.tiny import NoiseImage, Question
@@ -44,9 +44,9 @@ class Gated(NoiseImage):
         return super().open()
 
 
-def settled(ahead: Ahead) -> None:
+def settled(prefetcher: Prefetcher) -> None:
     """Wait until its threads have done what they may."""
-    for thread in list(ahead._threads):
+    for thread in list(prefetcher._threads):
         join(thread)
 
 
@@ -58,7 +58,7 @@ def test_features_are_those_of_a_run_that_prepares_nothing(tiny_folder, tmp_path
     plain = [vision_of(tiny_folder).features(image) for image in IMAGES]
     for cache in (None, tmp_path, tmp_path):  # in memory, cold, warm
         vision = vision_of(tiny_folder, cache)
-        vision.ahead(IMAGES)
+        vision.prefetch(IMAGES)
         for image, (expected, grid) in zip(IMAGES, plain, strict=True):
             features, ours = vision.features(image)
             assert torch.equal(features, expected)
@@ -70,8 +70,8 @@ def test_a_thread_opens_what_was_said_and_the_main_thread_what_was_not(tiny_fold
     said, unsaid = Gated(1), Gated(2)
     said.gate.set()
     unsaid.gate.set()
-    vision.ahead([said])
-    settled(vision._ahead)
+    vision.prefetch([said])
+    settled(vision._prefetcher)
     for image in (said, unsaid):
         vision.features(image)
     assert len(said.opened) == len(unsaid.opened) == 1
@@ -80,7 +80,7 @@ def test_a_thread_opens_what_was_said_and_the_main_thread_what_was_not(tiny_fold
 
 def test_an_image_under_way_is_waited_for_and_not_opened_twice(tiny_folder):
     vision, image = vision_of(tiny_folder), Gated(3)
-    vision.ahead([image])
+    vision.prefetch([image])
     threading.Timer(0.1, image.gate.set).start()
     features, _ = vision.features(image)
     assert torch.equal(features, vision_of(tiny_folder).features(NoiseImage(3))[0])
@@ -90,9 +90,9 @@ def test_an_image_under_way_is_waited_for_and_not_opened_twice(tiny_folder):
 def test_images_in_memory_are_not_prepared_again(tiny_folder):
     vision = vision_of(tiny_folder)
     vision.features(IMAGES[0])
-    vision.ahead(IMAGES[:2])
-    settled(vision._ahead)
-    assert list(vision._ahead._begun) == [IMAGES[1].key]
+    vision.prefetch(IMAGES[:2])
+    settled(vision._prefetcher)
+    assert list(vision._prefetcher._begun) == [IMAGES[1].key]
 
 
 def test_a_damaged_image_is_named_as_before_and_only_when_asked(tiny_folder, tmp_path):
@@ -100,50 +100,50 @@ def test_a_damaged_image_is_named_as_before_and_only_when_asked(tiny_folder, tmp
     file.write_bytes(b"not an image")
     edge = NoiseImage(1, 2000, 4)
     vision = vision_of(tiny_folder)
-    vision.ahead([ImageFile(file), edge, IMAGES[0]])
-    settled(vision._ahead)
+    vision.prefetch([ImageFile(file), edge, IMAGES[0]])
+    settled(vision._prefetcher)
     vision.features(IMAGES[0])
     for bad in (ImageFile(file), edge):
         with pytest.raises(UsageError) as before:
             vision_of(tiny_folder).features(bad)
-        for _ in range(2):  # the second time it is not ahead
+        for _ in range(2):  # the second time it is not prefetched
             with pytest.raises(type(before.value)) as error:
                 vision.features(bad)
             assert str(error.value) == str(before.value)
 
 
 def test_what_is_not_said_again_is_forgotten():
-    ahead: Ahead = Ahead(lambda image: Sized())
-    ahead.want(IMAGES[:3])
-    settled(ahead)
-    ahead.want(IMAGES[2:4])
-    settled(ahead)
-    assert list(ahead._begun) == [image.key for image in IMAGES[2:4]]
+    prefetcher: Prefetcher = Prefetcher(lambda image: Sized())
+    prefetcher.prefetch(IMAGES[:3])
+    settled(prefetcher)
+    prefetcher.prefetch(IMAGES[2:4])
+    settled(prefetcher)
+    assert list(prefetcher._begun) == [image.key for image in IMAGES[2:4]]
 
 
 def test_results_that_wait_are_bounded_and_room_is_used_again(monkeypatch):
     monkeypatch.setattr(models.images.prefetch, "WORKERS", 1)
     monkeypatch.setattr(models.images.prefetch, "LIMIT", 20)
     done = []
-    ahead: Ahead = Ahead(lambda image: done.append(image) or Sized(10))
-    ahead.want(IMAGES)
-    settled(ahead)
+    prefetcher: Prefetcher = Prefetcher(lambda image: done.append(image) or Sized(10))
+    prefetcher.prefetch(IMAGES)
+    settled(prefetcher)
     assert done == IMAGES[:2]
-    ahead.take(IMAGES[5])  # not begun: done at once, by whoever asks
-    ahead.take(IMAGES[0])
-    settled(ahead)
+    prefetcher.take(IMAGES[5])  # not begun: done at once, by whoever asks
+    prefetcher.take(IMAGES[0])
+    settled(prefetcher)
     assert done == [*IMAGES[:2], IMAGES[5], IMAGES[2]]
 
 
 def test_no_thread_outlives_its_work(tiny_folder):
     policy = load_policy(str(tiny_folder), device="cpu")
     config = cases.config(steps=3)
-    draw = announced(cases.draw, policy.ahead, config)
+    draw = prefetching(cases.draw, policy.prefetch, share, config.prompts_per_step, 3)
     before = threading.active_count()
     list(cases.steps(policy, draw, cases.reward, config))
-    settled(policy.vision._ahead)
+    settled(policy.vision._prefetcher)
     assert threading.active_count() == before
-    assert not policy.vision._ahead._begun
+    assert not policy.vision._prefetcher._begun
 
 
 def test_a_step_says_its_own_questions_and_those_of_the_next(monkeypatch):
@@ -151,7 +151,7 @@ def test_a_step_says_its_own_questions_and_those_of_the_next(monkeypatch):
         return "{}.{}.{}".format(*place)
 
     said = []
-    told = announced(draw, said.append, cases.config(steps=2))
+    told = prefetching(draw, said.append, share, 3, 2)
     for place in [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 1, 1), (0, 0, 1), (1, 0, 0)]:
         assert told(*place) == draw(*place)
     now, then = ([draw(step, slot, 0) for slot in range(3)] for step in (0, 1))
@@ -164,7 +164,7 @@ def test_a_step_says_its_own_questions_and_those_of_the_next(monkeypatch):
 
 ENDS = """
 import sys, time
-from models.images.prefetch import Ahead
+from models.images.prefetch import Prefetcher, prefetching
 
 class Image:
     def __init__(self, key): self.key = key
@@ -173,12 +173,13 @@ def work(image):
     print("begun", flush=True)
     time.sleep(0.2 if image.key else {first})
 
-ahead = Ahead(work)
-ahead.want([Image(i) for i in range(1000)])
+prefetcher = Prefetcher(work)
+prefetcher.prefetch([Image(i) for i in range(1000)])
 sys.exit(3)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0.2, 1000], ids=["slow", "hangs"])
 def test_the_end_of_a_program_begins_nothing_more_and_says_nothing(first):
     words = [sys.executable, "-c", ENDS.replace("{first}", str(first))]
@@ -187,6 +188,7 @@ def test_the_end_of_a_program_begins_nothing_more_and_says_nothing(first):
     assert ended.stdout.count("begun") <= models.images.prefetch.WORKERS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MEDVQA_DATA" not in os.environ, reason="MEDVQA_DATA names no real images")
 def test_real_images_prepared_by_threads_are_the_same(hub_folder):
     place = Path(os.environ["MEDVQA_DATA"]) / "omnimedvqa" / "Images"
@@ -195,7 +197,7 @@ def test_real_images_prepared_by_threads_are_the_same(hub_folder):
     limits = {"device": "cpu", "max_pixels": 200_704}
     expected = load_policy(str(hub_folder), **limits).encode(asked)
     policy = load_policy(str(hub_folder), **limits)
-    policy.ahead(asked)
+    policy.prefetch(asked)
     for ours, theirs in zip(policy.encode(asked), expected, strict=True):
         assert torch.equal(ours.features[0], theirs.features[0])
         assert torch.equal(ours.input_ids, theirs.input_ids)

@@ -24,8 +24,16 @@ class HostWaits(Exception):
     """A capture would have failed here."""
 
 
+class Called:
+    """A step without any recording: each replay calls it again."""
+
+    def __init__(self, step: Any, device: torch.device, beside: Any) -> None:
+        self.replay = step
+        step()
+
+
 class Recorded(TorchDispatchMode):
-    """Stands in for models.captured.Graph. `made` lists all, in the order of recording."""
+    """Stands in for cuda_graph.Graph. `made` lists all, in the order of recording."""
 
     made: list[Recorded]
 

@@ -9,9 +9,9 @@ import torch
 
 from grpo.settings.errors import UsageError
 from models.distribution import NoProbability, draw_tokens, law, uniforms
-from models.sampling import kv_cache as decode
+from models.sampling import eager
 from models.sampling import sampler as sampling
-from models.sampling.kv_cache import kv_cache
+from models.sampling.kv_cache import KVCache
 from models.tree import Group
 from tests.models import plain
 
@@ -36,12 +36,6 @@ def sample(policy, prompts, group_size=6, temperature=1.0, length=LENGTH, attemp
     )
 
 
-@pytest.fixture(autouse=True, params=[0, 1 << 40], ids=["shared", "copied"])
-def copies(request, monkeypatch):
-    """Every test with both caches."""
-    monkeypatch.setattr(decode, "COPIES", request.param)
-
-
 @pytest.fixture
 def prompts(trained):
     return trained.encode(plain.QUESTIONS)
@@ -58,7 +52,7 @@ def many_stops(trained, monkeypatch):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_decode_time_logprobs_equal_the_packed_forwards(many_stops, prompts, temperature):
     policy = many_stops
-    rollout = policy.rollout(prompts, 6, keys(3), temperature, LENGTH, keep_logprobs=True)
+    rollout = plain.rollout_with_logprobs(policy, prompts, 6, keys(3), temperature, LENGTH)
     scored, _ = policy.logprobs(sample(policy, prompts, temperature=temperature), temperature)
     at_decode = [row[:n] for row, n in zip(rollout.logprobs, rollout.lengths, strict=True)]
     assert rollout.stopped.any()
@@ -97,12 +91,12 @@ def test_garbage_in_unused_slots_changes_nothing(trained, prompts, monkeypatch):
     expected = as_lists(sample(trained, prompts))
 
     def dirty(*args, **kwargs):
-        cache = kv_cache(*args, **kwargs)
+        cache = KVCache(*args, **kwargs)
         for name in {"prompts", "own"} & vars(cache).keys():
             getattr(cache, name).fill_(1e4)
         return cache
 
-    monkeypatch.setattr(sampling, "kv_cache", dirty)
+    monkeypatch.setattr(eager, "KVCache", dirty)
     assert as_lists(sample(trained, prompts)) == expected
 
 
@@ -204,12 +198,14 @@ def test_a_question_whose_logits_are_not_finite_is_named(trained, prompts, monke
         logits[4:8] = torch.nan
         return logits
 
-    monkeypatch.setattr(sampling, "law", law_of)
+    monkeypatch.setattr(eager, "law", law_of)
     with pytest.raises(UsageError, match="example none: the model's logits are not finite"):
         sample(trained, prompts, group_size=4)
 
 
-@pytest.mark.parametrize("most", [1, 2, 5, 9, 17])
+@pytest.mark.parametrize(
+    "most", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 9, 17))]
+)
 def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, monkeypatch, most):
     """Half of the prompts at a time, then half of the rows: the uniforms stay each row's own."""
     expected, tried = as_lists(sample(trained, prompts)), []
@@ -219,12 +215,12 @@ def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, m
         tried.append(rows)
         if rows > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return kv_cache(shape, lengths, rows, slots, **like)
+        return KVCache(shape, lengths, rows, slots, **like)
 
-    monkeypatch.setattr(sampling, "kv_cache", small)
+    monkeypatch.setattr(eager, "KVCache", small)
     assert as_lists(sample(trained, prompts)) == expected
     assert max(tried) > most >= min(tried)
-    rows = trained.rollout(prompts, 6, keys(len(prompts)), 1.0, LENGTH, keep_logprobs=True)
+    rows = plain.rollout_with_logprobs(trained, prompts, 6, keys(3), 1.0, LENGTH)
     assert rows.logprobs.shape == rows.tokens.shape
 
 
@@ -232,7 +228,7 @@ def test_memory_that_does_not_hold_one_row_is_an_error(trained, prompts, monkeyp
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sampling, "kv_cache", full)
+    monkeypatch.setattr(eager, "KVCache", full)
     with pytest.raises(UsageError, match="example one: out of memory with one completion"):
         sample(trained, prompts)
 
