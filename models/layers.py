@@ -71,16 +71,16 @@ class Layers:
         self.width = config.hidden_size // config.num_attention_heads
         self.checkpointing = checkpointing
         self.rotary, self.norm = model.rotary_emb, model.norm
-        self.layers = [read_layer(layer) for layer in model.layers]
+        self.layers = list(map(read_layer, model.layers))
 
     def rope(self, positions: Tensor, like: Tensor) -> Rope:
         """M-RoPE's cosines and signed sines of positions (3, T), in the dtype of `like`.
 
         They are the same in every layer. The sign of the rotation is in the sines.
         """
-        cos, sin = (part[0] for part in self.rotary(like, positions[:, None]))  # (T, head_dim)
-        half = self.width // 2
-        return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+        cos, sin = self.rotary(like, positions[:, None])  # (1, T, head_dim) each
+        first, second = sin[0].chunk(2, dim=-1)
+        return cos[0], torch.cat([-first, second], dim=-1)
 
     def __call__(
         self, x: Tensor, rope: Rope, attend: Attend, wanted: Tensor | None = None

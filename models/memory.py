@@ -21,7 +21,7 @@ from torch import nn
 from models import attention
 from models import distribution as law
 from models.images import features as vision
-from models.sampling import sampler as sampling
+from models.sampling import kv_cache
 
 MB = 2**20
 LORA_LINEARS = 7  # of a layer
@@ -149,7 +149,7 @@ def sampling_bytes(sizes: Sizes, work: Work) -> dict[str, int]:
     rows = work.prompts_per_step * work.group_size
     a_slot = 2 * sizes.kv_width * sizes.itemsize  # of one token's keys and values, in a layer
     slots = work.prompts_per_step * work.prompt + rows * work.completion
-    batch = min(work.prompts_per_step, max(1, sampling.PREFILL_TOKENS // work.prompt))
+    batch = min(work.prompts_per_step, max(1, kv_cache.PREFILL_TOKENS // work.prompt))
     # The MLP; embeddings, streams, queries, keys and values; cosines and sines.
     width = 3 * sizes.intermediate + 6 * sizes.hidden + 2 * sizes.kv_width + 2 * sizes.head_width
     return {

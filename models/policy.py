@@ -28,8 +28,7 @@ from models.distribution import score, uniforms
 from models.images.features import VisionCache
 from models.layers import Layers, read_linear
 from models.sampling.cuda_graph import GraphSampler
-from models.sampling.eager import sample_eagerly
-from models.sampling.sampler import Sampler, Task, sample_in_parts
+from models.sampling.sampler import Sampler, Task, sample_eagerly, sample_in_parts
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 
 # Most tokens of one forward pass with gradients; a larger group has its own pass. Without
@@ -85,9 +84,9 @@ class Policy:
         """Prompts with their image features. Raises UsageError if one is too long."""
         prompts = []
         for example in examples:
-            kept = [self.vision.features(image) for image in example.images]
-            features, grids = tuple(f for f, _ in kept), [grid for _, grid in kept]
-            ids, text = self.chat.encode(example.prompt, [len(f) for f in features])
+            kept = list(map(self.vision.features, example.images))
+            features, grids = zip(*kept, strict=True) if kept else ((), ())
+            ids, text = self.chat.encode(example.prompt, list(map(len, features)))
             positions = rope_positions(ids, grids, self.chat.image_pad, self.merge)
             prompts.append(Prompt(ids, positions, features, text, example.id))
             self._check_length(prompts[-1], max_completion_length)

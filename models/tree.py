@@ -8,6 +8,7 @@ sequence `[prompt | o_i]`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -86,7 +87,7 @@ def rope_positions(
     Raises RuntimeError where the placeholders and the grids do not match.
     """
     is_image = input_ids == image_token_id
-    expected = sum(t * h * w for t, h, w in image_grids) // merge**2
+    expected = sum(map(math.prod, image_grids)) // merge**2
     if int(is_image.sum()) != expected:
         raise RuntimeError(f"{int(is_image.sum())} image tokens for {expected} image features")
     starts = is_image.nonzero().flatten().tolist()
@@ -97,7 +98,7 @@ def rope_positions(
     at, offset = 0, 0  # tokens and positions so far
     for t, h, w in image_grids:
         text = starts[0] - at
-        grid = torch.cartesian_prod(*(torch.arange(side) for side in (t, h // merge, w // merge)))
+        grid = torch.cartesian_prod(*map(torch.arange, (t, h // merge, w // merge)))
         pieces += [torch.arange(text).expand(3, -1) + offset, grid.T + offset + text]
         offset = int(pieces[-1].max()) + 1
         at, starts = starts[0] + len(grid), starts[len(grid) :]
@@ -162,7 +163,7 @@ def plan_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """
     plan: list[list[int]] = []
     room: list[int] = []  # tokens left in each pass
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         fits = [p for p, left in enumerate(room) if lengths[i] <= left]
         if not fits:
             plan.append([])

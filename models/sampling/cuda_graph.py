@@ -1,4 +1,4 @@
-"""The sampler of a GPU: the loop of eager.py, with its steps replayed from CUDA graphs.
+"""The sampler of a GPU: the loop of sampler.py, with its steps replayed from CUDA graphs.
 
 A token of a 2B model takes some thousand kernels, and a GPU finishes each before Python has
 launched the next. A graph launches all at once, so a step takes the time of its memory traffic.
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from models.layers import Layers
 from models.sampling.decode_step import SLOTS, WINDOW, Buffers, Weights, step
-from models.sampling.sampler import Record, Rollout, Task, not_finite, prefill
+from models.sampling.kv_cache import prefill
+from models.sampling.sampler import Record, Rollout, Task, not_finite
 
 Step = Callable[[], None]
 

@@ -165,7 +165,7 @@ class Buffers:
 
 
 def step(at: Buffers, weights: Weights, temperature: float, keep_logprobs: bool) -> None:
-    """Draw one token a row and run it through the layers: one turn of the loop in eager.py."""
+    """Draw one token a row and run it through the layers: one turn of the loop in sampler.py."""
     logits = law(weights.head(at.hidden), temperature or 1.0, weights.banned)  # (R, V)
     if temperature == 0:
         token = logits.argmax(dim=-1)

@@ -7,13 +7,18 @@ times less to hold and to read, and not slower than a copy in each row even for 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.attention import TreeAttention
-from models.layers import Attend
+from models.layers import Attend, Layers
+from models.tree import Prompt
+
+PREFILL_TOKENS = 16_384  # prompt tokens that are computed together; bounds their memory
 
 
 class Compaction(NamedTuple):
@@ -148,3 +153,35 @@ class KVCache:
         """(B, kv_heads, width * many, d) -> (live, kv_heads, many, d)."""
         rows = x.unflatten(2, (-1, many)).transpose(1, 2).flatten(0, 1)
         return rows.index_select(0, self.place)
+
+
+def prefill(
+    layers: Layers,
+    attention: Callable[[int, list[int]], Attend],
+    prompts: Sequence[Prompt],
+    embeds: Sequence[Tensor],
+) -> Tensor:
+    """Compute each prompt once; return the last hidden state of each (B, hidden).
+
+    `attention(first, lengths)` makes the attention of some prompts, the first of which is prompt
+    `first`; it also writes their keys and values into the cache.
+    """
+    last = []
+    for part in plan_prefill(list(map(len, embeds))):
+        lengths = list(map(len, embeds[part]))
+        x = torch.cat(list(embeds[part]))  # (T, hidden)
+        positions = torch.cat([prompt.position_ids for prompt in prompts[part]], dim=1)
+        ends = torch.tensor(lengths, device=x.device).cumsum(0) - 1
+        rope = layers.rope(positions.to(x.device), x)
+        last.append(layers(x, rope, attention(part.start, lengths), ends))
+    return torch.cat(last)
+
+
+def plan_prefill(lengths: Sequence[int]) -> list[slice]:
+    """Prompts that are computed together, in order, up to PREFILL_TOKENS or one alone."""
+    parts, start = [], 0
+    while start < len(lengths):
+        ends = itertools.accumulate(lengths[start:])
+        count = sum(end <= PREFILL_TOKENS for end in ends) or 1
+        parts.append(slice(start, start := start + count))
+    return parts

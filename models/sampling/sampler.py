@@ -1,29 +1,29 @@
-"""What every sampler takes, returns and shares: a task, a rollout, the prefill of the prompts.
+"""Sampling: what a sampler takes and returns, the retry if memory runs out, and the plain loop.
 
 A sampler draws G completions of each prompt, one token at a time for all of them at once:
 
     o_t ~ softmax(logits(q, o_<t) / temperature)   over the allowed tokens (models/distribution.py)
 
-models/sampling/eager.py is the plain loop; models/sampling/cuda_graph.py is the same on a GPU.
+`sample_eagerly` is the plain loop; models/sampling/cuda_graph.py is the same on a GPU.
 Nothing is read from generation_config: Qwen2-VL's has top_k=1, which makes all completions equal.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grpo.settings.errors import SettingsError
 from models.device import out_of_memory
-from models.layers import Attend, Layers, Linear
+from models.distribution import NoProbability, draw_tokens, law
+from models.layers import Layers, Linear
+from models.sampling.kv_cache import KVCache, prefill
 from models.tree import Group, Prompt
-
-PREFILL_TOKENS = 16_384  # prompt tokens that are computed together; bounds their memory
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def sample_in_parts(sampler: Sampler, task: Task) -> Rollout:
             waiting = [*_halves(part), *waiting]
         else:
             drawn.append(rollout)
-    return joined(drawn)
+    return drawn[0] if len(drawn) == 1 else joined(drawn)
 
 
 def _if_it_fits(sampler: Sampler, task: Task) -> Rollout | None:
@@ -180,33 +180,60 @@ def not_finite(prompt: Prompt) -> SettingsError:
     )
 
 
-def prefill(
-    layers: Layers,
-    attention: Callable[[int, list[int]], Attend],
-    prompts: Sequence[Prompt],
-    embeds: Sequence[Tensor],
-) -> Tensor:
-    """Compute each prompt once; return the last hidden state of each (B, hidden).
+@torch.inference_mode()
+def sample_eagerly(task: Task) -> Rollout:
+    """Draw all completions of a task; see Sampler. One forward pass computes all live rows."""
+    prompts, group_size = task.prompts, task.group_size
+    layers, device = Layers(task.language_model), task.banned.device
+    cache = _new_cache(task, layers)
+    # The first token of all G completions is drawn from the prompt's one last hidden state.
+    last = prefill(layers, cache.prefill_attention, prompts, task.embeds)  # (B, hidden)
+    hidden = last.repeat_interleave(group_size, dim=0)  # (rows, hidden)
+    position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
+    # A text token has the same position on all three M-RoPE axes, so a table by position is enough.
+    table = torch.arange(int(position.max()) + task.max_length, device=device).expand(3, -1)
+    cos, sin = layers.rope(table, hidden)  # (positions, head_dim)
+    position = position.to(device)
+    uniforms = None if task.uniforms is None else task.uniforms.to(device)
+    record = Record(task)
 
-    `attention(first, lengths)` makes the attention of some prompts, the first of which is prompt
-    `first`; it also writes their keys and values into the cache.
-    """
-    last = []
-    for part in plan_prefill([len(embed) for embed in embeds]):
-        lengths = [len(embed) for embed in embeds[part]]
-        x = torch.cat(list(embeds[part]))  # (T, hidden)
-        positions = torch.cat([prompt.position_ids for prompt in prompts[part]], dim=1)
-        ends = torch.tensor(lengths, device=x.device).cumsum(0) - 1
-        rope = layers.rope(positions.to(x.device), x)
-        last.append(layers(x, rope, attention(part.start, lengths), ends))
-    return torch.cat(last)
+    for step in range(task.max_length):
+        logits = law(task.head(hidden), task.temperature or 1.0, task.banned)  # (live, V)
+        tokens = _choose(task, logits, uniforms, record.row, step)  # (live,)
+        logprobs = None
+        if task.keep_logprobs:
+            logprobs = logits.log_softmax(dim=-1).gather(1, tokens[:, None]).cpu()  # (live, 1)
+        done = record.add(step, tokens[:, None].cpu(), logprobs)
+        if bool(done.any()):
+            # A finished row costs nothing more: the last live rows move to the places of finished
+            # ones, in the cache and in everything that is indexed by place.
+            moves = cache.drop(done)
+            record.row = moves.apply(record.row)
+            tokens = moves.apply(tokens)
+            position = moves.apply(position)
+        if not len(record.row) or step + 1 == task.max_length:
+            break
+        at = position + step
+        embeds = F.embedding(tokens, task.language_model.embed_tokens.weight)
+        hidden = layers(embeds, (cos[at], sin[at]), cache.attend)
+        cache.slot += 1
+    return record.rollout()
 
 
-def plan_prefill(lengths: Sequence[int]) -> list[slice]:
-    """Prompts that are computed together, in order, up to PREFILL_TOKENS or one alone."""
-    parts, start = [], 0
-    while start < len(lengths):
-        ends = itertools.accumulate(lengths[start:])
-        count = sum(end <= PREFILL_TOKENS for end in ends) or 1
-        parts.append(slice(start, start := start + count))
-    return parts
+def _new_cache(task: Task, layers: Layers) -> KVCache:
+    """An empty KV cache for all rows of the task."""
+    config = task.language_model.config
+    shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
+    lengths = torch.tensor(list(map(len, task.embeds)))
+    like = {"dtype": task.embeds[0].dtype, "device": task.banned.device}
+    return KVCache(shape, lengths, task.rows, task.max_length, **like)
+
+
+def _choose(task: Task, logits: Tensor, uniforms: Tensor | None, row: Tensor, step: int) -> Tensor:
+    """One token (live,) for each place, from logits (live, V); place i decodes row[i]."""
+    if task.temperature == 0:
+        return logits.argmax(dim=-1)
+    try:
+        return draw_tokens(logits, uniforms[row.to(logits.device), step])
+    except NoProbability as error:
+        raise not_finite(task.prompts[row[error.row] // task.group_size]) from None

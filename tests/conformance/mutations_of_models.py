@@ -1,6 +1,6 @@
 """Small bugs in models/, as (name, thread, file, old text, new text); see mutations.py."""
 
-LAW, TREE, SAMPLING = "models/distribution.py", "models/tree.py", "models/sampling/eager.py"
+LAW, TREE, SAMPLING = "models/distribution.py", "models/tree.py", "models/sampling/sampler.py"
 SAMPLER = "models/sampling/sampler.py"
 DECODE, POLICY = "models/sampling/kv_cache.py", "models/policy.py"
 VISION = "models/images/features.py"
@@ -72,7 +72,7 @@ MODELS = [
      "pads = torch.arange(longest) >= lengths", "pads = torch.arange(longest) + 1 >= lengths"),
     ("the token before taken for the prompt's end", "unsloth_zoo_840", SAMPLER,
      "cumsum(0) - 1", "cumsum(0) - 2"),
-    ("a first token by another prompt's state", "r1_v_49", SAMPLING,
+    ("a first token by another prompt's state", "r1_v_49", DECODE,
      "repeat_interleave(group_size, dim=0)", "repeat(group_size, 1)"),
     ("rows shared out over prompts in turn", "r1_v_49", DECODE,
      "torch.arange(rows) // (rows // len(lengths))", "torch.arange(rows) % len(lengths)"),
@@ -175,8 +175,8 @@ MODELS = [
      "if False:"),
     ("the norm's epsilon wrong", "transformers_40490", LAYERS,
      "norm.weight, norm.variance_epsilon", "norm.weight, 1e-3"),
-    ("rotated the other way", "transformers_40490", LAYERS, "[-sin[:, :half], sin[:, half:]]",
-     "[sin[:, :half], -sin[:, half:]]"),
+    ("rotated the other way", "transformers_40490", LAYERS, "[-first, second]",
+     "[first, -second]"),
     ("gate and up swapped", "transformers_40490", LAYERS, "return F.silu(gate).mul_(up)",
      "return F.silu(up).mul_(gate)"),
     ("scores not scaled in decoding", "transformers_40490", DECODE, ".float() * width**-0.5",

@@ -15,7 +15,7 @@ from models.sampling import cuda_graph as captured
 from models.sampling import decode_step as static
 from models.sampling.cuda_graph import GraphSampler
 from models.sampling.decode_step import Buffers, Weights
-from models.sampling.eager import sample_eagerly
+from models.sampling.sampler import sample_eagerly
 from tests.conftest import randomise
 from tests.models import plain
 from tests.models.sampling.recorded import Called, HostWaits, Recorded, address
@@ -34,7 +34,7 @@ def rows(rollout):
 
 
 def plainly(policy, prompts, **how):
-    """By the loop of models/sampling/eager.py."""
+    """By the loop of models/sampling/sampler.py."""
     kept, policy.sampler = policy.sampler, sample_eagerly
     try:
         return draw(policy, prompts, **how)

@@ -9,7 +9,7 @@ import torch
 
 from grpo.settings.errors import UsageError
 from models.distribution import NoProbability, draw_tokens, law, uniforms
-from models.sampling import eager
+from models.sampling import kv_cache
 from models.sampling import sampler as sampling
 from models.sampling.kv_cache import KVCache
 from models.tree import Group
@@ -83,7 +83,7 @@ def test_a_batch_of_prompts_draws_what_each_prompt_draws_alone(many_stops, promp
 
 def test_a_prefill_in_small_batches_draws_the_same(trained, prompts, monkeypatch):
     expected = as_lists(sample(trained, prompts))
-    monkeypatch.setattr(sampling, "PREFILL_TOKENS", 1)
+    monkeypatch.setattr(kv_cache, "PREFILL_TOKENS", 1)
     assert as_lists(sample(trained, prompts)) == expected
 
 
@@ -96,7 +96,7 @@ def test_garbage_in_unused_slots_changes_nothing(trained, prompts, monkeypatch):
             getattr(cache, name).fill_(1e4)
         return cache
 
-    monkeypatch.setattr(eager, "KVCache", dirty)
+    monkeypatch.setattr(sampling, "KVCache", dirty)
     assert as_lists(sample(trained, prompts)) == expected
 
 
@@ -198,7 +198,7 @@ def test_a_question_whose_logits_are_not_finite_is_named(trained, prompts, monke
         logits[4:8] = torch.nan
         return logits
 
-    monkeypatch.setattr(eager, "law", law_of)
+    monkeypatch.setattr(sampling, "law", law_of)
     with pytest.raises(UsageError, match="example none: the model's logits are not finite"):
         sample(trained, prompts, group_size=4)
 
@@ -217,7 +217,7 @@ def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, m
             raise torch.OutOfMemoryError("CUDA out of memory")
         return KVCache(shape, lengths, rows, slots, **like)
 
-    monkeypatch.setattr(eager, "KVCache", small)
+    monkeypatch.setattr(sampling, "KVCache", small)
     assert as_lists(sample(trained, prompts)) == expected
     assert max(tried) > most >= min(tried)
     rows = plain.rollout_with_logprobs(trained, prompts, 6, keys(3), 1.0, LENGTH)
@@ -228,7 +228,7 @@ def test_memory_that_does_not_hold_one_row_is_an_error(trained, prompts, monkeyp
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(eager, "KVCache", full)
+    monkeypatch.setattr(sampling, "KVCache", full)
     with pytest.raises(UsageError, match="example one: out of memory with one completion"):
         sample(trained, prompts)
 
