@@ -191,8 +191,8 @@ def fitting(sizes: Sizes, work: Work, limit: int) -> str:
         ways.append((" with --gradient-checkpointing on", on))
     names = ["group_size", "prompts_per_step"] if work.samples else ["prompts_per_step"]
     found = []
-    for words, of in ways:
-        most = {name: largest(of, work, name, limit) for name in names}
+    for words, chosen in ways:
+        most = {name: largest(chosen, work, name, limit) for name in names}
         most["prompts_per_step"] *= world()
         least = {"group_size": 2, "prompts_per_step": 1}
         flags = [

@@ -198,66 +198,66 @@ def passes(sizes: Sizes, work: Work) -> Iterator[Pass]:
 
 
 def largest_pass(sizes: Sizes, work: Work) -> Pass:
-    return max(passes(sizes, work), key=lambda of: held(update_bytes(sizes, of)))
+    return max(passes(sizes, work), key=lambda one: held(update_bytes(sizes, one)))
 
 
-def update_bytes(sizes: Sizes, of: Pass) -> dict[str, int]:
+def update_bytes(sizes: Sizes, one: Pass) -> dict[str, int]:
     """What a pass holds, forward and backward."""
-    predicted = of.groups * of.completions * (of.inputs + 1)
+    predicted = one.groups * one.completions * (one.inputs + 1)
     return {
-        "activations": activations(sizes, of, sizes.checkpointing),
+        "activations": activations(sizes, one, sizes.checkpointing),
         # Backward holds four at once: the logits again, their gradient, and a softmax in two steps.
         "head's chunk": 4
         * 4
         * min(predicted, max(1, law.HEAD_LOGITS // sizes.vocabulary))
         * sizes.vocabulary,
-        "layer at work": layer_at_work(sizes, of),
+        "layer at work": layer_at_work(sizes, one),
     }
 
 
-def activations(sizes: Sizes, of: Pass, checkpointing: bool) -> int:
+def activations(sizes: Sizes, one: Pass, checkpointing: bool) -> int:
     """Bytes that a pass keeps, but for the head's chunk, which is always recomputed. Checkpointed
     they are the layers' inputs, and what is after the layers."""
     state = sizes.hidden * sizes.itemsize
     if checkpointing:
-        rope = 2 * of.tokens * sizes.head_width * sizes.itemsize
-        layers = sizes.layers * of.tokens * state + rope + lowered(sizes)
+        rope = 2 * one.tokens * sizes.head_width * sizes.itemsize
+        layers = sizes.layers * one.tokens * state + rope + lowered(sizes)
     else:
-        of_last = saved_by_layer(sizes, of, of.wanted)
-        layers = (sizes.layers - 1) * saved_by_layer(sizes, of, of.tokens) + of_last
-        layers += lowered(sizes) - of.tokens * state  # nothing trains below the first norm
-    predicted = of.groups * of.completions * (of.inputs + 1)
-    return layers + (of.wanted + predicted) * state + masks(sizes, of)
+        of_last = saved_by_layer(sizes, one, one.wanted)
+        layers = (sizes.layers - 1) * saved_by_layer(sizes, one, one.tokens) + of_last
+        layers += lowered(sizes) - one.tokens * state  # nothing trains below the first norm
+    predicted = one.groups * one.completions * (one.inputs + 1)
+    return layers + (one.wanted + predicted) * state + masks(sizes, one)
 
 
-def masks(sizes: Sizes, of: Pass) -> int:
-    whole, seen = of.tokens // of.groups, of.prompt + of.inputs  # of a group, of a completion
-    dense = (whole + of.wanted // of.groups) * whole  # and once more for the last layer
-    each = dense if whole <= attention.DENSE else of.inputs * seen
-    return of.groups * sizes.hidden // sizes.kv_width * each * sizes.itemsize
+def masks(sizes: Sizes, one: Pass) -> int:
+    whole, seen = one.tokens // one.groups, one.prompt + one.inputs  # of a group, of a completion
+    dense = (whole + one.wanted // one.groups) * whole  # and once more for the last layer
+    each = dense if whole <= attention.DENSE else one.inputs * seen
+    return one.groups * sizes.hidden // sizes.kv_width * each * sizes.itemsize
 
 
-def saved_by_layer(sizes: Sizes, of: Pass, wanted: int) -> int:
+def saved_by_layer(sizes: Sizes, one: Pass, wanted: int) -> int:
     """Bytes that models/layers.py keeps of one layer with `wanted` tokens after its attention.
 
     Base weights are frozen: of what goes into a linear, only LoRA's A needs it.
     """
     h, item = sizes.hidden, sizes.itemsize
-    dense = of.tokens // of.groups <= attention.DENSE
-    copies = 0 if dense else of.groups * of.completions * (of.prompt + of.inputs)  # of keys
-    looked_at = of.tokens * (2 * h + 2 * sizes.rank) + (of.tokens + copies) * 2 * sizes.kv_width
-    queries = wanted * 3 * h + (not dense) * of.drawn * h  # rotated; what attention gave, twice
-    queries += wanted * h if wanted < of.tokens else 0
+    dense = one.tokens // one.groups <= attention.DENSE
+    copies = 0 if dense else one.groups * one.completions * (one.prompt + one.inputs)  # of keys
+    looked_at = one.tokens * (2 * h + 2 * sizes.rank) + (one.tokens + copies) * 2 * sizes.kv_width
+    queries = wanted * 3 * h + (not dense) * one.drawn * h  # rotated; what attention gave, twice
+    queries += wanted * h if wanted < one.tokens else 0
     after = wanted * (2 * h + 3 * sizes.intermediate + (LORA_LINEARS - 2) * sizes.rank)
     # In float32 always: a norm's root mean square, and attention's log-sum-exp.
-    float32 = 4 * (of.tokens + wanted + wanted * sizes.heads)
+    float32 = 4 * (one.tokens + wanted + wanted * sizes.heads)
     return item * (looked_at + queries + after) + float32
 
 
-def layer_at_work(sizes: Sizes, of: Pass) -> int:
+def layer_at_work(sizes: Sizes, one: Pass) -> int:
     """Bytes that come and go while a layer runs; checkpointed, what it keeps and lets go."""
-    again = saved_by_layer(sizes, of, of.tokens) if sizes.checkpointing else 0
-    widest = of.tokens * sizes.intermediate * sizes.itemsize
+    again = saved_by_layer(sizes, one, one.tokens) if sizes.checkpointing else 0
+    widest = one.tokens * sizes.intermediate * sizes.itemsize
     return again + (2 if sizes.checkpointing else 4) * widest
 
 

@@ -218,6 +218,6 @@ def _sample(policy: Policy, prompt: Prompt, work: Work, temperature: float) -> T
 
 def _largest_pass(policy: Policy, prompt: Prompt, completions: Tensor, work: Work) -> list[Group]:
     """The groups of the largest pass, their completions cut where several have to share it."""
-    of = largest_pass(sizes_of(policy), work)
-    given = [ids[: of.inputs + 1] for ids in completions]
-    return [Group(prompt, given, [True] * len(given))] * of.groups
+    largest = largest_pass(sizes_of(policy), work)
+    given = [ids[: largest.inputs + 1] for ids in completions]
+    return [Group(prompt, given, [True] * len(given))] * largest.groups

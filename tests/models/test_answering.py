@@ -37,21 +37,21 @@ def said(text: str) -> str:
 
 def test_forced_choice_is_the_plain_log_probability_of_each_answer(trained):
     found = answer(trained, QUESTIONS, 6, said)
-    for question, prompt, of in zip(QUESTIONS, trained.encode(QUESTIONS), found, strict=True):
-        assert (of.thought is None) == (question.asked == "direct")
+    for question, prompt, row in zip(QUESTIONS, trained.encode(QUESTIONS), found, strict=True):
+        assert (row.thought is None) == (question.asked == "direct")
         with torch.no_grad():
             totals = [
                 plain.logprobs(
                     trained,
                     question,
                     prompt,
-                    trained.completion_ids(question.completion(of.thought, letter)),
+                    trained.completion_ids(question.completion(row.thought, letter)),
                     1.0,
                 ).sum()
                 for letter in question.letters
             ]
         expected = torch.stack(totals).log_softmax(0)
-        assert of.letter_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+        assert row.letter_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_what_does_not_begin_with_a_think_block_is_asked_again_and_made_to(trained):
@@ -87,18 +87,18 @@ def test_an_open_question_is_answered_freely_and_has_no_forced_choice(trained):
     assert found[1].letter_logprobs == []
     assert found[1].text == answer(trained, [OPEN], 6, said)[0].text
     alone = answer(trained, [QUESTIONS[0], QUESTIONS[1]], 6, said)
-    for of, expected in zip(found[::2], alone, strict=True):
-        assert of.letter_logprobs == pytest.approx(expected.letter_logprobs, abs=1e-4)
+    for row, expected in zip(found[::2], alone, strict=True):
+        assert row.letter_logprobs == pytest.approx(expected.letter_logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_reference_nll_is_the_plain_log_probability_of_the_reference(trained, batch_size):
     asked = [*QUESTIONS, OPEN]
     found = reference_nll(trained, asked, batch_size)
-    for question, prompt, of in zip(asked, trained.encode(asked), found, strict=True):
+    for question, prompt, row in zip(asked, trained.encode(asked), found, strict=True):
         thought = None if question.asked == "direct" else question.reasoning
         ids = trained.completion_ids(question.completion(thought))
         with torch.no_grad():
             expected = -plain.logprobs(trained, question, prompt, ids, 1.0).sum()
-        assert of["reference_nll"] == pytest.approx(expected.item(), abs=1e-3)
-        assert of["reference_tokens"] == len(ids)
+        assert row["reference_nll"] == pytest.approx(expected.item(), abs=1e-3)
+        assert row["reference_tokens"] == len(ids)

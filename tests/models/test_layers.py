@@ -40,7 +40,7 @@ def ours(policy, prompts, embeds, wanted=None, checkpointing=False):
     """(T, hidden), or of the wanted ones, all prompts side by side."""
     layers, x = Layers(policy.language_model, checkpointing), torch.cat(embeds)
     rope = layers.rope(torch.cat([p.position_ids for p in prompts], dim=1), x)
-    return layers(x, rope, TreeAttention([[len(of)] for of in embeds]), wanted)
+    return layers(x, rope, TreeAttention([[len(part)] for part in embeds]), wanted)
 
 
 def theirs(policy, prompts, embeds):
@@ -49,7 +49,7 @@ def theirs(policy, prompts, embeds):
         policy.language_model(inputs_embeds=x[None], position_ids=p.position_ids[:, None])
         for p, x in zip(prompts, embeds, strict=True)
     ]
-    return torch.cat([of.last_hidden_state[0] for of in found])
+    return torch.cat([part.last_hidden_state[0] for part in found])
 
 
 def gradients(hidden, policy, embeds):
@@ -64,7 +64,7 @@ def gradients(hidden, policy, embeds):
 @pytest.mark.parametrize("last_alone", [False, True])
 def test_hidden_states_and_gradients_are_transformers(trained, last_alone):
     prompts, embeds = embedded(trained)
-    ends = torch.tensor([len(of) for of in embeds]).cumsum(0) - 1
+    ends = torch.tensor([len(part) for part in embeds]).cumsum(0) - 1
     found = ours(trained, prompts, embeds, ends if last_alone else None)
     expected = theirs(trained, prompts, embeds)
     expected = expected[ends] if last_alone else expected
@@ -156,7 +156,7 @@ def test_a_written_derivative_is_autograds(name):
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
     slope = normal(*expected.shape, seed=6, dtype=expected.dtype)
     of_found, of_expected = (
-        torch.autograd.grad((of * slope).sum(), values) for of in (found, expected)
+        torch.autograd.grad((part * slope).sum(), values) for part in (found, expected)
     )
     for mine, other in zip(of_found, of_expected, strict=True):
         for row, correct in zip(mine, other, strict=True):  # small rows count like large ones
@@ -208,9 +208,9 @@ def test_bfloat16_products_are_float32_ones_rounded_once(slow_bfloat16, monkeypa
     with Products() as by_instruction:
         found = products.linear(x, weight, bias), products.linear_backward(dy, weight)
     assert (widened.seen, by_instruction.seen) == ({torch.float32}, {torch.bfloat16})
-    for of, expected in zip(found, (exact, slope), strict=True):
+    for part, expected in zip(found, (exact, slope), strict=True):
         near_zero = 1e-5  # where terms cancel, their order shows
-        assert ((of.float() - expected).abs() <= rounded(expected)[1] + near_zero).all()
+        assert ((part.float() - expected).abs() <= rounded(expected)[1] + near_zero).all()
 
 
 def test_blocks_and_few_tokens_are_the_same_product(slow_bfloat16, monkeypatch):
@@ -222,7 +222,7 @@ def test_blocks_and_few_tokens_are_the_same_product(slow_bfloat16, monkeypatch):
 
 
 def check_products(dtype: torch.dtype, tokens: int, bias: bool) -> None:
-    weight, x, dy = (normal(*of, seed=i).to(dtype) for i, of in enumerate(shapes(tokens)))
+    weight, x, dy = (normal(*part, seed=i).to(dtype) for i, part in enumerate(shapes(tokens)))
     added = normal(13, seed=4).to(dtype) if bias else None
     exact = x.double() @ weight.double().T + (added.double() if bias else 0)
     close = {"atol": 2.0**-7, "rtol": 2.0**-7} if dtype == torch.bfloat16 else {}

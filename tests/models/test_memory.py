@@ -72,7 +72,9 @@ def test_the_optimizer_is_counted_to_the_byte(fresh):
     optimizer = adamw(policy.parameters(), Config())
     assert standing["gradients"] == sum(p.grad.nbytes for p in policy.parameters())
     optimizer.step()
-    moments = [of[name] for of in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    moments = [
+        each[name] for each in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    ]
     assert standing["optimizer moments"] == sum(tensor.nbytes for tensor in moments)
 
 
@@ -241,8 +243,8 @@ def test_a_probe_leaves_no_trace(fresh):
     assert not optimizer.state
     assert all(not p.grad.any() for p in policy.parameters())
     drawn = [
-        of.sample(of.encode([QUESTION]), 4, keys, temperature=1.0, max_completion_length=8)
-        for of in (policy, untouched)
+        each.sample(each.encode([QUESTION]), 4, keys, temperature=1.0, max_completion_length=8)
+        for each in (policy, untouched)
     ]
     for mine, other in zip(drawn[0][0].completions, drawn[1][0].completions, strict=True):
         assert torch.equal(mine, other)

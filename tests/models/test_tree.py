@@ -72,7 +72,7 @@ def dense(segments, query, key, value):
         ]
     )
     many = query.shape[1] // key.shape[1]
-    key, value = (of.repeat_interleave(many, dim=1) for of in (key, value))
+    key, value = (part.repeat_interleave(many, dim=1) for part in (key, value))
     scores = torch.einsum("ihd,jhd->hij", query, key) / query.shape[-1] ** 0.5
     weights = scores.masked_fill(~see, -torch.inf).softmax(dim=-1)
     return torch.einsum("hij,jhd->ihd", weights, value).flatten(1)
@@ -99,7 +99,7 @@ def check_attention(lengths: list[list[int]]) -> None:
     found, expected = TreeAttention(lengths)(0, *given), dense(segments, *given)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     of_found, of_expected = (
-        torch.autograd.grad((of * slope).sum(), given) for of in (found, expected)
+        torch.autograd.grad((part * slope).sum(), given) for part in (found, expected)
     )
     for mine, other in zip(of_found, of_expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.run import atomic as folders
-from grpo.run import interrupt
 from grpo.run.checkpoint import Checkpointer, checkpoints, cut_back, newest, opened, restore
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import history
@@ -292,19 +290,3 @@ def test_a_run_goes_on_from_another_start_under_no_flag(run, fresh):
     optimizer = adamw((policy := fresh()).parameters(), config())
     with pytest.raises(UsageError, match="the training questions, or the adapter of --init"):
         restore(newest(run), policy, optimizer, "another origin")
-
-
-def test_a_signal_during_the_exchange_of_signals_is_not_lost(tmp_path, monkeypatch):
-    """It came after the others were told: all processes hear of it at the next step."""
-    with Stop(tmp_path, quiet=True) as stop:
-
-        def exchange(own):
-            signal.raise_signal(signal.SIGTERM)
-            return [own]
-
-        monkeypatch.setattr(interrupt, "gathered", exchange)
-        assert not stop.wanted()
-        monkeypatch.undo()
-        assert stop.wanted()
-        with pytest.raises(Halted, match="stopped by SIGTERM after step 3"):
-            stop.halt("after step 3")

@@ -61,8 +61,8 @@ class Recorded(TorchDispatchMode):
         if found is not NotImplemented:
             return found
         masks = any(
-            isinstance(of, Tensor) and of.dtype == torch.bool
-            for of in (args[1] if "index" in str(func) and isinstance(args[1], list) else [])
+            isinstance(item, Tensor) and item.dtype == torch.bool
+            for item in (args[1] if "index" in str(func) and isinstance(args[1], list) else [])
         )
         name = str(func).removeprefix("aten.")
         if masks or name in WAITS or name.rsplit(".", 1)[0] in WAITS:
@@ -70,7 +70,7 @@ class Recorded(TorchDispatchMode):
         self._keep_what_is_written(func, args, kwargs)
         result = func(*args, **kwargs)
         # An alias keeps the storage of now, whatever the tensor's `data` is set to later.
-        alias = tree_map_only(Tensor, lambda of: of.detach(), (args, kwargs, result))
+        alias = tree_map_only(Tensor, lambda item: item.detach(), (args, kwargs, result))
         self.operations.append((func, *alias))
         return result
 
@@ -93,14 +93,14 @@ class Recorded(TorchDispatchMode):
         """Addresses of all storages that are read and that no recorded operation made."""
         found, made = set(), set()
         for _, args, kwargs, result in self.operations:
-            found |= {address(of) for of in tensors((args, kwargs))} - made
-            made |= {address(of) for of in tensors(result)} - found
+            found |= {address(item) for item in tensors((args, kwargs))} - made
+            made |= {address(item) for item in tensors(result)} - found
         return found
 
 
-def tensors(of: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(of)[0] if isinstance(leaf, Tensor)]
+def tensors(item: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(item)[0] if isinstance(leaf, Tensor)]
 
 
-def address(of: Tensor) -> int:
-    return of.untyped_storage().data_ptr()
+def address(item: Tensor) -> int:
+    return item.untyped_storage().data_ptr()

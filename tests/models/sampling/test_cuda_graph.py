@@ -151,10 +151,10 @@ def test_a_tensor_that_moves_is_not_replayed_from_where_it_was(policy, prompts, 
 def test_all_that_a_step_reads_is_its_own_or_compared(policy, prompts, record):
     draw(policy, prompts)
     kept = policy.sampler
-    own = {address(of) for of in vars(kept.buffers).values()}
-    own |= {address(of) for layer in kept.weights.layers.layers for linear in layer
-            if isinstance(linear, Linear) for of in (linear.a, linear.b)}  # fmt: skip
-    assert not own & {address(of) for of in policy.parameters()}
+    own = {address(tensor) for tensor in vars(kept.buffers).values()}
+    own |= {address(tensor) for layer in kept.weights.layers.layers for linear in layer
+            if isinstance(linear, Linear) for tensor in (linear.a, linear.b)}  # fmt: skip
+    assert not own & {address(tensor) for tensor in policy.parameters()}
     compared = {place[0] for place in kept.graph_key}
     for graph in record.made:
         assert graph.reads() <= own | compared
@@ -266,7 +266,9 @@ def test_a_step_looks_at_no_value(fresh, monkeypatch):
         at = Buffers.make(weights.layers, 8, 128, like)
         for temperature in (1.0, 0.0):
             static.step(at.first(4), weights, temperature, True)
-        monkeypatch.setattr(static, "invert_cdf", lambda *of: (draw_tokens(*of), of[1] >= 0))
+        monkeypatch.setattr(
+            static, "invert_cdf", lambda *tensor: (draw_tokens(*tensor), tensor[1] >= 0)
+        )
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
             static.step(at, weights, 1.0, True)
 
