@@ -25,7 +25,7 @@ from grpo.settings.config import TRAIN_STREAM
 from grpo.settings.options import Options
 from models import distribution as law
 from models.sampling.cuda_graph import GraphSampler
-from models.sampling.eager import sample_eagerly
+from models.sampling.sampler import sample_eagerly
 from rewards.evaluation.statistics import students_t
 from tests.conformance import oracle
 from tests.conformance.oracle import MANY, decoded, group_of, near, users_of
