@@ -78,6 +78,7 @@ def test_controls_stand_under_both_models(here, run, capsys):
             assert row["completion"] == asked[question]["completion"]
 
 
+@pytest.mark.slow
 def test_both_ways_of_asking_and_samples_side_by_side(here, run):
     flags = ["--prompt", "reason,direct", "--samples", "3", "--controls", "none", "--ood", "none"]
     found = table(run, *flags)
@@ -95,6 +96,7 @@ def test_both_ways_of_asking_and_samples_side_by_side(here, run):
     assert [row["answers"] for row in others] == [row["answers"] for row in rows]
 
 
+@pytest.mark.slow
 def test_the_published_scorer_changes_figures_and_no_prediction(here, run, work):
     copy = work / "scored"
     shutil.copytree(run, copy)
@@ -112,6 +114,7 @@ def test_the_published_scorer_changes_figures_and_no_prediction(here, run, work)
     assert theirs["scorer"] == "medvlm-r1"
 
 
+@pytest.mark.slow
 def test_a_leaking_question_type_is_set_apart_and_its_prior_shown(here, run):
     flags = ["--data", "phantom:leaky", "--eval-size", "14", "--ood", "none", "--controls", "none"]
     cell = table(run, *flags)["results"]["base"]["MRI"]
@@ -164,6 +167,7 @@ def test_a_model_without_a_run(here, run):
     assert again["trained"]["MRI"] == kept["trained"]["MRI"]
 
 
+@pytest.mark.slow
 def test_one_question_about_one_picture(here, run, capsys):
     (example,) = data.load.load("phantom", "MRI", split="test", size=1, seed=0)
     example.images[0].open().save("one scan.png")
@@ -182,6 +186,7 @@ def test_one_question_about_one_picture(here, run, capsys):
     assert said[-1] == "Not for clinical use."
 
 
+@pytest.mark.slow
 def test_an_export_is_the_policy_as_one_model(here, run, capsys):
     evaluate.main(["--run", str(run), "--export-merged", "merged"])
     assert float(capsys.readouterr().out.split()[-1]) < 1e-4

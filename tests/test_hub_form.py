@@ -190,6 +190,7 @@ def test_sft_then_grpo_from_its_adapter_then_evaluation(program, capsys):
     assert f"on {DATA}, trained on MRI" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bfloat16_goes_the_same_way(program):
     program("--dtype bfloat16 --out run --eval-size 0 --prompts-per-step 1")
     assert json.loads(Path("run/config.json").read_text())["resolved"]["dtype"] == "bfloat16"

@@ -78,6 +78,7 @@ def folder(trained: Path) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_everything(folder):
     assert folder.name.endswith("-phantom-MRI-g8")
     config = json.loads((folder / "config.json").read_text())
@@ -94,6 +95,7 @@ def test_a_run_folder_holds_everything(folder):
     assert (folder / "skipped.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_the_table_has_base_and_trained_on_all_three_modalities(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary["results"]["base"]) == ["MRI", "CT", "XRAY"]

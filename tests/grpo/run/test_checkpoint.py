@@ -86,7 +86,10 @@ def state_files(run: Path, step: int = STEPS) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["mu 3, reference", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if "3" not in k)],
+)
 def test_a_run_that_goes_on_after_any_step_is_the_unbroken_run_to_the_bit(fresh, tmp_path, kind):
     """NeMo-RL#108, ms-swift#6049, trl#3148: order, random numbers or learning rate diverged."""
     c = config(**LONG, **KINDS[kind])
@@ -111,6 +114,7 @@ def test_a_run_that_goes_on_after_any_step_is_the_unbroken_run_to_the_bit(fresh,
         assert any(float(step["groups_redrawn"]) > 0 for step in metrics(whole))
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_adapter_that_the_run_began_with(fresh, tmp_path):
     c = config(**LONG, kl_coef=0.04)
     begun = tmp_path / "begun"

@@ -121,6 +121,7 @@ def test_a_healthy_run_and_a_supervised_one_hear_nothing():
         assert not any(heard.new(history[: n + 1]) for n in range(len(history)))
 
 
+@pytest.mark.slow
 def test_noise_alone_is_no_fall():
     """40 runs of 200 steps whose accuracy goes nowhere; at three errors, several would be told."""
     noise = random.Random(1)
