@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
+
 from grpo.run import diagnoses
 from grpo.run.diagnoses import AGAIN, DIAGNOSES, TREND, WINDOW, Diagnoses
 from grpo.settings.config import Config
