@@ -6,8 +6,6 @@ medical and are not: nothing that is measured on them says anything about patien
 only; everything follows from the scene's seed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 
@@ -16,10 +14,7 @@ from PIL import Image
 
 SIZE = 112  # pixels a side: 16 visual tokens of 28 x 28
 MODALITIES = ("MRI", "CT", "XRAY")
-QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 RADII = {"small": (5.0, 6.5), "large": (9.5, 11.5)}  # pixels
-KINDS = ("cyst", "solid mass", "abscess", "calcification")
-NEW_KIND = "spiculated mass"  # withheld from pretraining and from training
 
 AIR, SCALP, BONE, GREY, WHITE, FLUID, CYST, MASS, RIM, CORE, CALCIUM = range(11)
 
