@@ -8,8 +8,6 @@ priors learn from the training questions that a run of these sizes and this seed
 its test questions. Open questions, which have no options, are left out of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data.audit.table import render
-from data.controls.priors import MajorityLetter, OptionsPrior
+from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample
 from data.images import ImageSource
 from data.load import learned_from, load, modalities, read, splits_of
@@ -56,7 +54,7 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
     every = {name: list(chain(*whole[name].values())) for name in names}
     train = {name: drawn[name]["train"] for name in names}
     test = {name: drawn[name]["test"] for name in names}
-    priors = {name: OptionsPrior.fit(train[name]) for name in names}
+    priors = {name: Prior(by_text, train[name]) for name in names}
     learned = {m: {name: priors[m].score(test[name]) for name in names} for m in names}
     return {
         "data": spec,
@@ -65,7 +63,7 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
         "letters": {name: letters(every[name]) for name in names},
         "full_stops": {name: full_stops(every[name]) for name in names},
         "trained_on": {name: len(train[name]) for name in names},
-        "majority_letter": {m: MajorityLetter.fit(train[m]).score(test[m]) for m in names},
+        "majority_letter": {m: Prior(by_letter, train[m]).score(test[m]) for m in names},
         "options_prior": learned[names[0]],
         "options_prior_from": learned,
         "constant": {name: constant(every[name], test[name], priors[name]) for name in names},
@@ -143,7 +141,7 @@ def full_stops(examples: Sequence[VQAExample]) -> dict[str, int]:
 
 
 def constant(
-    every: Sequence[VQAExample], test: Sequence[VQAExample], prior: OptionsPrior
+    every: Sequence[VQAExample], test: Sequence[VQAExample], prior: Prior
 ) -> dict[str, Any]:
     """The types and questions whose answer never changes; `n` test questions are among them.
 
