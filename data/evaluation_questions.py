@@ -9,7 +9,7 @@ from typing import Any
 from data.controls.altered import blank_image, coincidences, permuted_options, shuffled_images
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, one_asked
-from data.load import is_drawn, learned_from, load, load_split, read, with_modality
+from data.load import Skips, is_drawn, learned_from, load, load_split, read, with_modality
 from data.rows import Skipped
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import Config
@@ -19,7 +19,7 @@ Tests = dict[str, list[VQAExample]]  # modality -> questions
 SHUFFLE_SEED = 0
 
 
-def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
+def load_tests(config: Config, skipped: Skips = None) -> Tests:
     """The test questions of each modality to score: the one trained on first, then the unseen.
 
     Raises UsageError where there are none, and says so where there are fewer than asked for. What

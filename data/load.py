@@ -36,17 +36,12 @@ from grpo.settings.errors import UsageError
 from grpo.settings.flags import names_in
 
 ALL = "ALL"  # every modality of a data set together
+Skips = set[Skipped] | None  # where to add what is left out; None: nowhere
 READERS = (*HUB, "vqa-med-2019", "silvar-med", "jsonl")
 
 
 def load(
-    spec: str,
-    modality: str,
-    *,
-    split: Split,
-    size: int,
-    seed: int,
-    skipped: set[Skipped] | None = None,
+    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: Skips = None
 ) -> list[VQAExample]:
     """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
 
@@ -75,9 +70,7 @@ def load(
     return taken
 
 
-def load_split(
-    config: Config, split: Split, size: int, skipped: set[Skipped] | None = None
-) -> list[VQAExample]:
+def load_split(config: Config, split: Split, size: int, skipped: Skips = None) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
     spec, modality, seed = config.data, config.modality, config.data_seed
     examples = load(spec, modality, split=split, size=size, seed=seed, skipped=skipped)

@@ -11,8 +11,10 @@ its test questions. Open questions, which have no options, are left out of them.
 import dataclasses
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +23,7 @@ from data.audit.table import render
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample
 from data.images import ImageSource
-from data.load import learned_from, load, modalities, read, splits_of
+from data.load import is_drawn, learned_from, load, modalities, read, splits_of
 from data.rows import Skipped, modality_name
 from data.splits import Split, constant_answers, copies, has_constant_answer
 from grpo.settings.errors import UsageError
@@ -89,26 +91,20 @@ def questions(
 
     Only the images of the latter are opened. What is left out is added to `skipped`.
     """
-    whole: dict[str, Parts] = {}
-    drawn: dict[str, Parts] = {name: _no_questions() for name in names}
-    if spec.partition(":")[0] != "phantom":
+    drawn = {name: Parts(train=[], val=[], test=[]) for name in names}
+    whole = drawn if is_drawn(spec) else deepcopy(drawn)
+    if not is_drawn(spec):
         splits = splits_of(spec, options.seed)
-        whole = {name: _no_questions() for name in names}
         for example in read(spec).examples:
             if example.modality in whole and splits[example.id]:
                 whole[example.modality][splits[example.id]].append(example)
+    draw = partial(load, seed=options.seed, skipped=skipped)
     for name, split in product(names, get_args(Split)):
         size = options.train_size if split == "train" else options.eval_size
-        if not whole or whole[name][split]:  # `load` takes an empty split for an error
+        if is_drawn(spec) or whole[name][split]:  # `load` takes an empty split for an error
             source = learned_from(spec) if split == "train" else spec
-            drawn[name][split] = load(
-                source, name, split=split, size=size, seed=options.seed, skipped=skipped
-            )
-    return whole or drawn, drawn
-
-
-def _no_questions() -> Parts:
-    return {split: [] for split in get_args(Split)}
+            drawn[name][split] = draw(source, name, split=split, size=size)
+    return whole, drawn
 
 
 def counts(parts: Parts) -> dict[str, Any]:
@@ -161,20 +157,19 @@ def shared_images(whole: Iterable[Parts]) -> dict[str, dict[str, int]]:
 
     An image of a parquet file has its row for a path. The key of a drawn one stands for its bytes.
     """
-    found: dict[str, set[Split]] = {}  # key -> splits
-    images: dict[str, ImageSource] = {}
+    found: dict[str, set[Split]] = defaultdict(set)  # key -> splits
+    images: list[ImageSource] = []
     for split, examples in chain(*(parts.items() for parts in whole)):
         for image in chain(*(example.images for example in examples)):
-            found.setdefault(image.key, set()).add(split)
-            images[image.key] = image
-    equal = copies(images.values())
+            found[image.key].add(split)
+            images.append(image)
+    equal = copies(images)
     single = found.keys() - set(chain(*equal))
-    by_bytes = [[path] for path in single] + equal
+    by_bytes = [found[path] for path in single]
+    by_bytes += [set().union(*(found[path] for path in paths)) for paths in equal]
+    crossing = {"path": found.values(), "hash": by_bytes}
     return {
-        "leaks": {
-            "path": sum(len(splits) > 1 for splits in found.values()),
-            "hash": sum(len(set().union(*(found[p] for p in paths))) > 1 for paths in by_bytes),
-        },
+        "leaks": {name: sum(len(splits) > 1 for splits in sets) for name, sets in crossing.items()},
         "copies": {"images": len(equal), "paths": sum(map(len, equal))},
     }
 
