@@ -28,7 +28,7 @@ from data import evaluation_questions as questions
 from data.evaluation_questions import Tests, load_tests
 from data.example import VQAExample
 from data.images import ImageFile
-from data.load import fingerprint, training, with_names
+from data.load import fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, processes, rank, share, world
 from grpo.run.atomic import write_json
 from grpo.run.folder import newest_run, same_but_seed
@@ -202,13 +202,11 @@ def evaluate(
     tests = load_tests(config)
     others = rivals(options, config, tests)
     controls, priors, coinciding = {}, {}, {}
-    few = questions.few(tests, FAST if options.controls == "fast" else None)
-    if options.controls != "none" and any(few.values()):  # they are for questions with options
+    if options.controls != "none":
         # A run learned from its own data, whatever it is asked now.
         learned = config if options.model else subject(replace(options, data=None))[0]
-        controls = questions.controls(few)
-        priors = questions.priors(training(learned), tests)
-        coinciding = questions.coinciding(few, controls["shuffled_image"])
+        most = FAST if options.controls == "fast" else None
+        controls, priors, coinciding = questions.control_questions(tests, learned, most)
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
     judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     policy = open_policy(config, adapter)
@@ -257,8 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(options: Options, config: Config, folder: Path, table: dict[str, Any]) -> None:
     """Print the table, and write it down."""
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
-    drawn_data = config.data.startswith("phantom")
-    print(text.text(table) + "\nPhantoms are drawn, not medical data." * drawn_data)
+    print(text.text(table) + "\nPhantoms are drawn, not medical data." * is_drawn(config.data))
     if not rank():
         write_json(Path(options.json or folder / "evaluation.json"), table)
     if options.markdown and not rank():

@@ -18,12 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.evaluation_questions import Tests, load_tests, load_validation
-from data.example import VQAExample, columns
-from data.load import fingerprint, load_split, with_names
-from data.rows import Skipped
+from data.example import columns
+from data.load import fingerprint, is_drawn, with_names
 from data.showing import asked_and_gold, described
-from data.training_questions import in_all_ways, question_order, say_of_data, sft_target, varied
+from data.training_questions import in_all_ways, load_questions, question_order, sft_target, varied
 from evaluate import score_run, validate
 from grpo.distributed import processes, rank, share, total
 from grpo.explain.explanation import explanation, one_step
@@ -129,7 +127,7 @@ def finish(run: Path, config: Config, policy: Policy, table: dict[str, Any], sta
     """Write summary.json; returns the run's last line."""
     summary = {
         **table,
-        "data": config.data + (" (drawn, not medical data)" if is_phantom(config) else ""),
+        "data": config.data + (" (drawn, not medical data)" if is_drawn(config.data) else ""),
         "privileged": config.method == "sft" and config.sft_target == "reasoning",
         "steps": config.steps,
         "seconds": round(time.monotonic() - started, 1),
@@ -155,16 +153,6 @@ def open_rewards(config: Config) -> tuple[list[Any], Callable[..., Any]]:
     return judges, reward_function(terms)
 
 
-def load_questions(config: Config) -> tuple[list[VQAExample], Tests, Tests, set[Skipped]]:
-    """The training questions, validation and test questions by modality, and the rows left out."""
-    skipped: set[Skipped] = set()
-    examples = load_split(config, "train", config.train_size, skipped)
-    validation = load_validation(config, skipped) if config.eval_every else {}
-    tests = load_tests(config, skipped) if config.eval_size else {}
-    say_of_data(config, examples, tests, skipped)
-    return examples, validation, tests, skipped
-
-
 def reward_function(terms: Sequence[Reward]) -> Callable[..., Any]:
     """The rewards as the loop calls them: (examples, texts) -> (totals, parts by name).
 
@@ -180,10 +168,6 @@ def reward_function(terms: Sequence[Reward]) -> Callable[..., Any]:
     return reward
 
 
-def is_phantom(config: Config) -> bool:
-    return config.data.partition(":")[0] == "phantom"
-
-
 def gained(table: dict[str, Any], config: Config) -> str:
     """The gains of a table in one phrase; "" where nothing was scored."""
     if not table:
@@ -193,7 +177,7 @@ def gained(table: dict[str, Any], config: Config) -> str:
         f"forced choice {points(gain['forced_choice'])}"
         for modality, gain in table["gains"]["trained"].items()
     )
-    drawn = ", drawn phantoms, not medical data" if is_phantom(config) else ""
+    drawn = ", drawn phantoms, not medical data" if is_drawn(config.data) else ""
     return f"{gains} (points, 95 % interval{drawn})"
 
 

@@ -3,14 +3,15 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from data.controls.altered import blank_image, coincidences, permuted_options, shuffled_images
-from data.controls.priors import MajorityLetter, OptionsPrior
+from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, one_asked
-from data.load import constant_answers_in, load, load_split
+from data.load import Skips, is_drawn, learned_from, load, load_split, read, with_modality
 from data.rows import Skipped
-from data.splits import has_constant_answer
+from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
@@ -18,7 +19,7 @@ Tests = dict[str, list[VQAExample]]  # modality -> questions
 SHUFFLE_SEED = 0
 
 
-def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
+def load_tests(config: Config, skipped: Skips = None) -> Tests:
     """The test questions of each modality to score: the one trained on first, then the unseen.
 
     Raises UsageError where there are none, and says so where there are fewer than asked for. What
@@ -26,14 +27,11 @@ def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
     """
     tests = {}
     for modality in (config.modality, *config.ood_modalities):
-        size, seed = config.eval_size, config.data_seed
-        examples = load(config.data, modality, split="test", size=size, seed=seed, skipped=skipped)
+        of_one = replace(config, modality=modality)
+        examples = load_split(of_one, "test", config.eval_size, skipped)
         if not examples:
             remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
             raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")
-        if len(examples) < config.eval_size:
-            there = f"{len(examples)} {modality} test questions, all that there are"
-            print(f"{there}; {config.eval_size} were asked for", file=sys.stderr)
         constant = constant_answers_in(config.data, modality)
         marked = [replace(e, constant=has_constant_answer(e, constant)) for e in examples]
         tests[modality] = asked(marked, config.prompt)
@@ -41,62 +39,59 @@ def load_tests(config: Config, skipped: set[Skipped] | None = None) -> Tests:
 
 
 def asked(examples: Sequence[VQAExample], way: str) -> list[VQAExample]:
-    """The same questions asked in another way, one of `data.prompts.WAYS`."""
+    """The same questions asked in another way, a key of `data.prompts.INSTRUCTIONS` or "open"."""
     return [one_asked(example, way) for example in examples]
 
 
-def few(tests: Tests, most: int | None) -> Tests:
-    """The first `most` questions of each test (None: all), with options, none constant.
+@lru_cache(maxsize=64)
+def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
+    """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
+    if is_drawn(spec):
+        deck = 280  # the largest deck (phantom:leaky); every deck holds the same answers
+        return constant_answers(load(spec, modality, split="val", size=deck, seed=0))
+    return constant_answers(with_modality(read(spec).examples, modality))
 
-    A modality of open questions alone has none of them.
+
+def control_questions(
+    tests: Tests, learned: Config, most: int | None
+) -> tuple[dict[str, Tests], dict[str, Any], dict[str, tuple[int, int]]]:
+    """(controls, priors, coinciding), all of them empty where no question has options.
+
+    controls: control -> the questions that it asks a model, made of the first `most` of each test
+    (None: all), none constant if there are others. Permuted ids are `id~order`.
+    priors: prior -> modality -> rows of all questions with options, answered by what the training
+    questions of the configuration `learned` teach.
+    coinciding: modality -> shuffled images that are as good as the right one, see
+    controls/altered.py: coincidences.
     """
     closed = {m: [e for e in examples if e.options] for m, examples in tests.items()}
-    headline = {m: [e for e in c if not e.constant] or c for m, c in closed.items()}
-    return {modality: examples[:most] for modality, examples in headline.items()}
-
-
-def controls(tests: Tests) -> dict[str, Tests]:
-    """The questions of the controls that ask a model. Permuted ids are `id~order`."""
-    return {
-        "blank_image": {m: [blank_image(e) for e in examples] for m, examples in tests.items()},
-        "shuffled_image": {m: shuffled_images(e, SHUFFLE_SEED) for m, e in tests.items()},
-        "permuted_options": {
-            modality: [
-                replace(turned, id=f"{turned.id}~{order}")
-                for example in examples
-                for order, turned in enumerate(permuted_options(example))
-            ]
-            for modality, examples in tests.items()
-        },
-    }
-
-
-def coinciding(tests: Tests, shuffled: Tests) -> dict[str, tuple[int, int]]:
-    """Shuffled images that are as good as the right one, see controls/altered.py: coincidences."""
-    return {m: coincidences(tests[m], shuffled[m]) for m in tests}
-
-
-def priors(
-    training: Sequence[VQAExample], tests: Tests
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The controls that ask no model, as rows: what the training questions alone teach."""
-    known = {"options_prior": OptionsPrior, "majority_letter": MajorityLetter}
-    closed = [example for example in training if example.options]
-    fitted = {name: prior.fit(closed) for name, prior in known.items()}
-    return {
-        name: {m: [_row(e, prior.chance_right(e)) for e in tests[m] if e.options] for m in tests}
+    if not any(closed.values()):
+        return {}, {}, {}
+    controls: dict[str, Tests] = {"blank_image": {}, "shuffled_image": {}, "permuted_options": {}}
+    coinciding = {}
+    for modality, examples in closed.items():
+        few = ([e for e in examples if not e.constant] or examples)[:most]
+        turned = [pair for e in few for pair in enumerate(permuted_options(e))]
+        shuffled = shuffled_images(few, SHUFFLE_SEED)
+        controls["blank_image"][modality] = [blank_image(e) for e in few]
+        controls["shuffled_image"][modality] = shuffled
+        controls["permuted_options"][modality] = [replace(e, id=f"{e.id}~{k}") for k, e in turned]
+        coinciding[modality] = coincidences(few, shuffled)
+    spec, size, seed = learned_from(learned.data), learned.train_size, learned.data_seed
+    training = load(spec, learned.modality, split="train", size=size, seed=seed)
+    fitted = {"options_prior": Prior(by_text, training)}
+    fitted["majority_letter"] = Prior(by_letter, training)
+    priors = {
+        name: {m: [_row(e, prior) for e in examples] for m, examples in closed.items()}
         for name, prior in fitted.items()
     }
+    return controls, priors, coinciding
 
 
-def _row(example: VQAExample, correct: float) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "image": [image.key for image in example.images],
-        "options": example.options,
-        "constant": example.constant,
-        "correct": correct,
-    }
+def _row(example: VQAExample, prior: Prior) -> dict[str, Any]:
+    shown = {"image": [image.key for image in example.images], "options": example.options}
+    correct = prior.chance_right(example)
+    return {"id": example.id, **shown, "constant": example.constant, "correct": correct}
 
 
 def load_validation(config: Config, skipped: set[Skipped]) -> Tests:

@@ -22,58 +22,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 from data.example import VQAExample
-from data.readers import (
-    huatuo,
-    jsonl,
-    omnimedvqa,
-    path_vqa,
-    pmc_vqa,
-    silvar_med,
-    slake,
-    vqa_med_2019,
-    vqa_rad,
-)
+from data.phantom import questions as phantom
 from data.readers.common import NoFiles
 from data.readers.download import HUB, fetch
 from data.rows import Listing, Skipped, modality_name, summary
-from data.splits import (
-    Split,
-    assign,
-    balanced_order,
-    constant_answers,
-    image_groups,
-    in_two_splits,
-    take_readable,
-)
+from data.splits import Split, assign, balanced_order, image_groups, in_two_splits, take_readable
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import names_in
 
 ALL = "ALL"  # every modality of a data set together
-_READERS = {
-    "omnimedvqa": omnimedvqa,
-    "huatuo": huatuo,
-    "vqa-rad": vqa_rad,
-    "slake": slake,
-    "vqa-med-2019": vqa_med_2019,
-    "path-vqa": path_vqa,
-    "pmc-vqa": pmc_vqa,
-    "silvar-med": silvar_med,
-    "jsonl": jsonl,
-}
+Skips = set[Skipped] | None  # where to add what is left out; None: nowhere
+READERS = (*HUB, "vqa-med-2019", "silvar-med", "jsonl")
 
 
 def load(
-    spec: str,
-    modality: str,
-    *,
-    split: Split,
-    size: int,
-    seed: int,
-    skipped: set[Skipped] | None = None,
+    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: Skips = None
 ) -> list[VQAExample]:
     """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
 
@@ -81,10 +49,9 @@ def load(
     be. What was left out on the way, of every split and modality, is added to `skipped`.
     """
     modality = modality_name(modality) or modality
-    if _name(spec) == "phantom":
-        from data.phantom import questions as phantom  # needs numpy, which real data does not
-
-        return phantom.load(modality, split=split, size=size, seed=seed, variant=_place(spec))
+    if is_drawn(spec):
+        variant = spec.partition(":")[2]
+        return phantom.load(modality, split=split, size=size, seed=seed, variant=variant)
     listing = read(spec)
     there = with_modality(listing.examples, modality)
     if not there:
@@ -98,28 +65,19 @@ def load(
         skipped.update(listing.skipped, unreadable, in_two_splits(listing.examples, splits))
     if size > 0 and not taken:
         remedy = "put its files there" if listing.splits else "try another --data-seed"
-        raise UsageError(
-            f"{spec} has no usable {modality} image in its {split} split ({len(there)} "
-            f"questions in all): add images, or {remedy}"
-        )
+        problem = f"no usable {modality} image in its {split} split ({len(there)} questions in all)"
+        raise UsageError(f"{spec} has {problem}: add images, or {remedy}")
     return taken
 
 
-def load_split(config: Config, split: str, size: int, skipped: set[Skipped]) -> list[VQAExample]:
+def load_split(config: Config, split: Split, size: int, skipped: Skips = None) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
-    examples = load(
-        config.data, config.modality, split=split, size=size, seed=config.data_seed, skipped=skipped
-    )
+    spec, modality, seed = config.data, config.modality, config.data_seed
+    examples = load(spec, modality, split=split, size=size, seed=seed, skipped=skipped)
     if len(examples) < size:
-        found = f"{len(examples)} {config.modality} questions for {split}"
+        found = f"{len(examples)} {modality} questions for {split}"
         print(f"{found}, all that there are; {size} were asked for", file=sys.stderr)
     return examples
-
-
-def training(config: Config) -> list[VQAExample]:
-    """The questions that a run of this configuration trains on."""
-    spec, size, seed = learned_from(config.data), config.train_size, config.data_seed
-    return load(spec, config.modality, split="train", size=size, seed=seed)
 
 
 def with_names(config: Config) -> Config:
@@ -135,9 +93,14 @@ def fingerprint(examples: Sequence[VQAExample] | None) -> str:
     return hashlib.sha256(ids.encode()).hexdigest()
 
 
+@lru_cache(maxsize=4)
 def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
-    """Id -> split of every question of a data set on disk; None: left out, see data/splits.py."""
-    return assign(_groups(spec), read(spec).splits, seed)
+    """Id -> split of every question of a data set on disk; None: left out, see data/splits.py.
+
+    Images are grouped over all modalities: one may be listed under two of them.
+    """
+    listing = read(spec)
+    return assign(image_groups(listing.examples, listing.root), listing.splits, seed)
 
 
 def with_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:
@@ -147,11 +110,14 @@ def with_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExam
 
 def modalities(spec: str) -> tuple[str, ...]:
     """The modalities a data set has, the largest first."""
-    if _name(spec) == "phantom":
-        from data.phantom import questions as phantom
-
+    if is_drawn(spec):
         return phantom.MODALITIES
     return tuple(name for name, _ in Counter(e.modality for e in read(spec).examples).most_common())
+
+
+def is_drawn(spec: str) -> bool:
+    """Whether the questions of a data set are phantoms: drawn, and not medical data."""
+    return spec.partition(":")[0] == "phantom"
 
 
 def learned_from(spec: str) -> str:
@@ -159,27 +125,17 @@ def learned_from(spec: str) -> str:
     return "phantom" if spec == "phantom:new-kind" else spec
 
 
-@lru_cache(maxsize=64)
-def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
-    """What has the same answer throughout a modality, see data/splits.py: constant_answers."""
-    if _name(spec) == "phantom":
-        deck = 280  # the largest deck (phantom:leaky); every deck holds the same answers
-        examples = load(spec, modality, split="val", size=deck, seed=0)
-    else:
-        examples = with_modality(read(spec).examples, modality)
-    return constant_answers(examples)
-
-
 @lru_cache(maxsize=4)  # train, val and test of several modalities are loaded from one listing
 def read(spec: str) -> Listing:
     """All usable questions of a data set on disk, and all rows left out. No image is opened."""
-    name, place = _name(spec), _place(spec)
-    if name not in _READERS:
-        folders = ", ".join(f"{name}:FOLDER" for name in _READERS if name != "jsonl")
+    name, _, place = spec.partition(":")
+    if name not in READERS:
+        folders = ", ".join(f"{name}:FOLDER" for name in READERS if name != "jsonl")
         raise UsageError(f"no data set {name!r}: use phantom, {folders} or jsonl:FILE")
     if not place and name not in HUB:
         raise UsageError(f"{name} needs a place: --data {name}:PATH")
-    reader, path = _READERS[name], Path(os.path.expanduser(place)) if place else fetch(name)
+    reader = import_module(f"data.readers.{name.replace('-', '_')}")
+    path = Path(os.path.expanduser(place)) if place else fetch(name)
     try:
         listing = reader.read(path)
     except NoFiles:
@@ -187,18 +143,3 @@ def read(spec: str) -> Listing:
     if not listing.examples:
         raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
     return listing
-
-
-@lru_cache(maxsize=4)
-def _groups(spec: str) -> dict[str, str]:
-    """Image groups over all modalities: an image may be listed under two of them."""
-    listing = read(spec)
-    return image_groups(listing.examples, listing.root)
-
-
-def _name(spec: str) -> str:
-    return spec.partition(":")[0]
-
-
-def _place(spec: str) -> str:
-    return spec.partition(":")[2]

@@ -7,20 +7,16 @@ a prompt cannot differ between them.
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-INSTRUCTIONS = {  # ways of asking -> the sentence on the form of the answer
-    "reason": (
-        "Reason inside <think> </think>, then give one letter inside <answer> </answer>, "
-        "nothing else."
-    ),
-    "explain": (
-        "Explain inside <think> </think> what the image shows and what follows from it, then give "
-        "one letter inside <answer> </answer>, nothing else."
-    ),
-    "direct": "Give one letter inside <answer> </answer>, nothing else.",
+_LETTER = "give one letter inside <answer> </answer>, nothing else."
+_LOOK = "what the image shows and what follows from it"
+# Ways of asking -> the sentence on the form of the answer. RARL (arXiv 2506.06600) mixes questions
+# that want an explanation, a short form, and no options. The last is the way "open", for questions
+# that have options: `data.example.one_asked` removes them.
+INSTRUCTIONS = {
+    "reason": f"Reason inside <think> </think>, then {_LETTER}",
+    "explain": f"Explain inside <think> </think> {_LOOK}, then {_LETTER}",
+    "direct": _LETTER.capitalize(),
 }
-# RARL (arXiv 2506.06600) mixes questions that want an explanation, a short form, and no options.
-# "open" is a way for questions that have options: `data.example.one_asked` removes them.
-WAYS = (*INSTRUCTIONS, "open")
 
 
 def user_text(question: str, options: Sequence[str], asked: str = "reason") -> str:

@@ -1,8 +1,7 @@
 """Describe a question for the record of a step: its fields as JSON and its images as small PNGs."""
 
-from __future__ import annotations
-
 import io
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -22,10 +21,8 @@ def described(example: VQAExample) -> tuple[dict[str, Any], list[bytes]]:
     facts = {name: getattr(example, name) for name in names}
     pictures = []
     for image in example.images:
-        try:
+        with suppress(UnusableImage):
             pictures.append(as_png(image.open()))
-        except UnusableImage:
-            continue
     return facts | {"gold": example.letter or " / ".join(example.right_answers)}, pictures
 
 

@@ -11,7 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from data.evaluation_questions import Tests, load_tests, load_validation
 from data.example import VQAExample, one_asked
+from data.load import load_split
 from data.rows import BY_DESIGN, Skipped, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import SHUFFLE_STREAM, Config, key_word
@@ -55,6 +57,8 @@ def varied(draw: Draw, seed: int, ways: Sequence[str], shuffle_options: bool) ->
 
     def asked(step: int, slot: int, attempt: int = 0) -> VQAExample:
         example = draw(step, slot, attempt)
+        if len(ways) == 1 and not shuffle_options:
+            return one_asked(example, ways[0])
         random = generator(seed, step, key_word(example.id))
         way = ways[random.integers(len(ways))]
         if shuffle_options:
@@ -103,11 +107,18 @@ def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAE
     return target
 
 
+def load_questions(config: Config) -> tuple[list[VQAExample], Tests, Tests, set[Skipped]]:
+    """The training questions, validation and test questions by modality, and the rows left out."""
+    skipped: set[Skipped] = set()
+    examples = load_split(config, "train", config.train_size, skipped)
+    validation = load_validation(config, skipped) if config.eval_every else {}
+    tests = load_tests(config, skipped) if config.eval_size else {}
+    say_of_data(config, examples, tests, skipped)
+    return examples, validation, tests, skipped
+
+
 def say_of_data(
-    config: Config,
-    examples: Sequence[VQAExample],
-    tests: dict[str, list[VQAExample]],
-    skipped: set[Skipped],
+    config: Config, examples: Sequence[VQAExample], tests: Tests, skipped: set[Skipped]
 ) -> None:
     """Print what was left out of the data and how many test answers are constant, to stderr.
 

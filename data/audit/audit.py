@@ -8,22 +8,22 @@ priors learn from the training questions that a run of these sizes and this seed
 its test questions. Open questions, which have no options, are left out of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args
 
 from data.audit.table import render
-from data.controls.priors import MajorityLetter, OptionsPrior
+from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample
 from data.images import ImageSource
-from data.load import learned_from, load, modalities, read, splits_of
+from data.load import is_drawn, learned_from, load, modalities, read, splits_of
 from data.rows import Skipped, modality_name
 from data.splits import Split, constant_answers, copies, has_constant_answer
 from grpo.settings.errors import UsageError
@@ -56,7 +56,7 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
     every = {name: list(chain(*whole[name].values())) for name in names}
     train = {name: drawn[name]["train"] for name in names}
     test = {name: drawn[name]["test"] for name in names}
-    priors = {name: OptionsPrior.fit(train[name]) for name in names}
+    priors = {name: Prior(by_text, train[name]) for name in names}
     learned = {m: {name: priors[m].score(test[name]) for name in names} for m in names}
     return {
         "data": spec,
@@ -65,7 +65,7 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
         "letters": {name: letters(every[name]) for name in names},
         "full_stops": {name: full_stops(every[name]) for name in names},
         "trained_on": {name: len(train[name]) for name in names},
-        "majority_letter": {m: MajorityLetter.fit(train[m]).score(test[m]) for m in names},
+        "majority_letter": {m: Prior(by_letter, train[m]).score(test[m]) for m in names},
         "options_prior": learned[names[0]],
         "options_prior_from": learned,
         "constant": {name: constant(every[name], test[name], priors[name]) for name in names},
@@ -91,26 +91,20 @@ def questions(
 
     Only the images of the latter are opened. What is left out is added to `skipped`.
     """
-    whole: dict[str, Parts] = {}
-    drawn: dict[str, Parts] = {name: _no_questions() for name in names}
-    if spec.partition(":")[0] != "phantom":
+    drawn = {name: Parts(train=[], val=[], test=[]) for name in names}
+    whole = drawn if is_drawn(spec) else deepcopy(drawn)
+    if not is_drawn(spec):
         splits = splits_of(spec, options.seed)
-        whole = {name: _no_questions() for name in names}
         for example in read(spec).examples:
             if example.modality in whole and splits[example.id]:
                 whole[example.modality][splits[example.id]].append(example)
+    draw = partial(load, seed=options.seed, skipped=skipped)
     for name, split in product(names, get_args(Split)):
         size = options.train_size if split == "train" else options.eval_size
-        if not whole or whole[name][split]:  # `load` takes an empty split for an error
+        if is_drawn(spec) or whole[name][split]:  # `load` takes an empty split for an error
             source = learned_from(spec) if split == "train" else spec
-            drawn[name][split] = load(
-                source, name, split=split, size=size, seed=options.seed, skipped=skipped
-            )
-    return whole or drawn, drawn
-
-
-def _no_questions() -> Parts:
-    return {split: [] for split in get_args(Split)}
+            drawn[name][split] = draw(source, name, split=split, size=size)
+    return whole, drawn
 
 
 def counts(parts: Parts) -> dict[str, Any]:
@@ -143,7 +137,7 @@ def full_stops(examples: Sequence[VQAExample]) -> dict[str, int]:
 
 
 def constant(
-    every: Sequence[VQAExample], test: Sequence[VQAExample], prior: OptionsPrior
+    every: Sequence[VQAExample], test: Sequence[VQAExample], prior: Prior
 ) -> dict[str, Any]:
     """The types and questions whose answer never changes; `n` test questions are among them.
 
@@ -163,20 +157,19 @@ def shared_images(whole: Iterable[Parts]) -> dict[str, dict[str, int]]:
 
     An image of a parquet file has its row for a path. The key of a drawn one stands for its bytes.
     """
-    found: dict[str, set[Split]] = {}  # key -> splits
-    images: dict[str, ImageSource] = {}
+    found: dict[str, set[Split]] = defaultdict(set)  # key -> splits
+    images: list[ImageSource] = []
     for split, examples in chain(*(parts.items() for parts in whole)):
         for image in chain(*(example.images for example in examples)):
-            found.setdefault(image.key, set()).add(split)
-            images[image.key] = image
-    equal = copies(images.values())
+            found[image.key].add(split)
+            images.append(image)
+    equal = copies(images)
     single = found.keys() - set(chain(*equal))
-    by_bytes = [[path] for path in single] + equal
+    by_bytes = [found[path] for path in single]
+    by_bytes += [set().union(*(found[path] for path in paths)) for paths in equal]
+    crossing = {"path": found.values(), "hash": by_bytes}
     return {
-        "leaks": {
-            "path": sum(len(splits) > 1 for splits in found.values()),
-            "hash": sum(len(set().union(*(found[p] for p in paths))) > 1 for paths in by_bytes),
-        },
+        "leaks": {name: sum(len(splits) > 1 for splits in sets) for name, sets in crossing.items()},
         "copies": {"images": len(equal), "paths": sum(map(len, equal))},
     }
 

@@ -14,12 +14,14 @@ def render(figures: dict[str, Any]) -> str:
     rows = [("", names), *count_rows(figures), ("", []), *score_rows(figures), ("", [])]
     table = [f"{label:34}" + "".join(f"{cell:>{width}}" for cell in cells) for label, cells in rows]
     leaks, copies, unusable = figures["leaks"], figures["copies"], figures["unusable"]
-    notes = [
+    left_out = ", ".join(f"{n} {why}" for why, n in unusable.items()) or "nothing"
+    lines = [
+        f"{figures['data']}, seed {figures['seed']}",
+        *table,
         f"Images in more than one split: {leaks['path']} by path, {leaks['hash']} by content "
         f"({copies['images']} lie under several paths, {copies['paths']} in all).",
-        f"Left out: {', '.join(f'{n} {why}' for why, n in unusable.items()) or 'nothing'}.",
+        f"Left out: {left_out}.",
     ]
-    lines = [f"{figures['data']}, seed {figures['seed']}", *table, *notes]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -44,18 +46,15 @@ def score_rows(figures: dict[str, Any]) -> list[Row]:
     def percent(scores: Iterable[dict[str, Any]], what: str = "accuracy") -> list[str]:
         return ["-" if one[what] is None else f"{100 * one[what]:.1f}" for one in scores]
 
-    asked, constants, stops = (
-        list(figures[key].values()) for key in ("options_prior", "constant", "full_stops")
-    )
+    constants, stops = figures["constant"].values(), figures["full_stops"].values()
+    asked, learned = figures["options_prior"].values(), figures["options_prior_from"]
     others = [one["rest"] for one in constants]
+    texts = {name: f"{figures['trained_on'][name]} {name}" for name in learned}
     return [
         ("test questions answered", [one["n"] for one in asked]),
         ("  by chance, %", percent(asked, "chance")),
         ("  by the majority letter", percent(figures["majority_letter"].values())),
-        *(
-            (f"  by option texts of {figures['trained_on'][name]} {name}", percent(scores.values()))
-            for name, scores in figures["options_prior_from"].items()
-        ),
+        *((f"  by option texts of {texts[m]}", percent(learned[m].values())) for m in learned),
         ("of them with a constant answer", [one["n"] for one in constants]),
         ("the others, by chance, %", percent(others, "chance")),
         ("  by option texts of their own", percent(others)),

@@ -54,22 +54,18 @@ def shuffled_images(examples: Sequence[VQAExample], seed: int) -> list[VQAExampl
     ids must differ; who gets what depends on the seed and not on that order.
     """
     group_of = image_groups(examples, Path())
-    pools: dict[tuple[str, int], dict[str, list[VQAExample]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    pools: dict[tuple, dict[str, list[VQAExample]]] = defaultdict(lambda: defaultdict(list))
     for example in sorted(examples, key=lambda example: example.id):
         if example.images:
             pools[example.modality, len(example.images)][group_of[example.id]].append(example)
-    given = {
-        id: images
-        for name in sorted(pools)
-        for id, images in _derange(list(pools[name].values()), random.Random(seed))
-    }
+    given = {}
+    for groups in pools.values():
+        given |= _deranged(list(groups.values()), random.Random(seed))
     return [replace(e, images=given[e.id]) for e in examples if e.id in given]
 
 
-def _derange(groups: list[list[VQAExample]], generator: random.Random) -> list[tuple[str, tuple]]:
-    """(id, images of a question of another group) for all but the surplus of the largest group.
+def _deranged(groups: list[list[VQAExample]], generator: random.Random) -> dict[str, tuple]:
+    """Id -> images of a question of another group, for all but the largest group's surplus.
 
     With the groups one after another, a step as long as the largest leaves every group, and does
     not come round to it again if the others together are as long.
@@ -80,7 +76,7 @@ def _derange(groups: list[list[VQAExample]], generator: random.Random) -> list[t
     del largest[sum(map(len, groups)) - len(largest) :]
     row = [example for group in groups for example in group]
     step = len(largest)
-    return [(e.id, row[(i + step) % len(row)].images) for i, e in enumerate(row)]
+    return {e.id: row[(i + step) % len(row)].images for i, e in enumerate(row)}
 
 
 def coincidences(examples: Sequence[VQAExample], shuffled: Sequence[VQAExample]) -> tuple[int, int]:

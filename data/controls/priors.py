@@ -7,36 +7,45 @@ same with the place of an option.
 
 An open question offers nothing to choose from: it is not learned from, and never answered.
 
-Options that were right equally often, often never, are a tie. `accuracy` gives a tie its expected
+Options that were right equally often, often never, are a tie. `score` gives a tie its expected
 value, 1 / (options tied), so that knowing nothing scores chance.
 """
 
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import fmean
-from typing import Self
 
 from data.example import VQAExample
 from data.rows import fold
 
+Clues = Callable[[Sequence[str]], list[Hashable]]
 
-class Prior(ABC):
-    """Answers with the option whose clue was right most often in training."""
 
-    def __init__(self, times_right: Counter[Hashable]) -> None:
-        self.times_right = times_right
+def by_text(options: Sequence[str]) -> list[Hashable]:
+    """The clues of the options-only prior: the texts, up to case, spacing and a stop at the end.
 
-    @classmethod
-    def fit(cls, training: Iterable[VQAExample]) -> Self:
-        """Count the clues of the right options."""
+    >>> prior = Prior(by_text, [VQAExample("1", (), "?", ("Glioma.", "None"), 0, "MRI", "")])
+    >>> prior.best(("fracture", "edema", "glioma")), prior.best(("fracture", "edema"))
+    ([2], [0, 1])
+    """
+    return [fold(option) for option in options]
+
+
+def by_letter(options: Sequence[str]) -> list[Hashable]:
+    """The clues of the majority letter: the places, apart for each number of options."""
+    return [(len(options), i) for i in range(len(options))]
+
+
+class Prior:
+    """Answers with the option whose clue was right most often in `training`.
+
+    `clues(options)` gives what each option is known again by in another question.
+    """
+
+    def __init__(self, clues: Clues, training: Iterable[VQAExample]) -> None:
         closed = (example for example in training if example.options)
-        return cls(Counter(cls.clues(example.options)[example.gold] for example in closed))
-
-    @staticmethod
-    @abstractmethod
-    def clues(options: Sequence[str]) -> list[Hashable]:
-        """What each option is known again by in another question."""
+        self.clues = clues
+        self.times_right = Counter(clues(example.options)[example.gold] for example in closed)
 
     def best(self, options: Sequence[str]) -> list[int]:
         """The indices of the options right most often: several in a tie, all of them if unknown."""
@@ -48,41 +57,14 @@ class Prior(ABC):
         best = self.best(example.options)
         return 1 / len(best) if example.gold in best else 0.0
 
-    def accuracy(self, examples: Iterable[VQAExample]) -> float:
-        """The expected share of right answers among `examples`, of which there is at least one."""
-        return fmean(self.chance_right(example) for example in examples)
-
     def score(self, examples: Sequence[VQAExample]) -> dict[str, float | None]:
-        """`accuracy` on the examples with options, n of them, and what choosing at random gives.
+        """How it does on the examples with options: `n` of them, and the expected `accuracy`.
 
-        Both are None where there are none.
+        `chance` is what choosing at random gives. Both shares are None where there are none.
         """
         lettered = [example for example in examples if example.options]
+        right = [self.chance_right(example) for example in lettered]
         chances = [1 / len(example.options) for example in lettered]
-        return {
-            "n": len(lettered),
-            "accuracy": self.accuracy(lettered) if lettered else None,
-            "chance": fmean(chances) if lettered else None,
-        }
-
-
-class OptionsPrior(Prior):
-    """Knows an option by its text, up to case, spacing and a stop at the end.
-
-    >>> seen = [VQAExample("1", (), "?", ("Glioma.", "None"), 0, "MRI", "")]
-    >>> prior = OptionsPrior.fit(seen)
-    >>> prior.best(("fracture", "edema", "glioma")), prior.best(("fracture", "edema"))
-    ([2], [0, 1])
-    """
-
-    @staticmethod
-    def clues(options: Sequence[str]) -> list[Hashable]:
-        return [fold(option) for option in options]
-
-
-class MajorityLetter(Prior):
-    """Knows an option by its letter, apart for each number of options."""
-
-    @staticmethod
-    def clues(options: Sequence[str]) -> list[Hashable]:
-        return [(len(options), i) for i in range(len(options))]
+        shares = {"accuracy": right, "chance": chances}
+        means = {name: fmean(values) if values else None for name, values in shares.items()}
+        return {"n": len(lettered), **means}

@@ -6,8 +6,6 @@ medical and are not: nothing that is measured on them says anything about patien
 only; everything follows from the scene's seed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 
@@ -16,12 +14,10 @@ from PIL import Image
 
 SIZE = 112  # pixels a side: 16 visual tokens of 28 x 28
 MODALITIES = ("MRI", "CT", "XRAY")
-QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 RADII = {"small": (5.0, 6.5), "large": (9.5, 11.5)}  # pixels
-KINDS = ("cyst", "solid mass", "abscess", "calcification")
-NEW_KIND = "spiculated mass"  # withheld from pretraining and from training
 
 AIR, SCALP, BONE, GREY, WHITE, FLUID, CYST, MASS, RIM, CORE, CALCIUM = range(11)
+SOLID = {"cyst": CYST, "solid mass": MASS}  # kinds of lesion that are of one tissue
 
 # What one label gives under each physics. MRI: signal of a T1-like sequence. CT: Hounsfield units.
 # X-ray: attenuation per unit of path length. Orders of magnitude are those of textbooks; the
@@ -121,10 +117,8 @@ def _draw_lesion(
     """Draw one lesion into the label map; `dx`, `dy` (SIZE, SIZE) are distances from its centre."""
     distance = np.hypot(dx, dy)
     inside = distance < lesion.radius
-    if lesion.kind == "cyst":
-        labels[inside] = CYST
-    elif lesion.kind == "solid mass":
-        labels[inside] = MASS
+    if lesion.kind in SOLID:
+        labels[inside] = SOLID[lesion.kind]
     elif lesion.kind == "abscess":  # a bright rim around a dark core
         labels[inside] = RIM
         labels[distance < 0.62 * lesion.radius] = CORE
@@ -166,9 +160,8 @@ def _xray(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     head = np.argwhere(labels > AIR)
     (top, left), (bottom, right) = head.min(0), head.max(0)
     y, x = np.mgrid[0:SIZE, 0:SIZE]
-    rho = ((x - (left + right) / 2) / (right - left)) ** 2 + (
-        (y - (top + bottom) / 2) / (bottom - top)
-    ) ** 2
+    u, v = (x - (left + right) / 2) / (right - left), (y - (top + bottom) / 2) / (bottom - top)
+    rho = u**2 + v**2
     depth = np.sqrt(np.clip(1 - 3.2 * rho, 0.05, None)) * rng.uniform(0.95, 1.05)  # 0.2 at the edge
     absorbed = _blur(XRAY_ATTENUATION[labels] * depth, 1.3)
     transmitted = np.exp(-absorbed) + rng.normal(0, rng.uniform(0.008, 0.018), labels.shape)

@@ -12,25 +12,18 @@ is constant within a modality, as real benchmarks have them: 280) and "new-kind"
 the kind that pretraining and training never show, and is not asked for: 200; never trained on).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import combinations, islice
 
 import numpy as np
 
 from data.example import VQAExample
-from data.phantom.anatomy import (
-    KINDS,
-    MODALITIES,
-    NEW_KIND,
-    QUADRANTS,
-    PhantomImage,
-    Scene,
-    place_lesions,
-)
+from data.phantom.anatomy import MODALITIES, PhantomImage, Scene, place_lesions
 from grpo.settings.errors import UsageError
 
+KINDS = ("cyst", "solid mass", "abscess", "calcification")
+NEW_KIND = "spiculated mass"  # withheld from pretraining and from training
+QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 COUNTS = ("none", "one", "two", "three")
 SIZES = ("small", "large")
 TYPES: dict[str, tuple[str, tuple[str, ...]]] = {  # type -> question, answers
@@ -60,29 +53,21 @@ def load(
 ) -> list[VQAExample]:
     """`size` phantom questions of one modality; multiples of a deck are exactly balanced."""
     if modality not in MODALITIES:
-        raise UsageError(
-            f"phantom data has no modality {modality!r}; it has {', '.join(MODALITIES)}"
-        )
+        there = ", ".join(MODALITIES)
+        raise UsageError(f"phantom data has no modality {modality!r}; it has {there}")
     if variant not in VARIANTS:
-        raise UsageError(
-            f"no phantom set {variant!r}; use phantom, phantom:leaky or phantom:new-kind"
-        )
+        remedy = "use phantom, phantom:leaky or phantom:new-kind"
+        raise UsageError(f"no phantom set {variant!r}; {remedy}")
     trains = split in ("train", "pretrain")
     if variant == "new-kind" and trains:
-        raise UsageError(
-            "phantom:new-kind is withheld from training; train on --data phantom and evaluate "
-            "the run on it"
-        )
+        remedy = "train on --data phantom and evaluate the run on it"
+        raise UsageError(f"phantom:new-kind is withheld from training; {remedy}")
     if size > _SEEDS_A_DRAW:
         raise UsageError(f"at most {_SEEDS_A_DRAW} phantom questions a split, not {size}")
     first = _first_seed(split, modality, seed if trains else 0)
-    name = f"{variant}-{split}" if variant else split
-    examples = []
-    for i, (question_type, cell) in enumerate(islice(_decks(variant, modality, first), size)):
-        rng = np.random.default_rng([first + i, 0])
-        scene = _scene(first + i, question_type, cell, rng, variant)
-        examples.append(_example(scene, modality, question_type, cell, rng, f"{name}-{first + i}"))
-    return examples
+    name = f"phantom-{modality}-{variant}-{split}" if variant else f"phantom-{modality}-{split}"
+    drawn = enumerate(islice(_decks(variant, modality, first), size), first)
+    return [_example(name, scene_seed, modality, variant, *asked) for scene_seed, asked in drawn]
 
 
 def _first_seed(split: str, modality: str, seed: int) -> int:
@@ -121,10 +106,9 @@ def _cells(question_type: str, modality: str) -> list[Cell]:
 
 
 def _scene(
-    seed: int, question_type: str, cell: Cell, rng: np.random.Generator, variant: str = ""
+    seed: int, question_type: str, gold: str, rng: np.random.Generator, variant: str
 ) -> Scene:
     """A scene in which the gold answer is true; what the question leaves open is uniform."""
-    gold = cell[1]
     number = 1  # of lesions: one where the question speaks of "the lesion"
     if question_type == "count":
         number = COUNTS.index(gold)
@@ -144,25 +128,20 @@ def _scene(
 
 
 def _example(
-    scene: Scene, modality: str, question_type: str, cell: Cell, rng: np.random.Generator, name: str
+    name: str, seed: int, modality: str, variant: str, question_type: str, cell: Cell
 ) -> VQAExample:
+    """The question of a cell about the scene of a seed."""
     shown, gold, letter = cell
-    options = [option for option in shown if option != gold]
-    options = [options[i] for i in rng.permutation(len(options))]
+    rng = np.random.default_rng([seed, 0])
+    scene = _scene(seed, question_type, gold, rng, variant)
+    wrong = [option for option in shown if option != gold]
+    options = [wrong[i] for i in rng.permutation(len(wrong))]
     options.insert(letter, gold)
     question = MODALITY_QUESTION if question_type == "modality" else TYPES[question_type][0]
-    return VQAExample(
-        id=f"phantom-{modality}-{name}",
-        images=(PhantomImage(scene, modality),),
-        question=question,
-        options=tuple(options),
-        gold=letter,
-        modality=modality,
-        question_type=question_type,
-        reasoning=report(scene),
-        dataset="phantom",
-        findings=findings(scene),
-    )
+    shape = {"options": tuple(options), "gold": letter, "question_type": question_type}
+    known = {"reasoning": report(scene), "findings": findings(scene), "dataset": "phantom"}
+    images = (PhantomImage(scene, modality),)
+    return VQAExample(f"{name}-{seed}", images, question, modality=modality, **shape, **known)
 
 
 def findings(scene: Scene) -> tuple[str, ...]:

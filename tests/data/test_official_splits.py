@@ -10,9 +10,10 @@ import pytest
 
 from data.audit.audit import Options, audit, main
 from data.controls.altered import coincidences, permuted_options
-from data.controls.priors import MajorityLetter, OptionsPrior
+from data.controls.priors import Prior, by_letter, by_text
+from data.evaluation_questions import constant_answers_in
 from data.example import VQAExample
-from data.load import ALL, constant_answers_in, load, modalities
+from data.load import ALL, load, modalities
 from data.rows import modality_name
 from data.splits import assign, split_of
 
@@ -107,8 +108,8 @@ def question(id: str, *answers: str) -> VQAExample:
 
 def test_priors_and_permutations_leave_open_questions_alone() -> None:
     closed = VQAExample("c", (), "Is it?", ("yes", "no"), 1, "MRI", "")
-    for kind in (OptionsPrior, MajorityLetter):
-        prior = kind.fit([question("a", "no"), closed])
+    for clues in (by_text, by_letter):
+        prior = Prior(clues, [question("a", "no"), closed])
         assert prior.chance_right(question("b", "no")) == 0.0
         assert prior.score([question("b", "no"), closed]) == {"n": 1, "accuracy": 1, "chance": 0.5}
         assert prior.score([question("b", "no")])["accuracy"] is None

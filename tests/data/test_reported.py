@@ -9,6 +9,7 @@ import pytest
 import train
 from data.load import load, read
 from data.rows import Skipped
+from data.training_questions import say_of_data
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
@@ -61,12 +62,12 @@ def test_strict_ends_a_run_at_an_image_that_cannot_be_read(
 
 def test_a_file_that_is_broken_as_a_whole_has_no_row_to_name() -> None:
     with pytest.raises(UsageError, match=r"the first is all of a\.json: broken JSON"):
-        train.say_of_data(Config(strict=True), [], {}, {Skipped("broken JSON", "a.json", "")})
+        say_of_data(Config(strict=True), [], {}, {Skipped("broken JSON", "a.json", "")})
 
 
 def test_without_strict_bad_rows_are_counted_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {Skipped("image is missing", "a.json", str(i)) for i in range(3)}
-    train.say_of_data(Config(), [], {}, rows)
+    say_of_data(Config(), [], {}, rows)
     assert capsys.readouterr().err == "train.py: rows left out: 3 left out (3 image is missing)\n"
 
 
@@ -77,7 +78,7 @@ def test_questions_with_one_answer_in_training_are_counted_in_the_tests(
         name: load("phantom:leaky", name, split="test", size=70, seed=1) for name in ("MRI", "CT")
     }
     seen = load("phantom:leaky", "MRI", split="train", size=280, seed=1)
-    train.say_of_data(Config(), seen, drawn, set())
+    say_of_data(Config(), seen, drawn, set())
     kinds = {
         name: [e.question_type for e in test].count("modality") for name, test in drawn.items()
     }
@@ -86,5 +87,5 @@ def test_questions_with_one_answer_in_training_are_counted_in_the_tests(
         f"train.py: test questions with one answer in training: {kinds['MRI']} of 70 MRI, "
         f"{kinds['CT']} of 70 CT\n"
     )
-    train.say_of_data(Config(), [e for e in seen if e.question_type != "modality"], drawn, set())
+    say_of_data(Config(), [e for e in seen if e.question_type != "modality"], drawn, set())
     assert capsys.readouterr().err == ""

@@ -40,7 +40,7 @@ def test_a_small_image_keeps_its_size(tmp_path):
 
 
 def test_an_open_question_has_its_answers_and_a_lost_image_is_left_out(tmp_path):
-    gone = example(tmp_path / "gone.png", options=(), references=("left", "left side"), gold=0)
-    facts, pictures = described(gone)
+    question = example(tmp_path / "gone.png", options=(), references=("left", "left side"), gold=0)
+    facts, pictures = described(question)
     assert facts["gold"] == "left / left side"
     assert pictures == []

@@ -9,8 +9,7 @@ import itertools
 
 import pytest
 
-from data.phantom.anatomy import KINDS, QUADRANTS
-from data.phantom.questions import SIZES
+from data.phantom.questions import KINDS, QUADRANTS, SIZES
 from rewards.scoring import RewardError, built_in, parse_rewards, score
 
 HUGE = 1_000_000  # characters: takes seconds unless something is quadratic

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from data.controls.priors import MajorityLetter, OptionsPrior
+from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample
 from data.phantom import questions as phantom
 from tests.data.cases import check_each
@@ -52,7 +52,7 @@ def check_options_prior(seed: int) -> None:
     generator = random.Random(seed)
     training = random_questions(generator, generator.choice((1, 5, 40)))
     test = random_questions(generator, 30)
-    accuracy = OptionsPrior.fit(training).accuracy(test)
+    accuracy = Prior(by_text, training).score(test)["accuracy"]
     assert accuracy == pytest.approx(float(expected_hits(training, test) / len(test)))
 
 
@@ -61,7 +61,7 @@ def test_the_options_prior_agrees_with_counting_by_hand() -> None:
 
 
 def test_a_tie_is_worth_its_expected_value_wherever_the_right_option_stands() -> None:
-    prior = OptionsPrior.fit([question("x", "y"), question("z", "y")])
+    prior = Prior(by_text, [question("x", "y"), question("z", "y")])
     for gold, chance in enumerate((1 / 2, 0, 1 / 2, 0)):
         asked = question("x", "y", "Z.", "new", gold=gold)
         assert prior.best(asked.options) == [0, 2]
@@ -70,21 +70,21 @@ def test_a_tie_is_worth_its_expected_value_wherever_the_right_option_stands() ->
 
 def test_a_prior_that_has_seen_nothing_scores_chance() -> None:
     test = random_questions(random.Random(0), 60)
-    for prior in (OptionsPrior.fit([]), MajorityLetter.fit([])):
+    for prior in (Prior(by_text, []), Prior(by_letter, [])):
         score = prior.score(test)
         assert score["n"] == 60
         assert score["accuracy"] == pytest.approx(score["chance"])
 
 
 def test_no_questions_have_no_accuracy() -> None:
-    assert OptionsPrior.fit([]).score([]) == {"n": 0, "accuracy": None, "chance": None}
+    assert Prior(by_text, []).score([]) == {"n": 0, "accuracy": None, "chance": None}
 
 
 def test_the_options_prior_sees_neither_letter_nor_question_nor_image() -> None:
     training = [question("right", "wrong", gold=0)] * 3
-    prior = OptionsPrior.fit(training)
-    assert prior.accuracy([question("wrong", "new", "right", gold=2)]) == 1
-    assert prior.accuracy([question("right", "wrong", gold=1)]) == 0
+    prior = Prior(by_text, training)
+    assert prior.score([question("wrong", "new", "right", gold=2)])["accuracy"] == 1
+    assert prior.score([question("right", "wrong", gold=1)])["accuracy"] == 0
 
 
 def test_the_majority_letter_is_learned_for_each_number_of_options() -> None:
@@ -93,11 +93,11 @@ def test_the_majority_letter_is_learned_for_each_number_of_options() -> None:
         *[question("a", "b", gold=0)] * 2,
         *[question("a", "b", "c", "d", gold=3)] * 5,
     ]
-    prior = MajorityLetter.fit(training)
+    prior = Prior(by_letter, training)
     assert prior.best(("p", "q")) == [1]
     assert prior.best(("p", "q", "r", "s")) == [3]
     assert prior.best(("p", "q", "r")) == [0, 1, 2]  # never met
-    assert prior.accuracy(training) == 8 / 10
+    assert prior.score(training)["accuracy"] == 8 / 10
 
 
 def check_stratified(case: tuple[int, int]) -> None:
@@ -106,8 +106,8 @@ def check_stratified(case: tuple[int, int]) -> None:
     training = phantom.load("MRI", split="train", size=size, seed=seed)
     for modality in MODALITIES:
         test = phantom.load(modality, split="test", size=240)
-        assert OptionsPrior.fit(training).accuracy(test) == pytest.approx(0.45)
-        assert MajorityLetter.fit(training).accuracy(test) == pytest.approx(0.45)
+        assert Prior(by_text, training).score(test)["accuracy"] == pytest.approx(0.45)
+        assert Prior(by_letter, training).score(test)["accuracy"] == pytest.approx(0.45)
 
 
 @pytest.mark.slow
@@ -117,14 +117,14 @@ def test_on_stratified_phantoms_no_prior_leaves_chance() -> None:
 
 def check_leaky(modality: str) -> None:
     training = phantom.load(modality, split="train", size=280, variant="leaky")
-    prior = OptionsPrior.fit(training)
+    prior = Prior(by_text, training)
     for other in MODALITIES:
         test = phantom.load(other, split="test", size=280, variant="leaky")
         leaks = [e for e in test if e.question_type == "modality"]
         rest = [e for e in test if e.question_type != "modality"]
         assert len(leaks) == 40
-        assert prior.accuracy(leaks) == (1 if other == modality else 0)
-        assert prior.accuracy(rest) == pytest.approx(0.45)
+        assert prior.score(leaks)["accuracy"] == (1 if other == modality else 0)
+        assert prior.score(rest)["accuracy"] == pytest.approx(0.45)
 
 
 def test_on_leaky_phantoms_the_options_prior_answers_what_leaks() -> None:

@@ -14,15 +14,14 @@ from data.phantom import questions as phantom
 from data.phantom.anatomy import (
     BONE,
     CALCIUM,
-    KINDS,
     MODALITIES,
-    NEW_KIND,
     SCALP,
     SIZE,
     label_map,
     place_lesions,
     render,
 )
+from data.phantom.questions import KINDS, NEW_KIND
 from grpo.settings.errors import UsageError
 
 DECK = 240
