@@ -5,8 +5,7 @@
     python train.py --dry-run           what memory it takes, and what fits
     python train.py --help
 
-Flags make a configuration, the configuration makes rewards, questions and a policy, and
-grpo/loop.py trains it.
+Flags make a configuration, which makes rewards, questions and a policy; grpo/loop.py trains it.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from typing import Any
 from data.example import columns
 from data.load import fingerprint, is_drawn, with_names
 from data.showing import asked_and_gold, described
-from data.training_questions import in_all_ways, load_questions, question_order, sft_target, varied
+from data.training_questions import in_all_ways, load_questions, sft_target, training_draw
 from evaluate import score_run, validate
-from grpo.distributed import processes, rank, share, total
+from grpo.distributed import processes, share, total
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.run.atomic import write_json
 from grpo.run.checkpoint import Checkpointer, origin, restore
+from grpo.run.folder import write_summary
 from grpo.run.interrupt import Halted, Stop
-from grpo.run.machine import memory_metrics, peak_memory
-from grpo.run.metrics_log import check_tensorboard, history
-from grpo.run.progress import Progress, closing_line
+from grpo.run.machine import memory_metrics
+from grpo.run.metrics_log import history
+from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.run.resume import Point, going_on, open_run, starting_point
 from grpo.run.terminal import hushed
@@ -42,11 +41,10 @@ from grpo.sft import sft
 from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.images.prefetch import prefetching
 from models.open_policy import open_policy, starting_adapter, starting_model
-from models.policy import Policy
-from rewards.evaluation.rows import points
+from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges
-from rewards.judges.judge_rewards import judged_rewards
-from rewards.scoring import Reward, RewardError, built_in, parse_rewards, score
+from rewards.judges.judge_rewards import reward_terms
+from rewards.scoring import RewardError, score
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             flags, memory = memory_flags(words)
             config = with_names(Config.from_flags(one_step(flags) if explains else flags))
             with hushed(config.quiet):
-                last = train(config, explains, memory)
-            print(last)
+                print(train(config, explains, memory))
     except Halted as halt:
         print(f"train.py: {halt}; go on with: {going_on(words, halt.run)}", file=sys.stderr)
         raise SystemExit(halt.code) from None
@@ -77,7 +74,6 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     if point.finished:
         return f"{point.run}: is finished. Next: python evaluate.py --run {point.run}"
     config = replace(config, out=str(point.run) if point.run else config.out)
-    check_tensorboard(config)
 
     judges, reward = open_rewards(config)
     examples, validation, tests, skipped = load_questions(config)
@@ -85,14 +81,12 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
 
     adapter = starting_adapter(config)
     policy = open_policy(config, adapter)
-    asked = in_all_ways(examples, config.ways)
-    plan = before_the_first_step(policy, asked, target, config, memory)
+    plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
     started -= restore(point.checkpoint, policy, optimizer, begun_with)
 
-    draw = question_order(examples, config.seed, config.prompts_per_step)
-    draw = varied(draw, config.seed, config.ways, config.shuffle_options)
+    draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     if config.method == "sft":
         steps = sft(policy, optimizer, draw, target, config, point.step)
@@ -120,44 +114,31 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
                 if record.stop_requested:
                     break
         table = score_run(policy, config, tests, run)
-    return finish(run, config, policy, table, started)
+    data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")
+    write_summary(run, config, table | {"data": data}, started, policy.device)
+    return last_line(run, config, gains(table) if table else "")
 
 
-def finish(run: Path, config: Config, policy: Policy, table: dict[str, Any], started: float) -> str:
-    """Write summary.json; returns the run's last line."""
-    summary = {
-        **table,
-        "data": config.data + (" (drawn, not medical data)" if is_drawn(config.data) else ""),
-        "privileged": config.method == "sft" and config.sft_target == "reasoning",
-        "steps": config.steps,
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_mb": peak_memory(policy.device),
-    }
-    if not rank():
-        write_json(run / "summary.json", summary)
-    return closing_line(run, gained(table, config), config.ood_modalities, not config.out)
+def last_line(run: Path, config: Config, gained: str) -> str:
+    """What was gained ("": nothing was scored), and what to type next."""
+    named = f"--run {run} " if config.out else ""  # evaluate.py finds the newest run by itself
+    again = f"python evaluate.py {named}--ood {','.join(config.ood_modalities) or 'none'}"
+    if not gained:
+        return f"{run}: trained, not scored. Next: {again} --eval-size 300"
+    drawn = ", drawn phantoms, not medical data" if is_drawn(config.data) else ""
+    return f"{run}: {gained} (points, 95 % interval{drawn}). Next: {again}"
 
 
 def open_rewards(config: Config) -> tuple[list[Any], Callable[..., Any]]:
-    """The judges of --judge, and the rewards of --reward as the loop calls them.
+    """The judges of --judge, and the rewards of --reward as the loop calls them: (examples, texts)
+    -> (totals, parts by name). Supervised training has neither.
 
-    Prints a line if a rule stands in for a judge. Supervised training has neither.
+    A reward's own error becomes a UsageError, after which a run can go on.
     """
-    if config.method == "sft":
-        return [], reward_function([])
-    judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-    judged = judged_rewards(judges)
-    terms = parse_rewards(config.reward, built_in(config.length_cap) | judged)
-    if "consistency" in {term.name for term in terms} - judged.keys():
-        print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
-    return judges, reward_function(terms)
-
-
-def reward_function(terms: Sequence[Reward]) -> Callable[..., Any]:
-    """The rewards as the loop calls them: (examples, texts) -> (totals, parts by name).
-
-    It raises UsageError, after which a run can go on, in place of the rewards' own error.
-    """
+    judges, terms = [], []
+    if config.method == "grpo":
+        judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
+        terms = reward_terms(config.reward, config.length_cap, judges)
 
     def reward(examples: list[Any], texts: list[str]) -> Any:
         try:
@@ -165,20 +146,7 @@ def reward_function(terms: Sequence[Reward]) -> Callable[..., Any]:
         except RewardError as error:
             raise UsageError(str(error)) from None
 
-    return reward
-
-
-def gained(table: dict[str, Any], config: Config) -> str:
-    """The gains of a table in one phrase; "" where nothing was scored."""
-    if not table:
-        return ""
-    gains = "; ".join(
-        f"{modality} strict {points(gain['accuracy'])}, "
-        f"forced choice {points(gain['forced_choice'])}"
-        for modality, gain in table["gains"]["trained"].items()
-    )
-    drawn = ", drawn phantoms, not medical data" if is_drawn(config.data) else ""
-    return f"{gains} (points, 95 % interval{drawn})"
+    return judges, reward
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ from grpo.settings.errors import UsageError
 Draw = Callable[[int, int, int], VQAExample]  # (step, slot, attempt) -> a question
 
 
+def training_draw(examples: Sequence[VQAExample], config: Config) -> Draw:
+    """Which question of training fills a slot of a step, and how it is asked."""
+    draw = question_order(examples, config.seed, config.prompts_per_step)
+    return varied(draw, config.seed, config.ways, config.shuffle_options)
+
+
 def question_order(examples: Sequence[VQAExample], seed: int, prompts_per_step: int) -> Draw:
     """`draw(step, slot, attempt)`: the question that fills a slot of a step.
 

@@ -6,9 +6,14 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from grpo.distributed import rank
 from grpo.interfaces import Policy
-from grpo.run.machine import git_commit, machinery, warn_of_changes
+from grpo.run.atomic import write_json
+from grpo.run.machine import git_commit, machinery, peak_memory, warn_of_changes
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
@@ -55,6 +60,22 @@ def run_folder(config: Config, policy: Policy, label: str, run: Path | None = No
         problem = f"cannot write there ({error.strerror})"
         raise UsageError(f"--out {run}: {problem}; name another folder") from None
     return run
+
+
+def write_summary(
+    run: Path, config: Config, table: dict[str, Any], started: float, device: torch.device
+) -> None:
+    """Write summary.json, which says that the run is finished: the scores in `table`, time and
+    memory. `started` is the time.monotonic() of the run's start."""
+    summary = {
+        **table,
+        "privileged": config.method == "sft" and config.sft_target == "reasoning",
+        "steps": config.steps,
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_mb": peak_memory(device),
+    }
+    if not rank():
+        write_json(run / "summary.json", summary)
 
 
 def finished(run: Path, steps: int) -> bool:

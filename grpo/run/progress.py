@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and its last line.
+"""What a run shows while it trains.
 
 The numbers of each step, a completion now and then, and the sentences of grpo/run/diagnoses.py.
 Questions and completions are untrusted text: only their printing characters reach the terminal.
@@ -11,7 +11,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 
 from grpo.interfaces import Example
@@ -133,15 +132,3 @@ def _means(steps: Sequence[dict[str, float]]) -> dict[str, float]:
         values = [step[name] for step in steps if math.isfinite(step.get(name, math.nan))]
         means[name] = fmean(values) if values else math.nan
     return means
-
-
-def closing_line(run: Path, gains: str, unseen: Sequence[str], is_newest: bool) -> str:
-    """Return what was gained, in a sentence ("" if nothing was scored), and what to type next.
-
-    `unseen` names what to score beside; `is_newest`: evaluate.py finds the run without its name.
-    """
-    again = f"python evaluate.py {'' if is_newest else f'--run {run} '}"
-    again += f"--ood {','.join(unseen) or 'none'}"
-    if not gains:
-        return f"{run}: trained, not scored. Next: {again} --eval-size 300"
-    return f"{run}: {gains}. Next: {again}"

@@ -16,6 +16,7 @@ from grpo.interfaces import Policy
 from grpo.run.atomic import write_whole
 from grpo.run.checkpoint import FOLDER, Checkpoint, cut_back, newest, opened
 from grpo.run.folder import NO_SAY, check_out, finished, run_folder
+from grpo.run.metrics_log import check_tensorboard
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag, shown
@@ -37,6 +38,7 @@ class Point:
 
 def starting_point(config: Config) -> Point:
     """Where --resume says that the run begins. Raises UsageError before any file is touched."""
+    check_tensorboard(config)
     if not config.resume:
         check_out(config)
         return Point()

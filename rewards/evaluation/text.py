@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from rewards.evaluation.rows import LABEL
+from rewards.evaluation.rows import LABEL, points
 
 WIDTH = 21  # columns of a cell on the screen
 
@@ -47,3 +47,12 @@ def one(row: Mapping[str, Any]) -> str:
     for (name, option), logprob in zip(named.items(), row["letter_logprobs"], strict=True):
         lines.append(f"  {100 * math.exp(logprob):5.1f} %  {name}) {option}")
     return "\n".join([*lines, "Not for clinical use."])
+
+
+def gains(table: Mapping[str, Any]) -> str:
+    """Return what training gained, in one phrase a modality."""
+    return "; ".join(
+        f"{modality} strict {points(gain['accuracy'])}, "
+        f"forced choice {points(gain['forced_choice'])}"
+        for modality, gain in table["gains"]["trained"].items()
+    )

@@ -5,6 +5,7 @@ counts those), or if there is nothing to compare with. An empty text earns 0.0 a
 asked: it could only be talked into giving more.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
@@ -14,7 +15,7 @@ from rewards.judges import judge_prompts
 from rewards.judges.interface import Inquiry
 from rewards.judges.judge import Judge
 from rewards.judges.local import Encoder
-from rewards.scoring import RewardFunction
+from rewards.scoring import Reward, RewardFunction, built_in, parse_rewards
 
 BEST = int(judge_prompts.GRADES[-1])
 Texts = Sequence[str]
@@ -176,3 +177,15 @@ def _choices(judge: Judge, inquiries: Mapping[int, Inquiry]) -> Iterator[tuple[i
     verdicts = judge.ask(list(inquiries.values()))
     for i, verdict in zip(inquiries, verdicts, strict=True):
         yield i, verdict and verdict.choice
+
+
+def reward_terms(spec: str, length_cap: int, judges: Sequence[Judge | Encoder]) -> list[Reward]:
+    """Return the rewards of --reward, those of judges among them.
+
+    Prints a line if a rule stands in for a judge. Raises RewardError.
+    """
+    judged = judged_rewards(judges)
+    terms = parse_rewards(spec, built_in(length_cap) | judged)
+    if "consistency" in {term.name for term in terms} - judged.keys():
+        print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
+    return terms

@@ -21,7 +21,7 @@ from data.example import VQAExample
 from data.showing import asked_and_gold
 from grpo.metrics import Step
 from grpo.rollout import Rollout
-from grpo.run.progress import Progress, closing_line, sampled, what_changed
+from grpo.run.progress import Progress, sampled, what_changed
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from models.tree import Group
@@ -199,9 +199,12 @@ def test_what_changed_compares_the_first_steps_with_the_last():
 
 
 def test_the_last_line_says_what_to_type_next():
-    mine = closing_line(Path("here"), "MRI +2.0", ("CT", "XRAY"), is_newest=False)
-    assert mine == "here: MRI +2.0. Next: python evaluate.py --run here --ood CT,XRAY"
-    new = closing_line(Path("runs/1"), "", (), is_newest=True)
+    mine = train.last_line(Path("here"), Config(out="here", data="slake:x"), "MRI +2.0")
+    told = (
+        "here: MRI +2.0 (points, 95 % interval). Next: python evaluate.py --run here --ood CT,XRAY"
+    )
+    assert mine == told
+    new = train.last_line(Path("runs/1"), Config(ood="none"), "")
     assert new == "runs/1: trained, not scored. Next: python evaluate.py --ood none --eval-size 300"
 
 
