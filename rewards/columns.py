@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+Texts = Sequence[str]
+Values = list[float | None]
+
 # The value of a column that the caller leaves out or passes empty. All other columns are required.
 DEFAULTS = {"references": (), "asked": "reason"}
 

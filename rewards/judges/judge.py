@@ -35,14 +35,15 @@ class Judge:
         self.folder = None if cache is None else Path(cache) / "judge"
         self._counts = dict.fromkeys(COUNTS, 0.0)
 
-    def ask(self, inquiries: Sequence[Inquiry]) -> list[Verdict | None]:
+    def ask(self, inquiries: Sequence[Inquiry | Verdict | None]) -> list[Verdict | None]:
         """Return the verdicts (n,) in order; None is an unreadable reply, which is counted.
 
+        A verdict or None among the inquiries needs no judge, and is returned as it is.
         Each verdict is kept as soon as it arrives, so an error loses none of those before it.
         Raises JudgeError if the judge no longer answers or the cache cannot be written.
         """
         started, retries = time.monotonic(), self.model.retries
-        distinct = list(dict.fromkeys(inquiries))
+        distinct = list(dict.fromkeys(each for each in inquiries if isinstance(each, Inquiry)))
         found = {inquiry: self._read(inquiry) for inquiry in distinct}
         missing = [inquiry for inquiry in distinct if found[inquiry] is None]
         self._counts["cached"] += len(distinct) - len(missing)
@@ -58,7 +59,7 @@ class Judge:
         finally:
             self._counts["retries"] += self.model.retries - retries
             self._counts["seconds"] += time.monotonic() - started
-        return [found[inquiry] for inquiry in inquiries]
+        return [found.get(inquiry, inquiry) for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:
         """Return the counts since the last call of this method, and start again from 0.
