@@ -94,10 +94,7 @@ def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> st
     >>> answer_letter("<answer>A or B</answer>", "AB") is None
     True
     """
-    said = answer_text(text)
-    if said is None:
-        return None
-
+    said = answer_text(text) or ""
     if alone := _LETTER.fullmatch(said):
         letter = (alone[1] or alone[2]).upper()
         if letter in letters:
@@ -121,9 +118,7 @@ def reasoning(text: str) -> str:
     ('bright rim', 'A bright rim. So B.')
     """
     said = text.partition("<think>")[2] if "<think>" in text else text
-    for end in ("</think>", "<answer>"):
-        said = said.partition(end)[0]
-    return said.strip()
+    return re.split("</think>|<answer>", said, maxsplit=1)[0].strip()
 
 
 def _normal(text: str) -> str:

@@ -49,10 +49,8 @@ def length_ecr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence
     >>> length_ecr(["Which?"] * 2, ["a bright spot", "spot spot spot spot"], cap=6)
     [0.5, 0.5]
     """
-    return [
-        None if way == "direct" else min(1.0, _length(text) / cap)
-        for text, way in rows(completions, columns, "asked")
-    ]
+    asked = rows(completions, columns, "asked")
+    return [None if way == "direct" else min(1.0, _length(text) / cap) for text, way in asked]
 
 
 def length_cwr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence) -> Values:

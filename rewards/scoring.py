@@ -16,11 +16,11 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from rewards import rules
 from rewards.answers import answered_right, is_formatted
@@ -33,8 +33,7 @@ class RewardError(ValueError):
     """A reward cannot be built, or returned something unusable: one line, with the remedy."""
 
 
-@dataclass(frozen=True)
-class Reward:
+class Reward(NamedTuple):
     """One term of the total, `weight * function(...)`; logged under `name` without its weight."""
 
     name: str
@@ -110,10 +109,8 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
-        if colon:
-            reward = Reward(function, _load(Path(path), function), weight)
-        else:
-            reward = Reward(name, _known(name, known), weight)
+        named = (function, _load(Path(path), function)) if colon else (name, _known(name, known))
+        reward = Reward(*named, weight)
         if reward.name in [other.name for other in rewards]:
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)

@@ -100,10 +100,9 @@ class Endpoint:
                 if self._over.wait(min(max(pauses), LONGEST_PAUSE)):
                     break
                 self.repeated.append(problem)
-        raise JudgeError(
-            f"judge {self.shown}: no answer in {self.tries} tries, the last: {problem}; is it "
-            "running and reachable? start it, then run this again"
-        )
+        remedy = "is it running and reachable? start it, then run this again"
+        tried = f"no answer in {self.tries} tries, the last: {problem}"
+        raise JudgeError(f"judge {self.shown}: {tried}; {remedy}")
 
     def _request(self, messages: list[dict[str, str]]) -> str:
         """Make one request and return the completion's text.
@@ -136,17 +135,16 @@ class Endpoint:
         except Exception as error:  # the client and its transport raise many kinds
             silent = "Timeout" in type(error).__name__ and f"silent for {self.timeout:g} seconds"
             raise Fault(silent or self._line(f"{type(error).__name__}: {error}")) from None
-        self._check(response.status_code, response.headers, body.decode("utf-8", "replace"))
+        if response.status_code >= 300:
+            self._refused(response.status_code, response.headers, body.decode("utf-8", "replace"))
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has no text
 
-    def _check(self, status: int, headers: Mapping[str, str], text: str) -> None:
-        """Raise Fault or JudgeError, without the key, if the status is no success."""
-        if status < 300:
-            return
+    def _refused(self, status: int, headers: Mapping[str, str], text: str) -> None:
+        """Raise Fault or JudgeError, without the key, for a status that is no success."""
         # Some servers quote a part of the refused key, so their text is not repeated.
         said = "" if status in (401, 403) else f" ({self._line(text)})"
         if status in (408, 429) or status >= 500:

@@ -52,7 +52,7 @@ class Judge:
                     found[missing[i]] = verdict
                     if verdict is None:
                         self._counts["unreadable"] += 1
-                    else:
+                    elif self.folder is not None:
                         self._write(missing[i], verdict)
         finally:
             self._counts["retries"] += len(self.model.repeated) - repeated
@@ -80,16 +80,13 @@ class Judge:
         if self.folder is None:
             return None
         try:
-            kept = json.loads(self._path(inquiry).read_text(encoding="utf-8"))
-            choice, reason = kept["choice"], kept["reason"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            verdict = Verdict(**json.loads(self._path(inquiry).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
-        return Verdict(choice, str(reason)) if choice in inquiry.choices else None
+        return verdict if verdict.choice in inquiry.choices else None
 
     def _write(self, inquiry: Inquiry, verdict: Verdict) -> None:
         """Write a temporary file and rename it: no reader or crash ever sees half a file."""
-        if self.folder is None:
-            return
         path = self._path(inquiry)
         temporary = path.with_suffix(f".{uuid4().hex}.tmp")
         try:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards.answers import reasoning
+from rewards.columns import Texts
 from rewards.evaluation.predictions import Row
-from rewards.judges.interface import Inquiry, Verdict
 from rewards.judges.judge import Judge, open_judges
 from rewards.judges.judge_rewards import correctness_inquiry, explanation_inquiry, value
 from rewards.judges.local import Encoder
@@ -17,10 +17,7 @@ KINDS = {"correctness": Judge, "reasoning": Judge, "similarity": Encoder}
 
 
 def graded(
-    rows: Sequence[Row],
-    examples: Sequence[Any],
-    names: Sequence[str],
-    judges: Sequence[Judge | Encoder],
+    rows: Sequence[Row], examples: Sequence[Any], names: Texts, judges: Sequence[Judge | Encoder]
 ) -> list[Row]:
     """Return a row for each answered question, with those of `names` that a judge measures.
 
@@ -31,30 +28,22 @@ def graded(
     is there.
     """
     found: list[Row] = [{"id": row["id"], "closed": row["closed"]} for row in rows]
-    for name in ("correctness", "reasoning"):
+    known = [
+        (row["completion"], e.letters, e.question, e.options, e.right_answers, e.reasoning)
+        for row, e in zip(rows, examples, strict=True)
+    ]
+    for name, inquire in (("correctness", correctness_inquiry), ("reasoning", explanation_inquiry)):
         if name in names:
-            inquiries = [_inquiry(name, *pair) for pair in zip(rows, examples, strict=True)]
-            verdicts = judge_of(name, judges).ask(inquiries)
+            verdicts = judge_of(name, judges).ask([inquire(*texts) for texts in known])
             for row, verdict in zip(found, verdicts, strict=True):
                 row[name] = value(verdict)
                 row[f"{name}_reason"] = verdict.reason if verdict else "not readable"
     if "similarity" in names:
-        pairs = [
-            (reasoning(row["completion"]), example.reasoning)
-            for row, example in zip(rows, examples, strict=True)
-        ]
+        pairs = [(reasoning(text), reference) for text, *_, reference in known]
         cosines = judge_of("similarity", judges).similarity(pairs)
         for row, (_, reference), cosine in zip(found, pairs, cosines, strict=True):
             row["similarity"] = cosine if reference else None
     return found
-
-
-def _inquiry(name: str, row: Row, example: Any) -> Inquiry | Verdict:
-    """Return the question to the judge about a row; a verdict if the row's text is empty."""
-    shown = (example.letters, example.question, example.options, example.right_answers)
-    if name == "correctness":
-        return correctness_inquiry(row["completion"], *shown)
-    return explanation_inquiry(row["completion"], *shown, example.reasoning)
 
 
 def open_graders(

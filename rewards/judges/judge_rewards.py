@@ -28,11 +28,9 @@ def judged_rewards(judges: Sequence[Judge | Encoder]) -> dict[str, RewardFunctio
     """
     found: dict[str, RewardFunction] = {}
     for judge in judges:
-        given = {"similarity": similarity}
-        if isinstance(judge, Judge):
-            given = {"semantic": semantic, "reasoning": explanation}
-            given |= {"correctness": correctness, "consistency": consistency}
-        found |= {name: partial(function, judge) for name, function in given.items()}
+        given = [semantic, reasoning, correctness, consistency]
+        for function in given if isinstance(judge, Judge) else [similarity]:
+            found[function.__name__] = partial(function, judge)
     return found
 
 
@@ -51,7 +49,7 @@ def semantic(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequen
     return [value(verdict) for verdict in judge.ask(inquiries)]
 
 
-def explanation(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
+def reasoning(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
     """The judge's grade of the explanation, 0 to 3, divided by 3.
 
     RARL (arXiv 2506.06600) rewards the quality of the reasoning; its formula is not published. The
@@ -127,9 +125,12 @@ def explanation_inquiry(
 
 
 def correctness_inquiry(
-    text: str, letters: Texts, question: str, options: Texts, references: Texts
+    text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str = ""
 ) -> Inquiry | Verdict:
-    """Ask how right the completion's answer is, from 0 to 3; NOTHING without one answer block."""
+    """Ask how right the completion's answer is, from 0 to 3; NOTHING without one answer block.
+
+    `reference`, the reference reasoning, is not shown to the judge.
+    """
     said = said_answer(text, letters, options)
     return judge_prompts.correctness(question, options, references, said) if said else NOTHING
 

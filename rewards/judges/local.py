@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,7 @@ class LanguageModel:
         logprobs = self._next_logprobs(rows)
         found = []
         for inquiry, (prompt, choices) in zip(inquiries, questions, strict=True):
-            sums = [
-                logprobs[prompt + choice[:-1]].gather(1, torch.tensor(choice)[:, None]).sum()
-                for choice in choices
-            ]
+            sums = [logprobs[prompt + ids[:-1]][range(len(ids)), ids].sum() for ids in choices]
             shares = torch.stack(sums).softmax(dim=0).tolist()
             found.append(dict(zip(inquiry.choices, shares, strict=True)))
         return found
@@ -127,23 +125,20 @@ class LanguageModel:
         texts in the user's turn. Raises JudgeError if neither works.
         """
         if not self.tokenizer.chat_template:
-            start = self.tokenizer("")["input_ids"][:1]
-            begins = start == [self.tokenizer.bos_token_id]
+            begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
             return [self.tokenizer.bos_token if begins else "", "\n\n", "\n\nVerdict: "]
         apart = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
         for turns in (apart, [{"role": "user", "content": f"{SYSTEM}\n\n{USER}"}]):
-            try:
+            with suppress(Exception):  # "System role not supported": templates word it freely
                 text = self.tokenizer.apply_chat_template(
                     turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
                 )
-            except Exception:  # such as "System role not supported": templates word it freely
-                continue
-            if len(frame := re.split(f"{SYSTEM}|{USER}", text)) == 3:
-                return frame
+                if len(frame := re.split(f"{SYSTEM}|{USER}", text)) == 3:
+                    return frame
         raise JudgeError(f"{self.shown}: no use of its chat template; take an instruct model")
 
     def _ids(self, text: str, ours: bool = False) -> list[int]:
-        """Encode a text. Special tokens are read as such only in `ours` and those of the template."""
+        """Encode a text; special tokens are read as such only in texts of `ours` or a template."""
         off = {"add_special_tokens": False, "split_special_tokens": not ours, "verbose": False}
         return self.tokenizer(text, **off)["input_ids"]
 
@@ -202,27 +197,26 @@ class Encoder:
 
 def _load(kind: str, name: str, auto: str) -> tuple[Any, Any]:
     """Load the model, in eval mode, and its tokenizer. Raises JudgeError."""
-    what = f"judge {kind}:{name}"
     import torch
     import transformers
 
+    what = f"judge {kind}:{name}"
     source = os.path.expanduser(name)
     if not os.path.isdir(source) and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise JudgeError(f"{what}: no such folder; give a folder or a hub id")
-    on_gpu = torch.cuda.is_available()
+    gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, report = getattr(transformers, auto).from_pretrained(
-            source, dtype=torch.bfloat16 if on_gpu else torch.float32, **safe
-        )
+        model, report = getattr(transformers, auto).from_pretrained(source, dtype=dtype, **safe)
     except Exception as error:  # hub, json, tokenizers and safetensors raise many kinds
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise JudgeError(f"{what}: cannot be loaded: {reason}; download it again") from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]  # a pooler is not used
     if missing:  # they would be random, and so would the verdicts
         raise JudgeError(f"{what}: lacks the weights {missing[0]}, ...; use another model")
-    return model.eval().requires_grad_(False).to("cuda" if on_gpu else "cpu"), tokenizer
+    return model.eval().requires_grad_(False).to(device), tokenizer
 
 
 def _version(name: str, model: Any) -> str:
