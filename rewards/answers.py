@@ -7,8 +7,8 @@ B". Tags count in lower case only. All functions take time linear in the text.
 """
 
 import re
-from collections.abc import Sequence
 
+from rewards.columns import Texts
 from rewards.words import exact_match
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -21,7 +21,7 @@ _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\)?)\.?")  # B  b  B.  B)  (B
 _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # (B) cyst  B. cyst
 
 
-def is_formatted(text: str, letters: Sequence[str], reasons: bool = True) -> bool:
+def is_formatted(text: str, letters: Texts, reasons: bool = True) -> bool:
     """Is the text exactly a think block and then an answer block with one of `letters`?
 
     An open question has no `letters`: its answer block holds any text that is not empty. White
@@ -44,11 +44,7 @@ def is_formatted(text: str, letters: Sequence[str], reasons: bool = True) -> boo
 
 
 def answered_right(
-    text: str,
-    answer: str,
-    letters: Sequence[str],
-    options: Sequence[str],
-    references: Sequence[str] = (),
+    text: str, answer: str, letters: Texts, options: Texts, references: Texts = ()
 ) -> bool:
     """Is the completion right? Rewards and metrics share this definition.
 
@@ -81,9 +77,7 @@ def answer_text(text: str) -> str | None:
     return said.strip() or None
 
 
-def answer_letter(
-    text: str, letters: Sequence[str], options: Sequence[str] | None = None
-) -> str | None:
+def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> str | None:
     """Return the one of `letters` that the single answer block names; None if in any doubt.
 
     Accepted inside the block: the letter alone (`B`, `b`, `B.`, `B)`, `(B)`); and with `options`,
@@ -100,10 +94,7 @@ def answer_letter(
     >>> answer_letter("<answer>A or B</answer>", "AB") is None
     True
     """
-    said = answer_text(text)
-    if said is None:
-        return None
-
+    said = answer_text(text) or ""
     if alone := _LETTER.fullmatch(said):
         letter = (alone[1] or alone[2]).upper()
         if letter in letters:
@@ -127,9 +118,7 @@ def reasoning(text: str) -> str:
     ('bright rim', 'A bright rim. So B.')
     """
     said = text.partition("<think>")[2] if "<think>" in text else text
-    for end in ("</think>", "<answer>"):
-        said = said.partition(end)[0]
-    return said.strip()
+    return re.split("</think>|<answer>", said, maxsplit=1)[0].strip()
 
 
 def _normal(text: str) -> str:

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+Texts = Sequence[str]
+Values = list[float | None]
+
 # The value of a column that the caller leaves out or passes empty. All other columns are required.
 DEFAULTS = {"references": (), "asked": "reason"}
 
@@ -16,12 +19,8 @@ def rows(
     >>> list(rows(["<answer>B</answer>"], {"letters": ["AB"]}, "letters", "asked"))
     [('<answer>B</answer>', 'AB', 'reason')]
     """
-    wanted = []
-    for name in names:
-        if name in DEFAULTS:
-            wanted.append(columns.get(name) or [DEFAULTS[name]] * len(completions))
-        elif name in columns:
-            wanted.append(columns[name])
-        else:
-            raise TypeError(f"missing column {name!r}")
-    return zip(completions, *wanted, strict=True)
+    known = {name: [value] * len(completions) for name, value in DEFAULTS.items()}
+    known |= {name: column for name, column in columns.items() if name not in DEFAULTS or column}
+    if missing := [name for name in names if name not in known]:
+        raise TypeError(f"missing column {missing[0]!r}")
+    return zip(completions, *(known[name] for name in names), strict=True)

@@ -8,15 +8,12 @@ the weighted sum, None adds as little as 0.0.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 from rewards.answers import answer_letter, answer_text, answered_right, medvlm_r1_reward, reasoning
-from rewards.columns import rows
+from rewards.columns import Texts, Values, rows
 from rewards.words import normalised, token_f1, words
-
-Texts = Sequence[str]
-Values = list[float | None]
 
 MATCHED = 64  # most stated findings that are compared; a thousand would be no report
 # A full stop ends a clause only before white space: "1.5 cm" is one clause.
@@ -42,9 +39,7 @@ def accuracy_medvlm_r1(prompts: Texts, completions: Texts, **columns: Sequence) 
     return [medvlm_r1_reward(text, gold) if offered else None for text, gold, offered in questions]
 
 
-def length_ecr(
-    prompts: Texts, completions: Texts, *, cap: int = 100, **columns: Sequence
-) -> Values:
+def length_ecr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence) -> Values:
     """min(1, length of the reasoning / cap), both in words.
 
     The Extended Chain Reward of Zhu et al. (arXiv 2505.13973); its formula and its cap were not
@@ -54,15 +49,11 @@ def length_ecr(
     >>> length_ecr(["Which?"] * 2, ["a bright spot", "spot spot spot spot"], cap=6)
     [0.5, 0.5]
     """
-    return [
-        None if way == "direct" else min(1.0, _length(text) / cap)
-        for text, way in rows(completions, columns, "asked")
-    ]
+    asked = rows(completions, columns, "asked")
+    return [None if way == "direct" else min(1.0, _length(text) / cap) for text, way in asked]
 
 
-def length_cwr(
-    prompts: Texts, completions: Texts, *, cap: int = 100, **columns: Sequence
-) -> Values:
+def length_cwr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence) -> Values:
     """`length_ecr` if the answer is right, else 0.0.
 
     The Correctness-Weighted Length Reward of Zhu et al. (arXiv 2505.13973); the formula is ours.
@@ -73,7 +64,7 @@ def length_cwr(
     >>> length_cwr(["Which?"] * 2, said, **known, cap=6)
     [0.5, 0.0]
     """
-    lengths = length_ecr(prompts, completions, cap=cap, **columns)
+    lengths = length_ecr(prompts, completions, cap, **columns)
     questions = rows(completions, columns, "answer", "letters", "options", "references")
     return [
         None if length is None else length * answered_right(*question)
@@ -141,11 +132,8 @@ def f1_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values
     >>> f1_reward(["Where?"], ["<answer>the left side</answer>"], **known)  # 1 shared of 2 + 1
     [0.6666666666666666]
     """
-    questions = rows(completions, columns, "letters", "references")
-    return [
-        None if offered else token_f1(answer_text(text), right)
-        for text, offered, right in questions
-    ]
+    known = rows(completions, columns, "letters", "references")
+    return [None if closed else token_f1(answer_text(text), right) for text, closed, right in known]
 
 
 def _length(text: str) -> int:
@@ -166,7 +154,8 @@ def _last_mentioned(said: str, options: Sequence[str]) -> str | None:
 
 def _faithful(said: str, findings: Texts) -> float:
     """Score the reasoning `said` against the true `findings`, as `findings_reward` describes."""
-    clauses, true = list(_clauses(said)), [normalised(finding) for finding in findings]
+    parts = (normalised(part.rpartition(":")[2]) for part in _CLAUSE_END.split(said))
+    clauses, true = [part for part in parts if part], [normalised(text) for text in findings]
     if not true:
         return float(all(map(_DENIAL.match, clauses)) and any(map(_NOTHING.match, clauses)))
     pairs = product(enumerate(map(_bag, clauses[:MATCHED])), enumerate(map(_bag, true)))
@@ -181,13 +170,6 @@ def _faithful(said: str, findings: Texts) -> float:
             used |= {("stated", i), ("true", j)}
             total += score
     return 2 * total / (len(clauses) + len(true))
-
-
-def _clauses(said: str) -> Iterator[str]:
-    """Yield the normalised clauses of the reasoning."""
-    for clause in _CLAUSE_END.split(said):
-        if stated := normalised(clause.rpartition(":")[2]):
-            yield stated
 
 
 def _bag(stated: str) -> tuple[bool, Counter[str]]:

@@ -15,15 +15,16 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from rewards import rules
 from rewards.answers import answered_right, is_formatted
-from rewards.columns import rows
+from rewards.columns import Texts, Values, rows
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -32,8 +33,7 @@ class RewardError(ValueError):
     """A reward cannot be built, or returned something unusable: one line, with the remedy."""
 
 
-@dataclass(frozen=True)
-class Reward:
+class Reward(NamedTuple):
     """One term of the total, `weight * function(...)`; logged under `name` without its weight."""
 
     name: str
@@ -41,9 +41,7 @@ class Reward:
     weight: float = 1.0
 
 
-def format_reward(
-    prompts: Sequence[str], completions: Sequence[str], **columns: Sequence
-) -> list[float]:
+def format_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
     """1.0 for `<think>...</think><answer>B</answer>` with an offered letter, else 0.0.
 
     Reads the columns letters and asked. An open question accepts any text in place of the letter.
@@ -57,9 +55,7 @@ def format_reward(
     return [float(is_formatted(text, letters, way != "direct")) for text, letters, way in questions]
 
 
-def accuracy_reward(
-    prompts: Sequence[str], completions: Sequence[str], **columns: Sequence
-) -> list[float]:
+def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
     """1.0 if `answered_right`: the right letter, or a right answer in words; else 0.0.
 
     Reads the columns answer, letters, options and references.
@@ -113,10 +109,8 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
-        if colon:
-            reward = Reward(function, _load(Path(path), function), weight)
-        else:
-            reward = Reward(name, _known(name, known), weight)
+        named = (function, _load(Path(path), function)) if colon else (name, _known(name, known))
+        reward = Reward(*named, weight)
         if reward.name in [other.name for other in rewards]:
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)
@@ -140,13 +134,10 @@ def _known(name: str, known: Mapping[str, RewardFunction]) -> RewardFunction:
 
 def _weight(name: str, number: str) -> float:
     """Read `number` as a weight. Raises RewardError if it is no finite number."""
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
-    return weight
+    with suppress(ValueError):
+        if math.isfinite(weight := float(number)):
+            return weight
+    raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
 
 
 def _load(path: Path, function: str) -> RewardFunction:
@@ -168,11 +159,8 @@ def _load(path: Path, function: str) -> RewardFunction:
 
 
 def score(
-    rewards: Sequence[Reward],
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    columns: Mapping[str, Sequence],
-) -> tuple[list[float], dict[str, list[float | None]]]:
+    rewards: Sequence[Reward], prompts: Texts, completions: Texts, columns: Mapping[str, Sequence]
+) -> tuple[list[float], dict[str, Values]]:
     """Score n completions: return the totals (n,) and, by name, the unweighted parts (n,).
 
     A total is the weighted sum of the parts that apply. Raises RewardError if a column has another
@@ -200,7 +188,7 @@ def score(
     return totals, parts
 
 
-def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> list[float | None]:
+def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     """Return the values (n,) as plain floats and Nones. Raises RewardError if one is neither."""
     name, n = reward.name, len(arguments["completions"])
     try:

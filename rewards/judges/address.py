@@ -23,13 +23,12 @@ def addresses(url: str) -> tuple[str, str]:
     >>> addresses("http://localhost:8000")[1]
     'http://localhost:8000/v1/chat/completions'
     """
-    example = "give one as http://localhost:8000/v1"
     try:
         parts = urlsplit(url)
+        if not parts.hostname:
+            raise ValueError("names no host")
     except ValueError as error:
-        raise JudgeError(f"judge {url}: {error}; {example}") from None
-    if not parts.hostname:
-        raise JudgeError(f"judge {url}: names no host; {example}")
+        raise JudgeError(f"judge {url}: {error}; give one as http://localhost:8000/v1") from None
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     path = parts.path.rstrip("/")
     if path.endswith("/chat/completions"):

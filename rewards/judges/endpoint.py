@@ -5,14 +5,14 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import KW_ONLY, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib.util import find_spec
 
 from rewards.judges.address import addresses, find_key
-from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict, Verdicts
 
 FORM = (
     'Reply with one JSON object and nothing else: {{"reason": "one short sentence", '
@@ -31,11 +31,7 @@ REMEDIES = {
 
 
 class Fault(Exception):
-    """A request failed and may be repeated, after `pause` seconds if the server named them."""
-
-    def __init__(self, problem: str, pause: float = 0.0) -> None:
-        super().__init__(problem)
-        self.pause = pause
+    """A request failed and may be repeated: the problem, and the seconds to wait if known."""
 
 
 @dataclass(repr=False, eq=False)  # a repr would show a password in the address
@@ -44,36 +40,27 @@ class Endpoint:
 
     At most `concurrency` requests run at once. Each is given up after `timeout` seconds without a
     byte and made at most `tries` times; the pauses between the tries start at `wait` seconds and
-    double. `sleep` replaces the pauses: it gets their seconds. Raises JudgeError if the address is
-    unusable, `model` is missing or huggingface_hub is not installed.
+    double. `repeated` holds the problems after which a request was made again. Raises JudgeError
+    if the address is unusable or `model` is missing.
     """
 
     url: str
     model: str | None
-    _: KW_ONLY
     timeout: float = 60.0
     tries: int = 5
     concurrency: int = 8
     wait: float = 1.0
-    sleep: Callable[[float], object] | None = None
 
     def __post_init__(self) -> None:
         self.shown, self._address = addresses(self.url)
         if not self.model:
             raise JudgeError(f"judge {self.shown}: which of its models? add --judge-model NAME")
-        if find_spec("huggingface_hub") is None:
-            raise JudgeError(f"judge {self.shown}: pip install huggingface_hub")
         self.identity = (self.url.rstrip("/"), self.model, FORM)
-        self.retries = 0
+        self.repeated: list[str] = []  # appended to by all threads
         self._key = find_key(self.url, os.environ)
         self._over = threading.Event()  # set when no verdict is needed any more: ends all pauses
-        self._sleep = self.sleep or self._over.wait
-        self._lock = threading.Lock()
-        self._jitter = random.Random()  # its own, so that no other random draw changes
 
-    def verdicts(
-        self, inquiries: Sequence[Inquiry]
-    ) -> Generator[tuple[int, Verdict | None], None, None]:
+    def verdicts(self, inquiries: Sequence[Inquiry]) -> Verdicts:
         """Yield each inquiry's index and verdict, as they arrive; None: unreadable, twice.
 
         Raises JudgeError if the endpoint refuses or a request has failed `tries` times.
@@ -97,7 +84,7 @@ class Endpoint:
         ]
         if verdict := read_verdict(self._reply(messages), inquiry.choices):
             return verdict
-        self._count_retry()
+        self.repeated.append("a reply without a verdict")
         return read_verdict(self._reply(messages), inquiry.choices)
 
     def _reply(self, messages: list[dict[str, str]]) -> str:
@@ -106,21 +93,16 @@ class Endpoint:
             try:
                 return self._request(messages)
             except Fault as fault:
-                problem, pause = str(fault), fault.pause
+                problem, *pauses = fault.args
             if attempt < self.tries:
-                backoff = self.wait * 2 ** (attempt - 1) * self._jitter.uniform(1.0, 1.5)
-                self._sleep(min(max(pause, backoff), LONGEST_PAUSE))
-                if self._over.is_set():
+                jitter = random.SystemRandom().uniform(1.0, 1.5)  # changes no other random draw
+                pauses.append(self.wait * 2 ** (attempt - 1) * jitter)
+                if self._over.wait(min(max(pauses), LONGEST_PAUSE)):
                     break
-                self._count_retry()
-        raise JudgeError(
-            f"judge {self.shown}: no answer in {self.tries} tries, the last: {problem}; is it "
-            "running and reachable? start it, then run this again"
-        )
-
-    def _count_retry(self) -> None:
-        with self._lock:
-            self.retries += 1
+                self.repeated.append(problem)
+        remedy = "is it running and reachable? start it, then run this again"
+        tried = f"no answer in {self.tries} tries, the last: {problem}"
+        raise JudgeError(f"judge {self.shown}: {tried}; {remedy}")
 
     def _request(self, messages: list[dict[str, str]]) -> str:
         """Make one request and return the completion's text.
@@ -137,41 +119,36 @@ class Endpoint:
             "timeout": self.timeout,
             "follow_redirects": False,  # the texts are meant for this address only
         }
+        body = bytearray()
         try:
             with get_session().stream("POST", self._address, **request) as response:
-                body = self._body(response.iter_bytes())
+                until = time.monotonic() + LONGEST_REPLY * self.timeout
+                for part in response.iter_bytes():
+                    body += part
+                    if len(body) > MAX_BODY or time.monotonic() > until:
+                        raise Fault("a reply without end")
+        except Fault:
+            raise
         except OfflineModeIsEnabled:
             remedy = "unset HF_HUB_OFFLINE, which forbids all requests"
             raise JudgeError(f"judge {self.shown}: {remedy}") from None
         except Exception as error:  # the client and its transport raise many kinds
             silent = "Timeout" in type(error).__name__ and f"silent for {self.timeout:g} seconds"
             raise Fault(silent or self._line(f"{type(error).__name__}: {error}")) from None
-        if body is None:
-            raise Fault("a reply without end")
-        self._check(response.status_code, response.headers, body.decode("utf-8", "replace"))
+        if response.status_code >= 300:
+            self._refused(response.status_code, response.headers, body.decode("utf-8", "replace"))
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has no text
 
-    def _body(self, parts: Iterable[bytes]) -> bytearray | None:
-        """Return the whole reply; None if it is too long or takes too long."""
-        body, until = bytearray(), time.monotonic() + LONGEST_REPLY * self.timeout
-        for part in parts:
-            body += part
-            if len(body) > MAX_BODY or time.monotonic() > until:
-                return None
-        return body
-
-    def _check(self, status: int, headers: Mapping[str, str], text: str) -> None:
-        """Raise Fault or JudgeError, without the key, if the status is no success."""
-        if status < 300:
-            return
+    def _refused(self, status: int, headers: Mapping[str, str], text: str) -> None:
+        """Raise Fault or JudgeError, without the key, for a status that is no success."""
         # Some servers quote a part of the refused key, so their text is not repeated.
         said = "" if status in (401, 403) else f" ({self._line(text)})"
         if status in (408, 429) or status >= 500:
-            raise Fault(f"status {status}{said}", _retry_after(headers))
+            raise Fault(f"status {status}{said}", _retry_after(headers.get("retry-after", "")))
         remedy = REMEDIES.get(status, "mend --judge or --judge-model")
         raise JudgeError(f"judge {self.shown}: status {status}{said}; {remedy}")
 
@@ -216,12 +193,10 @@ def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
+def _retry_after(text: str) -> float:
     """Return the seconds that the server asks to wait; 0 if it names none."""
-    text = headers.get("retry-after", "")
-    try:
+    with suppress(ValueError, OverflowError):
         if text.strip().isdecimal():
             return float(text)
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
+    return 0.0

@@ -1,8 +1,7 @@
 """The types that all judges share: the question put to a judge, its verdict, and its error."""
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Generator
+from typing import NamedTuple
 
 from rewards.scoring import RewardError
 
@@ -11,8 +10,7 @@ class JudgeError(RewardError):
     """A judge cannot be opened or no longer answers: one line, with the remedy."""
 
 
-@dataclass(frozen=True)
-class Inquiry:
+class Inquiry(NamedTuple):
     """A question to a judge. Only `system` holds instructions; `user` holds untrusted texts.
 
     `choices` are the possible verdicts, such as ("yes", "no"); no two differ in case alone.
@@ -23,24 +21,12 @@ class Inquiry:
     choices: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One of the inquiry's choices, and the reason for it."""
 
     choice: str
     reason: str
 
 
-class JudgeModel(Protocol):
-    """A model that gives verdicts: an endpoint (endpoint.py) or a local model (local.py)."""
-
-    identity: tuple[str, ...]  # models of equal identity share cached verdicts; holds no secrets
-    retries: int  # number of requests repeated so far
-
-    def verdicts(
-        self, inquiries: Sequence[Inquiry]
-    ) -> Generator[tuple[int, Verdict | None], None, None]:
-        """Yield each inquiry's index and verdict in any order; None: the reply is unreadable.
-
-        Raises JudgeError.
-        """
+# Each inquiry's index and verdict, in any order; None: the reply is unreadable.
+Verdicts = Generator[tuple[int, Verdict | None], None, None]

@@ -7,16 +7,14 @@ them twice. An `Encoder` (local.py) compares meanings instead.
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import closing, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from rewards.judges.endpoint import Endpoint
-from rewards.judges.interface import Inquiry, JudgeError, JudgeModel, Verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
 from rewards.judges.local import Encoder, LanguageModel
 
 KINDS = "an http:// or https:// address, hf:ID_OR_FOLDER or embed:ID_OR_FOLDER"
@@ -30,19 +28,20 @@ class Judge:
     unreadable reply is not kept.
     """
 
-    def __init__(self, model: JudgeModel, cache: Path | None = None) -> None:
+    def __init__(self, model: Endpoint | LanguageModel, cache: Path | None = None) -> None:
         self.model = model
         self.folder = None if cache is None else Path(cache) / "judge"
         self._counts = dict.fromkeys(COUNTS, 0.0)
 
-    def ask(self, inquiries: Sequence[Inquiry]) -> list[Verdict | None]:
+    def ask(self, inquiries: Sequence[Inquiry | Verdict | None]) -> list[Verdict | None]:
         """Return the verdicts (n,) in order; None is an unreadable reply, which is counted.
 
+        A verdict or None among the inquiries needs no judge, and is returned as it is.
         Each verdict is kept as soon as it arrives, so an error loses none of those before it.
         Raises JudgeError if the judge no longer answers or the cache cannot be written.
         """
-        started, retries = time.monotonic(), self.model.retries
-        distinct = list(dict.fromkeys(inquiries))
+        started, repeated = time.monotonic(), len(self.model.repeated)
+        distinct = list(dict.fromkeys(each for each in inquiries if isinstance(each, Inquiry)))
         found = {inquiry: self._read(inquiry) for inquiry in distinct}
         missing = [inquiry for inquiry in distinct if found[inquiry] is None]
         self._counts["cached"] += len(distinct) - len(missing)
@@ -53,12 +52,12 @@ class Judge:
                     found[missing[i]] = verdict
                     if verdict is None:
                         self._counts["unreadable"] += 1
-                    else:
+                    elif self.folder is not None:
                         self._write(missing[i], verdict)
         finally:
-            self._counts["retries"] += self.model.retries - retries
+            self._counts["retries"] += len(self.model.repeated) - repeated
             self._counts["seconds"] += time.monotonic() - started
-        return [found[inquiry] for inquiry in inquiries]
+        return [found.get(inquiry, inquiry) for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:
         """Return the counts since the last call of this method, and start again from 0.
@@ -67,9 +66,8 @@ class Judge:
         judge/retries: requests repeated; judge/unreadable: replies given up; judge/seconds: time
         spent in `ask`.
         """
-        counts = {f"judge/{name}": count for name, count in self._counts.items()}
-        self._counts = dict.fromkeys(COUNTS, 0.0)
-        return counts
+        counts, self._counts = self._counts, dict.fromkeys(COUNTS, 0.0)
+        return {f"judge/{name}": count for name, count in counts.items()}
 
     def _path(self, inquiry: Inquiry) -> Path:
         """Return the verdict's file, named by a hash of all that the verdict depends on."""
@@ -82,42 +80,36 @@ class Judge:
         if self.folder is None:
             return None
         try:
-            kept = json.loads(self._path(inquiry).read_text(encoding="utf-8"))
-            choice, reason = kept["choice"], kept["reason"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            verdict = Verdict(**json.loads(self._path(inquiry).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
-        return Verdict(choice, str(reason)) if choice in inquiry.choices else None
+        return verdict if verdict.choice in inquiry.choices else None
 
     def _write(self, inquiry: Inquiry, verdict: Verdict) -> None:
         """Write a temporary file and rename it: no reader or crash ever sees half a file."""
-        if self.folder is None:
-            return
         path = self._path(inquiry)
+        temporary = path.with_suffix(f".{uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            try:
-                with open(handle, "w", encoding="utf-8") as file:
-                    json.dump(asdict(verdict), file)
-                os.replace(temporary, path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            temporary.write_text(json.dumps(verdict._asdict()), encoding="utf-8")
+            temporary.replace(path)
         except OSError as error:
             remedy = "choose another --cache, or --cache none"
             raise JudgeError(f"cannot write verdicts to {self.folder}: {error}; {remedy}") from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
-def open_judge(
-    spec: str, model: str | None = None, cache: Path | None = None, **limits: float
-) -> Judge | Encoder:
+def open_judge(spec: str, model: str | None = None, cache: Path | None = None) -> Judge | Encoder:
     """Open the judge that `--judge` names: an address, hf:ID_OR_FOLDER or embed:ID_OR_FOLDER.
 
-    `model` and `limits` are those of an `Endpoint`, which is not called before it is asked. A local
-    model is loaded here. Raises JudgeError.
+    `model` is that of an `Endpoint`, which is not called before it is asked. A local model is
+    loaded here. Raises JudgeError.
     """
     kind, _, name = spec.partition(":")
     if kind in ("http", "https") and name.startswith("//"):
-        return Judge(Endpoint(spec, model, **limits), cache)
+        return Judge(Endpoint(spec, model), cache)
     if kind == "hf" and name:
         return Judge(LanguageModel(name), cache)
     if kind == "embed" and name:
@@ -126,7 +118,7 @@ def open_judge(
 
 
 def open_judges(
-    specs: str | None, model: str | None = None, cache: Path | None = None, **limits: float
+    specs: str | None, model: str | None = None, cache: Path | None = None
 ) -> list[Judge | Encoder]:
     """Open the judges of a comma-separated list: at most one `Judge` and one `Encoder`.
 
@@ -136,4 +128,4 @@ def open_judges(
     kinds = ["embed" if name.startswith("embed:") else "judge" for name in names]
     if len(set(kinds)) < len(kinds):  # it would be unclear whose verdict counts
         raise JudgeError(f"--judge {specs}: two of one kind; keep one judge and one embed:")
-    return [open_judge(name, model, cache, **limits) for name in names]
+    return [open_judge(name, model, cache) for name in names]

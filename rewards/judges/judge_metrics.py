@@ -5,28 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from rewards.answers import reasoning
+from rewards.columns import Texts
 from rewards.evaluation.predictions import Row
-from rewards.judges.interface import Inquiry, Verdict
 from rewards.judges.judge import Judge, open_judges
-from rewards.judges.judge_rewards import BEST, correctness_inquiry, explanation_inquiry
+from rewards.judges.judge_rewards import correctness_inquiry, explanation_inquiry, value
 from rewards.judges.local import Encoder
-from rewards.scoring import RewardError
+from rewards.scoring import NEED_A_JUDGE, RewardError
 
-# The kind of judge that each metric needs, and the flag that names one.
-A_JUDGE = (Judge, "--judge URL --judge-model NAME, or hf:FOLDER")
-KINDS = {
-    "correctness": A_JUDGE,
-    "reasoning": A_JUDGE,
-    "similarity": (Encoder, "--judge embed:FOLDER"),
-}
-NOTHING = Verdict("0", "nothing was said")
+# The kind of judge that each metric needs.
+KINDS = {"correctness": Judge, "reasoning": Judge, "similarity": Encoder}
 
 
 def graded(
-    rows: Sequence[Row],
-    examples: Sequence[Any],
-    names: Sequence[str],
-    judges: Sequence[Judge | Encoder],
+    rows: Sequence[Row], examples: Sequence[Any], names: Texts, judges: Sequence[Judge | Encoder]
 ) -> list[Row]:
     """Return a row for each answered question, with those of `names` that a judge measures.
 
@@ -37,30 +28,22 @@ def graded(
     is there.
     """
     found: list[Row] = [{"id": row["id"], "closed": row["closed"]} for row in rows]
-    for name in ("correctness", "reasoning"):
+    known = [
+        (row["completion"], e.letters, e.question, e.options, e.right_answers, e.reasoning)
+        for row, e in zip(rows, examples, strict=True)
+    ]
+    for name, inquire in (("correctness", correctness_inquiry), ("reasoning", explanation_inquiry)):
         if name in names:
-            inquiries = [_inquiry(name, *pair) for pair in zip(rows, examples, strict=True)]
-            verdicts = iter(judge_of(name, judges).ask([each for each in inquiries if each]))
-            for row, inquiry in zip(found, inquiries, strict=True):
-                verdict = next(verdicts) if inquiry else NOTHING
-                row[name] = None if verdict is None else int(verdict.choice) / BEST
-                row[f"{name}_reason"] = "not readable" if verdict is None else verdict.reason
+            verdicts = judge_of(name, judges).ask([inquire(*texts) for texts in known])
+            for row, verdict in zip(found, verdicts, strict=True):
+                row[name] = value(verdict)
+                row[f"{name}_reason"] = verdict.reason if verdict else "not readable"
     if "similarity" in names:
-        said = [reasoning(row["completion"]) for row in rows]
-        references = [example.reasoning for example in examples]
-        pairs = list(zip(said, references, strict=True))
+        pairs = [(reasoning(text), reference) for text, *_, reference in known]
         cosines = judge_of("similarity", judges).similarity(pairs)
-        for row, reference, cosine in zip(found, references, cosines, strict=True):
+        for row, (_, reference), cosine in zip(found, pairs, cosines, strict=True):
             row["similarity"] = cosine if reference else None
     return found
-
-
-def _inquiry(name: str, row: Row, example: Any) -> Inquiry | None:
-    """Return the question to the judge about a row; None if the row's text is empty."""
-    shown = (example.letters, example.question, example.options, example.right_answers)
-    if name == "correctness":
-        return correctness_inquiry(row["completion"], *shown)
-    return explanation_inquiry(row["completion"], *shown, example.reasoning)
 
 
 def open_graders(
@@ -79,8 +62,7 @@ def open_graders(
 
 def judge_of(name: str, judges: Sequence[Judge | Encoder]) -> Any:
     """Return the judge that measures `name`. Raises RewardError if there is none."""
-    kind, remedy = KINDS[name]
     for judge in judges:
-        if isinstance(judge, kind):
+        if isinstance(judge, KINDS[name]):
             return judge
-    raise RewardError(f"--metrics {name}: needs a judge; add {remedy}")
+    raise RewardError(f"--metrics {name}: needs a judge; add {NEED_A_JUDGE[name]}")

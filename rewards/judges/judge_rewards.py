@@ -6,20 +6,20 @@ asked: it could only be talked into giving more.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from rewards import answers
-from rewards.columns import rows
+from rewards.columns import Texts, Values, rows
 from rewards.judges import judge_prompts
-from rewards.judges.interface import Inquiry
+from rewards.judges.interface import Inquiry, Verdict
 from rewards.judges.judge import Judge
 from rewards.judges.local import Encoder
 from rewards.scoring import Reward, RewardFunction, built_in, parse_rewards
 
-BEST = int(judge_prompts.GRADES[-1])
-Texts = Sequence[str]
-Values = list[float | None]
+# The value of each verdict. Grades are divided by the best one.
+VALUES = {"no": 0.0, "yes": 1.0} | {grade: int(grade) / 3 for grade in judge_prompts.GRADES}
+NOTHING = Verdict("0", "nothing was said")  # the verdict about an empty text, without a judge
 
 
 def judged_rewards(judges: Sequence[Judge | Encoder]) -> dict[str, RewardFunction]:
@@ -29,11 +29,9 @@ def judged_rewards(judges: Sequence[Judge | Encoder]) -> dict[str, RewardFunctio
     """
     found: dict[str, RewardFunction] = {}
     for judge in judges:
-        given = {"similarity": similarity}
-        if isinstance(judge, Judge):
-            given = {"semantic": semantic, "reasoning": explanation}
-            given |= {"correctness": correctness, "consistency": consistency}
-        found |= {name: partial(function, judge) for name, function in given.items()}
+        given = [semantic, reasoning, correctness, consistency]
+        for function in given if isinstance(judge, Judge) else [similarity]:
+            found[function.__name__] = partial(function, judge)
     return found
 
 
@@ -44,32 +42,27 @@ def semantic(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequen
     is ours (judge_prompts.py), and so is showing the reasoning alone. Reads the columns question
     and asked.
     """
-    values, inquiries = _zeros(completions, columns), {}
-    for i, (text, question) in enumerate(rows(completions, columns, "question")):
+    inquiries: list[Inquiry | Verdict | None] = []
+    for text, question, way in rows(completions, columns, "question", "asked"):
         thought = answers.reasoning(text)
-        if thought and values[i] is not None:
-            inquiries[i] = judge_prompts.coherence(question, thought)
-    for i, choice in _choices(judge, inquiries):
-        values[i] = None if choice is None else float(choice == "yes")
-    return values
+        asked = judge_prompts.coherence(question, thought) if thought else NOTHING
+        inquiries.append(None if way == "direct" else asked)
+    return [value(verdict) for verdict in judge.ask(inquiries)]
 
 
-def explanation(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
+def reasoning(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
     """The judge's grade of the explanation, 0 to 3, divided by 3.
 
     RARL (arXiv 2506.06600) rewards the quality of the reasoning; its formula is not published. The
     scale is that of its authors' evaluation (SilVar-Med); using it as a reward is ours. Reads the
     columns question, options, letters, references, reasoning and asked.
     """
-    names = ("letters", "question", "options", "references", "reasoning")
-    values, inquiries = _zeros(completions, columns), {}
-    for i, question in enumerate(rows(completions, columns, *names)):
-        inquiry = explanation_inquiry(*question)
-        if inquiry and values[i] is not None:
-            inquiries[i] = inquiry
-    for i, choice in _choices(judge, inquiries):
-        values[i] = None if choice is None else int(choice) / BEST
-    return values
+    names = ("letters", "question", "options", "references", "reasoning", "asked")
+    inquiries = [
+        None if way == "direct" else explanation_inquiry(*question)
+        for *question, way in rows(completions, columns, *names)
+    ]
+    return [value(verdict) for verdict in judge.ask(inquiries)]
 
 
 def correctness(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -79,15 +72,9 @@ def correctness(judge: Judge, prompts: Texts, completions: Texts, **columns: Seq
     reward is ours. Meant for open questions, which have no letters to compare. Reads the columns
     question, options, letters and references.
     """
-    values: Values = [0.0] * len(completions)
-    inquiries = {}
-    names = ("letters", "question", "options", "references")
-    for i, question in enumerate(rows(completions, columns, *names)):
-        if inquiry := correctness_inquiry(*question):
-            inquiries[i] = inquiry
-    for i, choice in _choices(judge, inquiries):
-        values[i] = None if choice is None else int(choice) / BEST
-    return values
+    questions = rows(completions, columns, "letters", "question", "options", "references")
+    verdicts = judge.ask([correctness_inquiry(*question) for question in questions])
+    return [value(verdict) for verdict in verdicts]
 
 
 def consistency(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -98,20 +85,16 @@ def consistency(judge: Judge, prompts: Texts, completions: Texts, **columns: Seq
     Whether the answer is right does not matter. None for open questions. Reads the columns
     question, options, letters and asked.
     """
-    values, inquiries, answered = _zeros(completions, columns), {}, {}
-    for i, row in enumerate(rows(completions, columns, "letters", "options", "question")):
-        text, letters, options, question = row
+    inquiries, answered = [], []
+    names = ("letters", "options", "question", "asked")
+    for text, letters, options, question, way in rows(completions, columns, *names):
         thought = answers.reasoning(text)
-        if not options:
-            values[i] = None
-        if not thought or values[i] is None:
-            continue
-        answered[i] = answers.answer_letter(text, letters, options)
-        if answered[i] is not None:
-            inquiries[i] = judge_prompts.conclusion(question, options, thought)
-    for i, choice in _choices(judge, inquiries):
-        values[i] = None if choice is None else float(choice == answered[i])
-    return values
+        letter = answers.answer_letter(text, letters, options) if thought else None
+        asked = judge_prompts.conclusion(question, options, thought) if letter else NOTHING
+        inquiries.append(None if way == "direct" or not options else asked)
+        answered.append(letter)
+    verdicts = zip(judge.ask(inquiries), answered, strict=True)
+    return [None if said is None else float(said.choice == letter) for said, letter in verdicts]
 
 
 def similarity(encoder: Encoder, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -121,37 +104,36 @@ def similarity(encoder: Encoder, prompts: Texts, completions: Texts, **columns: 
     opposite can be as similar as a synonym, so this reward never stands alone. None without a
     reference. Reads the columns reasoning and asked.
     """
-    values = _zeros(completions, columns)
-    pairs = {}
-    for i, (text, reference) in enumerate(rows(completions, columns, "reasoning")):
-        if not reference.strip():
-            values[i] = None
-        elif values[i] is not None:
-            pairs[i] = (answers.reasoning(text), reference)
-    for i, cosine in zip(pairs, encoder.similarity(list(pairs.values())), strict=True):
-        values[i] = max(0.0, cosine)
-    return values
+    pairs = []
+    for text, reference, way in rows(completions, columns, "reasoning", "asked"):
+        applies = way != "direct" and reference.strip()
+        pairs.append((answers.reasoning(text), reference) if applies else ("", ""))
+    cosines = zip(pairs, encoder.similarity(pairs), strict=True)
+    return [max(0.0, cosine) if reference else None for (_, reference), cosine in cosines]
 
 
 def explanation_inquiry(
     text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str
-) -> Inquiry | None:
-    """Ask how good the completion's reasoning is, from 0 to 3; None if it has no reasoning.
+) -> Inquiry | Verdict:
+    """Ask how good the completion's reasoning is, from 0 to 3; NOTHING if it has no reasoning.
 
     `reference` is the reference reasoning, which may be "".
     """
     thought, said = answers.reasoning(text), said_answer(text, letters, options)
     if not thought:
-        return None
+        return NOTHING
     return judge_prompts.explanation(question, options, references, reference, thought, said)
 
 
 def correctness_inquiry(
-    text: str, letters: Texts, question: str, options: Texts, references: Texts
-) -> Inquiry | None:
-    """Ask how right the completion's answer is, from 0 to 3; None without one answer block."""
+    text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str = ""
+) -> Inquiry | Verdict:
+    """Ask how right the completion's answer is, from 0 to 3; NOTHING without one answer block.
+
+    `reference`, the reference reasoning, is not shown to the judge.
+    """
     said = said_answer(text, letters, options)
-    return judge_prompts.correctness(question, options, references, said) if said else None
+    return judge_prompts.correctness(question, options, references, said) if said else NOTHING
 
 
 def said_answer(text: str, letters: Texts, options: Texts) -> str:
@@ -167,16 +149,9 @@ def said_answer(text: str, letters: Texts, options: Texts) -> str:
     return answers.answer_text(text) or ""
 
 
-def _zeros(completions: Texts, columns: Mapping[str, Sequence]) -> Values:
-    """Return 0.0 for each completion, but None where the question asks for no reasoning."""
-    return [None if way == "direct" else 0.0 for _, way in rows(completions, columns, "asked")]
-
-
-def _choices(judge: Judge, inquiries: Mapping[int, Inquiry]) -> Iterator[tuple[int, str | None]]:
-    """Yield each inquiry's key and the choice of its verdict; None if it is unreadable."""
-    verdicts = judge.ask(list(inquiries.values()))
-    for i, verdict in zip(inquiries, verdicts, strict=True):
-        yield i, verdict and verdict.choice
+def value(verdict: Verdict | None) -> float | None:
+    """Return what a verdict is worth, 0.0 to 1.0; None if it is unreadable or does not apply."""
+    return None if verdict is None else VALUES[verdict.choice]
 
 
 def reward_terms(spec: str, length_cap: int, judges: Sequence[Judge | Encoder]) -> list[Reward]:

@@ -10,12 +10,13 @@ import math
 import os
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.interface import Inquiry, JudgeError, Verdict, Verdicts
 
 ROWS = 8  # rows in one forward pass
 FORM = "Reply with one of these and nothing else: {choices}."
@@ -35,15 +36,13 @@ class LanguageModel:
     def __init__(self, name: str) -> None:
         self.model, self.tokenizer = _load("hf", name, "AutoModelForCausalLM")
         self.identity = ("hf", name, _version(name, self.model), FORM)
-        self.retries = 0
+        self.repeated: list[str] = []
         self.shown = f"judge hf:{name}"
         config = self.model.config.get_text_config()
         self._longest = getattr(config, "max_position_embeddings", None) or math.inf
         self._frame = self._make_frame()
 
-    def verdicts(
-        self, inquiries: Sequence[Inquiry]
-    ) -> Generator[tuple[int, Verdict | None], None, None]:
+    def verdicts(self, inquiries: Sequence[Inquiry]) -> Verdicts:
         """Yield each inquiry's index and verdict, in order; no verdict is ever None."""
         for start in range(0, len(inquiries), ROWS):
             batch = inquiries[start : start + ROWS]
@@ -57,18 +56,13 @@ class LanguageModel:
 
         questions = [self.encode(inquiry) for inquiry in inquiries]
         # A row ends before a choice's last token, so all choices of one token share a row.
-        rows = {
-            prompt + choice[:-1]: len(prompt) - 1
-            for prompt, choices in questions
-            for choice in choices
-        }
+        rows = {}
+        for prompt, choices in questions:
+            rows |= {prompt + choice[:-1]: len(prompt) - 1 for choice in choices}
         logprobs = self._next_logprobs(rows)
         found = []
         for inquiry, (prompt, choices) in zip(inquiries, questions, strict=True):
-            sums = [
-                logprobs[prompt + choice[:-1]].gather(1, torch.tensor(choice)[:, None]).sum()
-                for choice in choices
-            ]
+            sums = [logprobs[prompt + ids[:-1]][range(len(ids)), ids].sum() for ids in choices]
             shares = torch.stack(sums).softmax(dim=0).tolist()
             found.append(dict(zip(inquiry.choices, shares, strict=True)))
         return found
@@ -109,13 +103,13 @@ class LanguageModel:
         """
         head, middle, tail = self._frame
         form = FORM.format(choices=", ".join(inquiry.choices))
-        before = [*self._ids(head), *self._text_ids(f"{inquiry.system}\n\n{form}")]
-        before += self._ids(middle)
-        ends = [self._ids(tail + choice) for choice in inquiry.choices]
+        before = [*self._ids(head, True), *self._ids(f"{inquiry.system}\n\n{form}")]
+        before += self._ids(middle, True)
+        ends = [self._ids(tail + choice, True) for choice in inquiry.choices]
         # Tokens that all choices start with belong to the prompt; a choice keeps at least one.
         together = zip(*(end[:-1] for end in ends), strict=False)
         common = len(list(takewhile(lambda tokens: len(set(tokens)) == 1, together)))
-        user = self._text_ids(inquiry.user)
+        user = self._ids(inquiry.user)
         room = self._longest - len(before) - max(map(len, ends))
         if len(user) > room:
             if room < 2:
@@ -131,28 +125,21 @@ class LanguageModel:
         texts in the user's turn. Raises JudgeError if neither works.
         """
         if not self.tokenizer.chat_template:
-            start = self.tokenizer("")["input_ids"][:1]
-            begins = start == [self.tokenizer.bos_token_id]
+            begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
             return [self.tokenizer.bos_token if begins else "", "\n\n", "\n\nVerdict: "]
         apart = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
         for turns in (apart, [{"role": "user", "content": f"{SYSTEM}\n\n{USER}"}]):
-            try:
+            with suppress(Exception):  # "System role not supported": templates word it freely
                 text = self.tokenizer.apply_chat_template(
                     turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
                 )
-            except Exception:  # such as "System role not supported": templates word it freely
-                continue
-            if len(frame := re.split(f"{SYSTEM}|{USER}", text)) == 3:
-                return frame
+                if len(frame := re.split(f"{SYSTEM}|{USER}", text)) == 3:
+                    return frame
         raise JudgeError(f"{self.shown}: no use of its chat template; take an instruct model")
 
-    def _ids(self, text: str) -> list[int]:
-        """Encode a text of ours or of the template; special tokens are read as such."""
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    def _text_ids(self, text: str) -> list[int]:
-        """Encode a text from elsewhere; no token of it is special."""
-        off = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    def _ids(self, text: str, ours: bool = False) -> list[int]:
+        """Encode a text; special tokens are read as such only in texts of `ours` or a template."""
+        off = {"add_special_tokens": False, "split_special_tokens": not ours, "verbose": False}
         return self.tokenizer(text, **off)["input_ids"]
 
 
@@ -210,29 +197,26 @@ class Encoder:
 
 def _load(kind: str, name: str, auto: str) -> tuple[Any, Any]:
     """Load the model, in eval mode, and its tokenizer. Raises JudgeError."""
+    import torch
+    import transformers
+
     what = f"judge {kind}:{name}"
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise JudgeError(f"{what}: pip install torch transformers") from None
     source = os.path.expanduser(name)
     if not os.path.isdir(source) and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise JudgeError(f"{what}: no such folder; give a folder or a hub id")
-    on_gpu = torch.cuda.is_available()
+    gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, report = getattr(transformers, auto).from_pretrained(
-            source, dtype=torch.bfloat16 if on_gpu else torch.float32, **safe
-        )
+        model, report = getattr(transformers, auto).from_pretrained(source, dtype=dtype, **safe)
     except Exception as error:  # hub, json, tokenizers and safetensors raise many kinds
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise JudgeError(f"{what}: cannot be loaded: {reason}; download it again") from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]  # a pooler is not used
     if missing:  # they would be random, and so would the verdicts
         raise JudgeError(f"{what}: lacks the weights {missing[0]}, ...; use another model")
-    return model.eval().requires_grad_(False).to("cuda" if on_gpu else "cpu"), tokenizer
+    return model.eval().requires_grad_(False).to(device), tokenizer
 
 
 def _version(name: str, model: Any) -> str:

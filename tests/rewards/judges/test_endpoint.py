@@ -121,7 +121,8 @@ def test_pauses_double_from_wait_and_honour_retry_after(server):
     in_decades = {"Retry-After": formatdate(4e9, usegmt=True)}
     server.faults = [500, 500, (429, {"Retry-After": "7"}, b"{}"), (503, in_decades, b"{}")]
     pauses: list[float] = []
-    judge = judge_at(server, wait=1.0, sleep=pauses.append)
+    judge = judge_at(server, wait=1.0)
+    judge.model._over.wait = pauses.append
     assert judge.ask([INQUIRY]) == [YES]
     first, second, third, fourth = pauses
     assert 1.0 <= first <= 1.5

@@ -142,7 +142,7 @@ def test_a_cache_that_cannot_be_written_is_said_in_one_line(server, tmp_path):
 
 def test_a_comma_list_holds_one_judge_of_a_kind(server):
     assert open_judges(None) == []
-    (judge,) = open_judges(f" {server.url}, ", "judge-1", None, wait=0.0)
+    (judge,) = open_judges(f" {server.url}, ", "judge-1")
     assert judge.ask(INQUIRIES[:1]) == [YES]
     with pytest.raises(RewardError, match="two of one kind"):
         open_judges(f"{server.url},hf:folder", "judge-1")
