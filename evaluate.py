@@ -29,7 +29,7 @@ from data.evaluation_questions import Tests, load_tests
 from data.example import VQAExample
 from data.images import ImageFile
 from data.load import fingerprint, is_drawn, with_names
-from grpo.distributed import by_all, processes, rank, share, world
+from grpo.distributed import by_all, gathered, processes, rank, share, world
 from grpo.run.atomic import write_json
 from grpo.run.folder import newest_run, same_but_seed
 from grpo.settings.config import Config, cache_folder
@@ -68,8 +68,9 @@ def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, flo
 
 def score_run(policy: Policy, config: Config, tests: Tests, run: Path) -> dict[str, Any]:
     """The table of base and trained policy on the tests; {} without any. `run` keeps answers."""
-    answers = Scorer(policy, config, Options(), run).ask(tests) if tests else {}
-    return tabulate(answers, config.modality) if tests else {}
+    if not tests:
+        return {}
+    return tabulate(Scorer(policy, config, Options(), run).ask(tests), config.modality)
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Scorer:
     ) -> Answers:
         """All answers of base and trained policy, or of one of these `models`.
 
-        A further way of asking makes a model of its own in the table; controls, samples and figures
-        go with the first way.
+        Each further way of asking is a model of its own in the table. Controls, samples and figures
+        use the first way only.
         """
         (first, *others) = self.options.ways or (self.config.prompt,)
         k, temperature, found = self.options.samples, self.options.temperature, {}
@@ -147,7 +148,7 @@ class Scorer:
         return [drawn(*pair) for pair in zip(examples, texts, strict=True)]
 
     def measure(self, judges: Sequence[Any], tests: Tests, answers: Any, file: str) -> Any:
-        """The figures of --metrics for each answered question; files keep them with all reasons."""
+        """The figures of --metrics for each answer; a file a modality keeps them with reasons."""
         measured, found = self.options.measured, {}
         grade = partial(graded, names=measured, judges=judges)
         likelihood = partial(reference_nll, self.policy, batch_size=self.options.batch_size)
@@ -203,7 +204,7 @@ def evaluate(
     others = rivals(options, config, tests)
     controls, priors, coinciding = {}, {}, {}
     if options.controls != "none":
-        # A run learned from its own data, whatever it is asked now.
+        # The priors learn from what the run was trained on, even if --data asks about other data.
         learned = config if options.model else subject(replace(options, data=None))[0]
         most = FAST if options.controls == "fast" else None
         controls, priors, coinciding = questions.control_questions(tests, learned, most)
@@ -227,7 +228,7 @@ def ask_one(policy: Policy, config: Config, options: Options) -> str:
     """The reasoning, the answer and the probability of each letter for one question."""
     image = ImageFile(Path(options.image))
     example = VQAExample(options.image, (image,), options.question, options.choices, 0, "", "")
-    way = "direct" if config.prompt == "direct" else "reason"  # the options are to be seen
+    way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides the options
     scorer = Scorer(policy, config, options, Path())
     return text.one(*scorer.predict(questions.asked([example], way)))
 
@@ -238,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with processes():
         options = Options(**parse_flags(Options, argv, "evaluate.py", about))
         if not (options.run or options.model):
-            options = replace(options, run=str(newest_run()))  # once: another may finish meanwhile
+            # Once, by one process: another run may finish meanwhile.
+            options = replace(options, run=gathered(None if rank() else str(newest_run()))[0])
         if rank() and (options.export_merged or options.image):
             return  # work for one
         config, adapter, folder = subject(options)

@@ -50,7 +50,7 @@ from rewards.scoring import RewardError, score
 def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    explains = "--explain" in words  # no setting of a run: it makes none
+    explains = "--explain" in words  # not a setting: it makes no run folder
     try:
         with processes():
             flags, memory = memory_flags(words)
@@ -82,8 +82,11 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     adapter = starting_adapter(config)
     policy = open_policy(config, adapter)
     plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
+    if memory.dry_run:
+        return plan
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
+    # As if the run had begun earlier, by the seconds that it has already taken
     started -= restore(point.checkpoint, policy, optimizer, begun_with)
 
     draw = training_draw(examples, config)
@@ -92,8 +95,6 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
         steps = sft(policy, optimizer, draw, target, config, point.step)
     else:
         steps = grpo(policy, optimizer, draw, reward, config, point.step)
-    if memory.dry_run:
-        return plan
     if explains:
         return explanation(policy, next(steps), config, described)
 
@@ -111,7 +112,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
                     step.metrics |= total(judge.counts())
                 step.metrics |= memory_metrics(policy.device, step.cuts)
                 record.record(step)
-                if record.stop_requested:
+                if record.stop_requested:  # leaving the recorder saves, then ends the run
                     break
         table = score_run(policy, config, tests, run)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")

@@ -28,7 +28,11 @@ def load_tests(config: Config, skipped: Skips = None) -> Tests:
     tests = {}
     for modality in (config.modality, *config.ood_modalities):
         of_one = replace(config, modality=modality)
-        examples = load_split(of_one, "test", config.eval_size, skipped)
+        try:
+            examples = load_split(of_one, "test", config.eval_size, skipped)
+        except UsageError as error:
+            unseen = modality != config.modality
+            raise UsageError(f"{error}; or leave it out of --ood" if unseen else error) from None
         if not examples:
             remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
             raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")

@@ -61,7 +61,7 @@ class Policy(Protocol):
         """log pi_theta of every completion token (n,), and the entropy there (n,), no gradient."""
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it, `logprobs` is that of the policy before training."""
+        """Inside it, `logprobs` is that of the policy as this run began."""
 
     def passes(self, groups: Groups) -> list[list[int]]:
         """Indices of the groups that go through the model together."""

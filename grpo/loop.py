@@ -8,9 +8,9 @@ A step has B groups; a group is one prompt and G completions of it. Shapes:
     (n,)    the tokens of one pass through the model; `at` (n,) are their places in (N,)
 
 Two things look like bugs and are not. On the first update after a rollout the policy that scores
-is the one that sampled: the ratio is exactly 1, and as advantages sum to 0 so does the `grpo` loss
-(but for beta KL). Its gradient does not; it is that of REINFORCE with a baseline. And the KL starts
-at exactly 0, because fresh adapters change nothing.
+is the one that sampled: the ratio is exactly 1. The advantages of a group sum to 0, so the `grpo`
+loss is 0 but for beta KL; its gradient is not, it is that of REINFORCE with a baseline. And the KL
+starts at exactly 0, because training starts at the reference.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def grpo_step(
     rollout = sample_groups(policy, draw, reward, config, step)
     clock.lap("rollout")
 
-    # A_i = (r_i - mean(r)) / std(r): one for a completion, the same for all its tokens
+    # A_i = (r_i - mean(r)) / (std(r) + 1e-4): one for a completion, the same for all its tokens
     advantages = group_advantages(rollout.rewards, config.scale_rewards)  # (B, G)
     # 1/G sum_i 1/|o_i| sum_t, or another aggregation: one weight a token of the whole step
     weights = token_weights(rollout.lengths, config.loss, config.max_completion_length)  # (N,)
@@ -58,11 +58,11 @@ def grpo_step(
     tokens = Tokens(weights=weights, advantages=advantages.flatten()[rollout.row])
     passes = Passes(policy, rollout.groups, live)
 
-    # log pi_ref(o_t), the policy before training
+    # log pi_ref(o_t): the policy as this run began
     if beta > 0:
         with torch.no_grad(), policy.reference():
             passes.run(reference_pass, policy, config, tokens)
-        summed(tokens.ref_logprobs)
+        summed(tokens.ref_logprobs)  # each process wrote its own places, 0 elsewhere
     clock.lap("reference")
 
     updates = []
@@ -82,7 +82,7 @@ def grpo_step(
         rollout=rollout,
         advantages=advantages,
         weights=weights,
-        old_logprobs=updates[0].logprobs,  # those of all processes: the weights had not moved
+        old_logprobs=updates[0].logprobs,  # equal: the weights had not moved; of all processes
         ref_logprobs=tokens.ref_logprobs if beta > 0 else None,
         updates=updates,
         suspects=[rollout.examples[b] for b in passes.suspects],
@@ -112,7 +112,7 @@ def policy_pass(
     # min(rho A, clip(rho, 1 - eps, 1 + eps_high) A)
     bounds = clip_bounds(config.clip_eps, config.clip_eps_high)
     surrogate = clipped_surrogate(ratio, tokens.advantages[at], *bounds)
-    # KL = x - log x - 1, x = pi_ref / pi_theta; without a reference that to itself, which is 0
+    # KL = x - log x - 1, x = pi_ref / pi_theta; without a reference, to the policy itself: 0
     kl = k3_kl(logprobs, tokens.ref_logprobs[at] if config.kl_coef > 0 else logprobs)
     # - w (L - beta KL), summed
     loss = -tokens.weights[at] * (surrogate - config.kl_coef * kl)

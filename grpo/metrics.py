@@ -21,7 +21,7 @@ from grpo.rollout import Rollout
 from grpo.settings.config import Config
 
 PER_TOKEN = ("logprobs", "ratio", "kl", "entropy", "loss")  # what a pass sees of a token
-GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # of an update, as metrics
+GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # fields of Update, as metrics too
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Clock:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """What was sampled, what it earned. `reward_std`: mean of the groups' own (ddof 1) std."""
+    """The metrics of completions and rewards. `reward_std`: mean of the groups' std (ddof 1)."""
     lengths = rollout.lengths.float()
     truncated = [t for group in rollout.groups for t in group.truncated]
     return {

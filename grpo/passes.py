@@ -52,7 +52,7 @@ class Passes:
             for gradient in self._gradients():
                 gradient.zero_()
             if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                torch.cuda.empty_cache()  # blocks of the old sizes would stay reserved
 
     def _attempt(self, body: Callable[..., None], arguments: tuple[Any, ...]) -> list[Pass] | None:
         """Run every pass once. None: done; else the smaller passes to start again with."""
@@ -60,10 +60,10 @@ class Passes:
             if not self._fits(body, groups, at, *arguments):
                 return self._halved()
             if self.suspects or not torch.is_grad_enabled():
-                continue
+                continue  # the group is known already, or no gradient is computed
             if get_total_norm(self._gradients()).isfinite():
                 continue
-            if len(groups) > 1:  # which of them was it? The step updates nothing anyway
+            if len(groups) > 1:  # run again to name it: this step will not update anyway
                 return [part for one in self.plan for part in singles(*one)]
             self.suspects = self._group_of[at.cpu()].unique().tolist()
         return None

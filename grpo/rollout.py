@@ -29,7 +29,8 @@ class ScoredGroup:
 
 @dataclass
 class Rollout:
-    """B groups, their rewards (B, G), and the parts by name, (B, G), NaN where not applicable."""
+    """B groups with their rewards (B, G). `parts` holds each reward by name, (B, G); NaN: it does
+    not apply."""
 
     examples: list[Example]
     groups: list[Group]
@@ -58,7 +59,7 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
     filled: dict[int, ScoredGroup] = {}
     for attempt in range(config.dynamic_sampling + 1):
         examples = [draw(step, slot, attempt) for slot in slots]
-        # o_1 .. o_G ~ pi_old(. | q): nothing has trained since the last step, so the policy as is
+        # o_1 .. o_G ~ pi_old(. | q): no update has been made since, so the policy is pi_old
         groups = policy.sample(
             policy.encode(share(examples)),
             config.group_size,
@@ -71,7 +72,7 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
             scored = exchanged(policy, examples, scored)
         filled |= zip(slots, scored, strict=True)
 
-        # Equal rewards: every advantage of the group would be 0
+        # Equal rewards: every advantage of the group would be 0. What is left at the end stays.
         slots = [slot for slot in slots if zero_variance(_tensor(policy, [filled[slot].rewards]))]
         if not slots or attempt == config.dynamic_sampling:
             break
@@ -127,17 +128,16 @@ def exchanged(
         }
         for mine in scored
     ]
-    # The other processes have already computed the features of their images: encoding all prompts
-    # here only reads the cache on disk.
+    records = in_order(gathered(records))
+    # Now every process has computed the features of its own images: with a cache on disk, encoding
+    # all prompts here only reads it.
     return [
         ScoredGroup(
             example=example,
             group=policy.completed(prompt, record["ids"], record["truncated"]),
             **record["scores"],
         )
-        for example, prompt, record in zip(
-            examples, policy.encode(examples), in_order(gathered(records)), strict=True
-        )
+        for example, prompt, record in zip(examples, policy.encode(examples), records, strict=True)
     ]
 
 
