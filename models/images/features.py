@@ -8,6 +8,7 @@ cache folder. Sampling, the policy pass and the reference pass all use the same 
 from __future__ import annotations
 
 import hashlib
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -152,11 +153,10 @@ class VisionCache:
 
     def _read(self, name: str) -> Features | None:
         kept = self.files.read(name)
-        if kept is None:
+        if kept is None or kept[0].ndim != 2:
             return None
-        features, (t, h, w) = kept
-        whole = features.ndim == 2 and len(features) * self.processor.merge_size**2 == t * h * w
-        return kept if whole else None
+        patches = len(kept[0]) * self.processor.merge_size**2
+        return kept if patches == math.prod(kept[1]) else None
 
     def _patches(self, pixels: Image.Image, key: str) -> Patches:
         try:
@@ -177,10 +177,9 @@ class VisionCache:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            problem = f"image {key}: out of memory in the vision tower"
             remedy = "use another --out with a smaller --max-pixels"
-            raise SettingsError(
-                f"image {key}: out of memory in the vision tower; {remedy}"
-            ) from None
+            raise SettingsError(f"{problem}; {remedy}") from None
         (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
         t, h, w = patches[1][0].tolist()
         return features.cpu().clone(), (t, h, w)
