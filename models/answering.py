@@ -71,9 +71,7 @@ def _log_likelihoods(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
     return found
 
 
-def reference_nll(
-    policy: Policy, examples: Sequence[Any], batch_size: int
-) -> list[dict[str, float]]:
+def reference_nll(policy: Policy, examples: list[Any], batch_size: int) -> list[dict[str, float]]:
     """`reference_nll`, -log p of a question's reference answer in nats, and `reference_tokens`.
 
     The reference answer is the right one in the format, with the reference reasoning before it if

@@ -27,12 +27,9 @@ STOPS = ("<|im_end|>", "<|endoftext|>")  # both of Qwen's end tokens stop a comp
 class Example(Protocol):
     """What a question must offer (data/example.py has it)."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def images(self) -> tuple[ImageSource, ...]: ...
+    id: str
+    prompt: str
+    images: tuple[ImageSource, ...]
 
 
 class Chat:

@@ -94,8 +94,7 @@ def write_folder(policy: Policy, folder: Path) -> None:
     processor["processor_class"] = "Qwen2VLProcessor"
     made = {"config": config, "generation_config": generation, "preprocessor_config": processor}
     for name, content in made.items():
-        text = json.dumps(content, indent=2) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     weights = {published(name): tensor for name, tensor in lora.merged(policy.model).items()}
     save_torch_state_dict(
         weights, folder, max_shard_size=SHARD_SIZE, shared_tensors_to_discard=["lm_head.weight"]
@@ -106,9 +105,8 @@ def write_folder(policy: Policy, folder: Path) -> None:
 
 def base_file(source: str, name: str) -> Path | None:
     """A file of the base, from its folder or from the hub's cache, where it has one of the name."""
-    here = {"local_files_only": True, "_raise_exceptions_for_connection_errors": False}
     try:
-        return find(source, name, **here)
+        return find(source, name, local_files_only=True)
     except OSError:  # not the name of a model: a folder that is gone
         return None
 

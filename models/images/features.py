@@ -35,8 +35,7 @@ Patches = tuple[Tensor, Tensor]  # (t*h*w, values of a patch) and the grid (1, 3
 class ImageSource(Protocol):
     """An image as the policy needs it. The key is stable: equal keys mean equal pixels."""
 
-    @property
-    def key(self) -> str: ...
+    key: str
 
     def open(self) -> Image.Image: ...
 
@@ -153,10 +152,9 @@ class VisionCache:
 
     def _read(self, name: str) -> Features | None:
         kept = self.files.read(name)
-        if kept is None or kept[0].ndim != 2:
-            return None
-        patches = len(kept[0]) * self.processor.merge_size**2
-        return kept if patches == math.prod(kept[1]) else None
+        merged = self.processor.merge_size**2  # patches that become one row of features
+        whole = kept and kept[0].ndim == 2 and len(kept[0]) * merged == math.prod(kept[1])
+        return kept if whole else None
 
     def _patches(self, pixels: Image.Image, key: str) -> Patches:
         try:
@@ -178,8 +176,8 @@ class VisionCache:
             if not out_of_memory(error):
                 raise
             problem = f"image {key}: out of memory in the vision tower"
-            remedy = "use another --out with a smaller --max-pixels"
-            raise SettingsError(f"{problem}; {remedy}") from None
+            raise SettingsError(
+                f"{problem}; use another --out with a smaller --max-pixels"
+            ) from None
         (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
-        t, h, w = patches[1][0].tolist()
-        return features.cpu().clone(), (t, h, w)
+        return features.cpu().clone(), tuple(patches[1][0].tolist())

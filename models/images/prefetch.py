@@ -62,13 +62,11 @@ class Prefetcher:
                 self._threads[-1].start()
 
     def _run(self) -> None:
-        while task := self._next():
-            image, future = task
+        for image, future in iter(self._next, None):
             try:
                 future.set_result(self._work(image))
             except Exception as error:  # raised again in `take`
                 future.set_exception(error)
-            del task, image, future
 
     def _next(self) -> tuple[Any, Future] | None:
         """The next image of a thread; None, and the thread ends, if there is none, or no room."""

@@ -60,15 +60,6 @@ def file_problems(source: str) -> Iterator[str]:
     yield from _detours(source)
 
 
-def model_problems(
-    model: nn.Module, report: dict[str, Any], tokenizer: Any, processor: Any
-) -> Iterator[str]:
-    """Problems of what was read. `report` is transformers' on the weights."""
-    yield from _weights(report, model)
-    yield from _fit(model.config, tokenizer, processor)
-    yield from _processor(processor)
-
-
 def _type(source: str) -> Iterator[str]:
     config, _ = PreTrainedConfig.get_config_dict(source)
     kind = config.get("model_type") if isinstance(config, dict) else None
@@ -123,8 +114,9 @@ def _detours(source: str) -> Iterator[str]:
             yield f"{INDEX} leads to {shard}; only safetensors of its own are read, save it so"
 
 
-def _weights(report: dict[str, Any], model: nn.Module) -> Iterator[str]:
-    """transformers fills missing weights with random numbers, drops the rest, and only warns."""
+def weight_problems(report: dict[str, Any], model: nn.Module) -> Iterator[str]:
+    """Problems of the weights. `report` is transformers': it fills missing weights with random
+    numbers, drops the rest, and only warns."""
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     lacking, extra = {*report["missing_keys"], *misshapen}, report["unexpected_keys"]
     # A sum is not finite if any number is not, and it is much faster than looking at each.
@@ -139,7 +131,7 @@ def _weights(report: dict[str, Any], model: nn.Module) -> Iterator[str]:
             yield f"{len(keys)} {problem} ({keys[0]}, ...){AGAIN}"
 
 
-def _fit(config: Any, tokenizer: Any, processor: Any) -> Iterator[str]:
+def mixture_problems(config: Any, tokenizer: Any, processor: Any) -> Iterator[str]:
     """Files of two models in one folder load without an error."""
     if tokenizer.chat_template is None:
         yield "has no chat template; use an -Instruct model"
@@ -148,15 +140,13 @@ def _fit(config: Any, tokenizer: Any, processor: Any) -> Iterator[str]:
         yield "uses sliding-window attention, which is not supported"
     pad = tokenizer.get_vocab().get("<|image_pad|>", image)  # none: see Chat
     if pad != image or len(tokenizer) > text.vocab_size:
-        problem = "its tokenizer and its config.json are of two models"
-        yield f"{problem} (image token {pad} and {image}){AGAIN}"
+        yield f"its tokenizer and config.json are of two models (image token {pad}, {image}){AGAIN}"
     patches = (tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size)
     if patches != (processor.patch_size, processor.merge_size, processor.temporal_patch_size):
-        problem = "its preprocessor_config.json and its config.json cut images into different"
-        yield f"{problem} patches{AGAIN}"
+        yield f"its preprocessor_config.json and config.json cut different patches{AGAIN}"
 
 
-def _processor(processor: Any) -> Iterator[str]:
+def processor_problems(processor: Any) -> Iterator[str]:
     """Prepare one blank picture now, rather than the first real one at some step."""
     try:
         pixels = processor(images=[Image.new("RGB", (56, 56))], return_tensors="pt")["pixel_values"]

@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLImageProcessorPil as ImageProcessor  # resizes with Pillow
 from transformers.utils import logging
 
 from grpo.settings.errors import UsageError
-from models.loading.checks import file_problems, find, model_problems, read_json, refuse
+from models.loading import checks
 
 # The tiny Qwen2-VL that ships with the project, and an earlier state of its pretraining.
 SHIPPED = {name: Path(__file__).parents[1] / name for name in ("phantom", "phantom-base")}
-
-# The class that resizes with Pillow; its name has changed between versions.
-ImageProcessor = getattr(transformers, "Qwen2VLImageProcessorPil", None) or (
-    transformers.Qwen2VLImageProcessor
-)
 
 
 def folder_of(name: str) -> Path:
@@ -47,7 +42,7 @@ def load(
         remedy = "give a folder, a hub id like Qwen/Qwen2-VL-2B-Instruct, or phantom"
         raise UsageError(f"model {name}: no such folder; {remedy}")
     try:
-        refuse(name, file_problems(source))
+        checks.refuse(name, checks.file_problems(source))
         # transformers prints no tables of problems: we raise one line if it matters.
         with ExitStack() as after:
             after.callback(logging.set_verbosity, logging.get_verbosity())
@@ -61,11 +56,11 @@ def load(
     except Exception as error:  # hub, json, tokenizers and safetensors raise errors of any kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         where = "folder" if is_folder else "hub id (is the network there?)"
-        raise UsageError(
-            f"model {name}: cannot be loaded from this {where}: {reason}; download it again, "
-            "or use --model phantom"
-        ) from error
-    refuse(name, model_problems(model, report, tokenizer, processor))
+        problem = f"model {name}: cannot be loaded from this {where}: {reason}"
+        raise UsageError(f"{problem}; download it again, or use --model phantom") from error
+    checks.refuse(name, checks.weight_problems(report, model))
+    checks.refuse(name, checks.mixture_problems(model.config, tokenizer, processor))
+    checks.refuse(name, checks.processor_problems(processor))
     if max_pixels is not None:
         _limit_pixels(processor, max_pixels)
     return model.requires_grad_(False).eval(), tokenizer, processor
@@ -74,15 +69,15 @@ def load(
 def _read(source: str, dtype: torch.dtype) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Tokenizer, image processor, model, and transformers' report on the weights."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.chat_template is None and (file := find(source, "chat_template.json")):
-        tokenizer.chat_template = read_json(file)["chat_template"]  # kept there in some folders
+    # Some folders keep the template in a file of its own.
+    if tokenizer.chat_template is None and (file := checks.find(source, "chat_template.json")):
+        tokenizer.chat_template = checks.read_json(file)["chat_template"]
     processor = ImageProcessor.from_pretrained(source)
-    safely = {"use_safetensors": True, "trust_remote_code": False}
-    # Misshapen weights are in the report then, and model_problems names them.
-    reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = Qwen2VLForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, attn_implementation="sdpa", **safely, **reported
-    )
+    kind = {"dtype": dtype, "attn_implementation": "sdpa"}
+    safe = {"use_safetensors": True, "trust_remote_code": False}
+    # Misshapen weights are in the report then, and weight_problems names them.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = Qwen2VLForConditionalGeneration.from_pretrained(source, **kind, **safe, **told)
     return tokenizer, processor, model, report
 
 

@@ -70,16 +70,14 @@ DIRECT = ((0.4, "{text}"), (0.3, "Answer: {letter}"), (0.3, completion_text(None
 
 PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 ANSWERS = [text for _, answers in phantom.TYPES.values() for text in answers]
+SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 CAPTION_PROMPT = "Describe the findings."
 
 
 def user_turn(text: str, images: int = 1) -> str:
     """The prompt as the chat template writes it, `<|image_pad|>` not yet expanded."""
     content = "<|vision_start|><|image_pad|><|vision_end|>" * images + text
-    return (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    return f"{SYSTEM_TURN}<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def answer(example: VQAExample, rng: random.Random, kinds: Sequence[tuple[float, str]]) -> str:
@@ -199,9 +197,8 @@ def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m models.pretrain_phantom", description=__doc__.splitlines()[0]
-    )
+    name = "python -m models.pretrain_phantom"
+    parser = argparse.ArgumentParser(name, description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "phantom")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

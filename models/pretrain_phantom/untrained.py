@@ -15,7 +15,7 @@ SPECIAL = [
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
     *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
-MERGES = 600
+SIZE = 256 + 600  # of the vocabulary: bytes and merges
 # The chat format of Qwen2-VL: a default system turn, then turns of text and images.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -37,17 +37,12 @@ def make_tokenizer(corpus: list[str], folder: Path) -> None:
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
     alphabet = in_bytes.alphabet()
-    size = len(alphabet) + MERGES
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.model.save(str(folder))  # vocab.json, merges.txt
-    flags = {"special": True} | dict.fromkeys(
-        ("lstrip", "rstrip", "normalized", "single_word"), False
-    )
-    added = {
-        str(id): {"content": token} | flags
-        for id, token in enumerate(SPECIAL, tokenizer.get_vocab_size())
-    }
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    tokens = [{"content": token, "special": True, **plain} for token in SPECIAL]
+    added = {str(i): token for i, token in enumerate(tokens, tokenizer.get_vocab_size())}
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "added_tokens_decoder": added,
@@ -66,17 +61,16 @@ def make_model(tokenizer: AutoTokenizer, seed: int) -> Qwen2VLForConditionalGene
     """A random Qwen2-VL of 2 million parameters; its head has more rows than the vocabulary."""
     token = tokenizer.convert_tokens_to_ids
     spread = {"initializer_range": 0.06}  # about 1 / sqrt(hidden): it sees sooner
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tied = {"tie_word_embeddings": True}
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
-    text = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4} | heads | spread
+    text = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4} | spread | tied
     text |= {"vocab_size": -(-len(tokenizer) // 64) * 64 + 64, "max_position_embeddings": 2048}
-    text |= {"rope_parameters": rope, "tie_word_embeddings": True}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope}
     text |= {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
-    tower = {"depth": 4, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 128}
+    tower = {"depth": 4, "embed_dim": 128, "num_heads": 4, "hidden_size": 128}
     ids = {f"{name}_token_id": token(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     ids |= {f"{name}_token_id": token(f"<|{name}_pad|>") for name in ("image", "video")}
-    config = Qwen2VLConfig(
-        text_config=text, vision_config=tower | spread, tie_word_embeddings=True, **ids
-    )
+    tower |= spread
+    config = Qwen2VLConfig(text_config=text, vision_config=tower, **ids, **tied)
     torch.manual_seed(seed)
     return Qwen2VLForConditionalGeneration(config)
