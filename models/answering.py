@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grpo.settings.config import EVALUATION_STREAM, key_word
 from models.policy import Policy
-from models.tree import Group, Prompt
+from models.tree import Group
 
 OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
 
@@ -26,73 +26,52 @@ class Answer(NamedTuple):
 
 
 def answer(
-    policy: Policy,
-    examples: Sequence[Any],
-    max_completion_length: int,
-    reasoning: Callable[[str], str],
+    policy: Policy, examples: Sequence[Any], longest: int, reasoning: Callable[[str], str]
 ) -> list[Answer]:
-    """Answer each question twice.
+    """Answer each question twice, in `longest` tokens at most.
 
     Freely. And by forced choice: made to begin with a think block, then the likeliest letter after
     what it says there (`reasoning` of the text); this asks no format of the policy. A question that
     is asked directly is answered at once in both.
     """
+    greedy = {"group_size": 1, "keys": None, "temperature": 0.0, "max_completion_length": longest}
     prompts = policy.encode(examples)
-    groups = _greedy(policy, prompts, max_completion_length)
+    groups = policy.sample(prompts, **greedy)
     texts = [policy.decode(group.completions[0]) for group in groups]
-    thinks = [example.asked != "direct" for example in examples]
-    said = list(texts)
-    astray = [i for i, text in enumerate(texts) if thinks[i] and not text.startswith(OPENING)]
+    said = {i: text for i, text in enumerate(texts) if examples[i].asked != "direct"}
+    astray = [i for i, text in said.items() if not text.startswith(OPENING)]
     begun = [policy.begin(prompts[i], OPENING) for i in astray]
-    for i, group in zip(astray, _greedy(policy, begun, max_completion_length), strict=True):
+    for i, group in zip(astray, policy.sample(begun, **greedy), strict=True):
         said[i] = OPENING + policy.decode(group.completions[0])
-    thoughts = [
-        reasoning(text) if think else None for text, think in zip(said, thinks, strict=True)
-    ]
+    thoughts = [reasoning(said[i]) if i in said else None for i in range(len(texts))]
     choices = [  # an open question has none
         policy.group(prompt, [example.completion(thought, letter) for letter in example.letters])
         for prompt, example, thought in zip(prompts, examples, thoughts, strict=True)
     ]
-    return [
-        Answer(text, len(group.completions[0]), group.truncated[0], thought, logprobs)
-        for text, group, thought, logprobs in zip(
-            texts, groups, thoughts, _forced_choice(policy, choices), strict=True
-        )
-    ]
-
-
-def _greedy(policy: Policy, prompts: Sequence[Prompt], max_completion_length: int) -> list[Group]:
-    return policy.sample(
-        prompts, 1, None, temperature=0.0, max_completion_length=max_completion_length
-    )
+    answers = zip(texts, groups, thoughts, _log_likelihoods(policy, choices), strict=True)
+    found = []
+    for text, group, thought, likelihoods in answers:
+        length, choice = len(group.completions[0]), likelihoods.log_softmax(dim=0).tolist()
+        found.append(Answer(text, length, group.truncated[0], thought, choice))
+    return found
 
 
 @torch.no_grad()
 def _log_likelihoods(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
     """log p(o_i | prompt) of every completion of each group, (G,) each: its tokens' sum."""
-    found: list[Tensor] = [torch.empty(0) for _ in groups]
-    for places in policy.passes(groups):
-        chosen = [groups[i] for i in places]
-        logprobs, _ = policy.logprobs(chosen, temperature=1.0)  # (n,)
-        lengths = [len(ids) for group in chosen for ids in group.completions]
+    found = [torch.empty(0) for _ in groups]
+    asked = [i for i, group in enumerate(groups) if group.completions]
+    for places in policy.passes([groups[i] for i in asked]):
+        chosen = [asked[place] for place in places]
+        logprobs, _ = policy.logprobs([groups[i] for i in chosen], temperature=1.0)  # (n,)
+        lengths = [len(ids) for i in chosen for ids in groups[i].completions]
         sums = iter([part.sum() for part in logprobs.split(lengths)])
-        for i in places:
+        for i in chosen:
             found[i] = torch.stack([next(sums) for _ in groups[i].completions])
     return found
 
 
-def _forced_choice(policy: Policy, groups: Sequence[Group]) -> list[list[float]]:
-    """Log-probability of each whole completion of a group, normalised over the group; [] if the
-    group has none."""
-    found = iter(_log_likelihoods(policy, [group for group in groups if group.completions]))
-    return [
-        next(found).log_softmax(dim=0).tolist() if group.completions else [] for group in groups
-    ]
-
-
-def reference_nll(
-    policy: Policy, examples: Sequence[Any], batch_size: int
-) -> list[dict[str, float]]:
+def reference_nll(policy: Policy, examples: list[Any], batch_size: int) -> list[dict[str, float]]:
     """`reference_nll`, -log p of a question's reference answer in nats, and `reference_tokens`.
 
     The reference answer is the right one in the format, with the reference reasoning before it if
@@ -100,8 +79,8 @@ def reference_nll(
     """
     found = []
     for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
         groups = []
+        batch = examples[start : start + batch_size]
         for prompt, example in zip(policy.encode(batch), batch, strict=True):
             thought = None if example.asked == "direct" else example.reasoning
             groups.append(policy.group(prompt, [example.completion(thought)]))
@@ -112,21 +91,11 @@ def reference_nll(
 
 
 def samples(
-    policy: Policy,
-    examples: Sequence[Any],
-    max_completion_length: int,
-    *,
-    k: int,
-    temperature: float,
-    seed: int,
+    policy: Policy, examples: Sequence[Any], longest: int, *, k: int, temperature: float, seed: int
 ) -> list[list[str]]:
-    """k completions of each question, a function of (seed, question id) and not of the batch."""
+    """k completions of each question, in `longest` tokens at most: a function of (seed, question
+    id) and not of the batch."""
     keys = [(EVALUATION_STREAM, seed, 0, key_word(example.id), 0) for example in examples]
-    groups = policy.sample(
-        policy.encode(examples),
-        k,
-        keys,
-        temperature=temperature,
-        max_completion_length=max_completion_length,
-    )
+    settings = {"temperature": temperature, "max_completion_length": longest}
+    groups = policy.sample(policy.encode(examples), k, keys, **settings)
     return [[policy.decode(completion) for completion in group.completions] for group in groups]

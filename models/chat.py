@@ -27,12 +27,9 @@ STOPS = ("<|im_end|>", "<|endoftext|>")  # both of Qwen's end tokens stop a comp
 class Example(Protocol):
     """What a question must offer (data/example.py has it)."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def images(self) -> tuple[ImageSource, ...]: ...
+    id: str
+    prompt: str
+    images: tuple[ImageSource, ...]
 
 
 class Chat:
@@ -42,10 +39,8 @@ class Chat:
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         if lacking := [token for token in (*STOPS, *BANNED) if token not in vocabulary]:
-            raise UsageError(
-                f"the tokenizer {tokenizer.name_or_path} lacks {', '.join(lacking)}; "
-                "it is not Qwen2-VL's"
-            )
+            problem = f"the tokenizer {tokenizer.name_or_path} lacks {', '.join(lacking)}"
+            raise UsageError(f"{problem}; it is not Qwen2-VL's")
         self.end, self.eos = vocabulary[STOPS[0]], frozenset(vocabulary[stop] for stop in STOPS)
         self.image_pad = vocabulary[IMAGE_PAD]
         specials = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
@@ -70,10 +65,7 @@ class Chat:
 
     def pieces(self, ids: Tensor) -> list[str]:
         """The text of every token (n,) by itself; half of a character shows as U+FFFD."""
-        known = {
-            i: self.tokenizer.decode([i], skip_special_tokens=False) for i in set(ids.tolist())
-        }
-        return [known[i] for i in ids.tolist()]
+        return [self.tokenizer.decode([i], skip_special_tokens=False) for i in ids.tolist()]
 
     def encode(self, text: str, image_tokens: list[int]) -> tuple[Tensor, str]:
         """Ids (P,) of a user's turn, and the chat text, whose pads are not expanded.
@@ -95,21 +87,16 @@ class Chat:
         """The template around the user's text: (head, before, after, tail), split at the special
         tokens nearest to it."""
         content = [{"type": "image"}] * images + [{"type": "text", "text": PLACE}]
+        turn = [{"role": "user", "content": content}]
+        render = self.tokenizer.apply_chat_template
         try:
-            chat = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-            )
+            chat = render(turn, tokenize=False, add_generation_prompt=True)
+            if chat.count(PLACE) != 1 or chat.count(IMAGE_PAD) != images:
+                raise ValueError(f"does not write {images} images as {IMAGE_PAD} and the text once")
         except Exception as error:  # a template is a program of its own and may raise anything
-            raise UsageError(
-                f"the chat template of {self.tokenizer.name_or_path} fails ({error}); use an "
-                "-Instruct model, which has Qwen2-VL's own template"
-            ) from None
-        if chat.count(PLACE) != 1 or chat.count(IMAGE_PAD) != images:
-            raise UsageError(
-                f"the chat template of {self.tokenizer.name_or_path} does not write {images} "
-                f"images as {IMAGE_PAD} and the text once; use an -Instruct model, which has "
-                "Qwen2-VL's own template"
-            )
+            problem = f"the chat template of {self.tokenizer.name_or_path} fails ({error})"
+            remedy = "use an -Instruct model, which has Qwen2-VL's own template"
+            raise UsageError(f"{problem}; {remedy}") from None
         left, right = chat.split(PLACE)
         cut = max((match.end() for match in self._special.finditer(left)), default=0)
         following = self._special.search(right)

@@ -39,6 +39,5 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out: a GPU's by its class, a CPU's by its text."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
-        NO_MEMORY.search(str(error))
-    )
+    classes = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, classes) or bool(NO_MEMORY.search(str(error)))

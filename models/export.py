@@ -15,24 +15,23 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import save_torch_state_dict
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
 
 from grpo.settings.errors import UsageError
 from models import lora
 from models.attention import TreeAttention
 from models.layers import Layers
-from models.loading import load as loading
+from models.loading.checks import find
+from models.loading.load import load
 from models.policy import Policy
-from models.tree import Prompt
 
 COPIED = (
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json",
@@ -41,23 +40,10 @@ COPIED = (
 SHARD_SIZE = "4GB"
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """256 x 256 pixels from black to white."""
-
-    key: str = "gradient"
-
-    def open(self) -> Image.Image:
-        return Image.linear_gradient("L").convert("RGB")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The question that the two models are compared on."""
-
-    prompt: str = "Which side of the image is brighter?\nA) the upper\nB) the lower"
-    images: tuple[Gradient, ...] = (Gradient(),)
-    id: str = "export probe"
+# What the two models are compared on; the image is 256 x 256 pixels from black to white.
+GRADIENT = SimpleNamespace(key="gradient", open=lambda: Image.linear_gradient("L").convert("RGB"))
+QUESTION = "Which side of the image is brighter?\nA) the upper\nB) the lower"
+PROBE = SimpleNamespace(id="export probe", prompt=QUESTION, images=(GRADIENT,))
 
 
 def export_merged(policy: Policy, folder: Path | str) -> float:
@@ -96,20 +82,19 @@ def write_folder(policy: Policy, folder: Path) -> None:
     if described is None:
         raise UsageError(f"model {source}: its files are gone; put them back, then export")
     for name in COPIED:
-        if (file := base_file(source, name)) is not None:
+        if file := base_file(source, name):
             shutil.copyfile(file, folder / name)
-    config = json.loads(described.read_text("utf-8"))
-    dtype = str(policy.dtype).removeprefix("torch.")
+    named = partial(with_dtype, dtype=str(policy.dtype).removeprefix("torch."))
+    config = json.loads(described.read_text("utf-8"), object_hook=named)
     ends = sorted(policy.chat.eos - {policy.chat.end})
     generation = {"eos_token_id": [policy.chat.end, *ends], "pad_token_id": ends[0]}
     processor = json.loads(policy.vision.processor.to_json_string())
     limits = processor["size"]  # and by the names of 2024
     processor |= {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
-    write_json(folder / "config.json", with_dtype(config, dtype))
-    write_json(folder / "generation_config.json", generation)
-    write_json(
-        folder / "preprocessor_config.json", processor | {"processor_class": "Qwen2VLProcessor"}
-    )
+    processor["processor_class"] = "Qwen2VLProcessor"
+    made = {"config": config, "generation_config": generation, "preprocessor_config": processor}
+    for name, content in made.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     weights = {published(name): tensor for name, tensor in lora.merged(policy.model).items()}
     save_torch_state_dict(
         weights, folder, max_shard_size=SHARD_SIZE, shared_tensors_to_discard=["lm_head.weight"]
@@ -120,29 +105,19 @@ def write_folder(policy: Policy, folder: Path) -> None:
 
 def base_file(source: str, name: str) -> Path | None:
     """A file of the base, from its folder or from the hub's cache, where it has one of the name."""
-    if Path(source).is_dir():
-        file = Path(source) / name
-        return file if file.is_file() else None
     try:
-        kept = try_to_load_from_cache(source, name)
-    except HFValidationError:  # not the name of a model: a folder that is gone
+        return find(source, name, local_files_only=True)
+    except OSError:  # not the name of a model: a folder that is gone
         return None
-    return Path(kept) if isinstance(kept, str) else None
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def with_dtype(part: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A part of config.json with this dtype where it names one.
 
-
-def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json with this dtype wherever it names one.
-
-    >>> with_dtype({"torch_dtype": "bfloat16", "vision_config": {"dtype": "bfloat16"}}, "float32")
-    {'torch_dtype': 'float32', 'vision_config': {'dtype': 'float32'}}
+    >>> with_dtype({"torch_dtype": "bfloat16", "hidden_size": 8}, "float32")
+    {'torch_dtype': 'float32', 'hidden_size': 8}
     """
-    parts = {k: with_dtype(v, dtype) if isinstance(v, dict) else v for k, v in config.items()}
-    named = [key for key in ("torch_dtype", "dtype") if key in config]
-    return parts | dict.fromkeys(named, dtype)
+    return part | dict.fromkeys(part.keys() & {"torch_dtype", "dtype"}, dtype)
 
 
 def published(name: str) -> str:
@@ -157,23 +132,14 @@ def published(name: str) -> str:
 @torch.no_grad()
 def largest_difference(policy: Policy, folder: Path) -> float:
     """Between the policy's logits and those of transformers' own forward over the folder."""
-    (prompt,) = policy.encode([Probe()])
-    model, _, processor = loading.load(str(folder), torch.float32)
-    images = [image.open() for image in Probe().images]
+    (prompt,) = policy.encode([PROBE])
+    model, _, processor = load(str(folder), torch.float32)
     ids = prompt.input_ids[None]
-    theirs = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == policy.chat.image_pad).int(),
-        **processor(images=images, return_tensors="pt"),
-    ).logits[0]
-    return float((policy_logits(policy, prompt) - theirs).abs().max())
-
-
-def policy_logits(policy: Policy, prompt: Prompt) -> Tensor:
-    """(P, V) float32 on the CPU: the logits after every token of the prompt."""
-    ids = prompt.input_ids.to(policy.device)
+    inputs = processor(images=[GRADIENT.open()], return_tensors="pt")
+    inputs["mm_token_type_ids"] = (ids == policy.chat.image_pad).int()
+    theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+    ids = ids[0].to(policy.device)
     layers, x = Layers(policy.language_model), policy.embed(ids, [prompt])
     rope = layers.rope(prompt.position_ids.to(policy.device), x)
     hidden = layers(x, rope, TreeAttention([[len(ids)]]))  # (P, hidden)
-    return policy.head(hidden).float().cpu()
+    return float((policy.head(hidden).float().cpu() - theirs).abs().max())

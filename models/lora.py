@@ -14,6 +14,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -87,36 +88,30 @@ def merged(model: PeftModel) -> dict[str, Tensor]:
     layers = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
     tensors = {}
     for name, tensor in base.state_dict().items():
-        if "lora_" in name:
-            continue
-        layer = layers.get(name.removesuffix(".base_layer.weight"))
-        if layer is not None:
+        if layer := layers.get(name.removesuffix(".base_layer.weight")):
             delta = layer.get_delta_weight("default")  # (out, in) float32, scaled
             tensor = (tensor.float() + delta).to(tensor.dtype)
-        tensors[name.replace(".base_layer.", ".")] = tensor.cpu()
+        if "lora_" not in name:
+            tensors[name.replace(".base_layer.", ".")] = tensor.cpu()
     return tensors
 
 
 def read_config(folder: Path) -> tuple[int, int]:
     """(r, alpha) of a saved adapter. Raises UsageError unless it is plain LoRA in safetensors."""
     if not (folder / CONFIG).is_file():
-        raise UsageError(f"adapter {folder}: no {CONFIG} there; give the adapter/ folder of a run")
+        _refuse(folder, f"no {CONFIG} there; give the adapter/ folder of a run")
     if not (folder / WEIGHTS).is_file():
-        raise UsageError(
-            f"adapter {folder}: no {WEIGHTS} there; only safetensors are read, save it again so"
-        )
+        _refuse(folder, f"no {WEIGHTS} there; only safetensors are read, save it again so")
     try:
         config = json.loads((folder / CONFIG).read_text())
         kind, r, alpha = str(config["peft_type"]), int(config["r"]), int(config["lora_alpha"])
         if not 0 < r <= MOST_R or alpha <= 0:
             raise ValueError(f"r {r} and alpha {alpha}")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"adapter {folder}: damaged {CONFIG} ({error!r}); save it again") from None
+        _refuse(folder, f"damaged {CONFIG} ({error!r}); save it again")
     odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]
     if kind != "LORA" or odd:
-        raise UsageError(
-            f"adapter {folder}: not plain LoRA ({', '.join([kind, *odd])}); train one with train.py"
-        )
+        _refuse(folder, f"not plain LoRA ({', '.join([kind, *odd])}); train one with train.py")
     return r, alpha
 
 
@@ -128,33 +123,29 @@ def read(model: PeftModel, folder: Path) -> None:
     r, alpha = read_config(folder)
     own = model.peft_config["default"]
     if (r, alpha) != (own.r, own.lora_alpha):
-        raise UsageError(
-            f"adapter {folder}: has r {r} and alpha {alpha}, not {own.r} and {own.lora_alpha}; "
-            f"use --lora-r {r} --lora-alpha {alpha}"
-        )
+        problem = f"has r {r} and alpha {alpha}, not {own.r} and {own.lora_alpha}"
+        _refuse(folder, f"{problem}; use --lora-r {r} --lora-alpha {alpha}")
     try:
         tensors = load_file(folder / WEIGHTS)
         made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
         expected = made_for.get("fingerprint") or fingerprint(model)
     except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"adapter {folder}: damaged ({error}); save it again") from None
+        _refuse(folder, f"damaged ({error}); save it again")
     target = weights(model)
-    shapes = {name: tuple(p.shape) for name, p in target.items()}
-    fits = {name: tuple(p.shape) for name, p in tensors.items()} == shapes
-    if not fits or expected != fingerprint(model):
-        name = made_for.get("name") or json.loads((folder / CONFIG).read_text()).get(
-            "base_model_name_or_path"
-        )
-        raise UsageError(
-            f"adapter {folder}: was trained on another base ({name}) than "
-            f"{own.base_model_name_or_path}; use --model with its own base"
-        )
+    shapes, found = ({n: p.shape for n, p in group.items()} for group in (target, tensors))
+    if shapes != found or expected != fingerprint(model):
+        config = json.loads((folder / CONFIG).read_text())
+        name = made_for.get("name") or config.get("base_model_name_or_path")
+        problem = f"was trained on another base ({name}) than {own.base_model_name_or_path}"
+        _refuse(folder, f"{problem}; use --model with its own base")
     if bad := [n for n, t in tensors.items() if not (t.is_floating_point() and t.isfinite().all())]:
-        raise UsageError(
-            f"adapter {folder}: {len(bad)} of its weights hold what is no finite number ({bad[0]}, "
-            "...); train it again"
-        )
+        problem = f"{len(bad)} of its weights hold what is no finite number ({bad[0]}, ...)"
+        _refuse(folder, f"{problem}; train it again")
     _copy(tensors, target)
+
+
+def _refuse(folder: Path, problem: str) -> NoReturn:
+    raise UsageError(f"adapter {folder}: {problem}") from None
 
 
 def fingerprint(model: PeftModel) -> str:

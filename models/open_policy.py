@@ -18,6 +18,10 @@ from models.device import pick_device, pick_dtype
 from models.loading.load import SHIPPED, folder_of, load
 from models.policy import Policy
 
+# The settings that a policy is loaded with, besides its model, its adapter and its cache.
+LOADED = (
+    "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing", "seed",
+)  # fmt: skip
 LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
 
 # What each instruction-tuned model was before its instruction tuning.
@@ -56,9 +60,8 @@ def starting_adapter(config: Config) -> Path | None:
     for name in ("data", "modality", "data_seed"):
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
-            raise UsageError(
-                f"--init {config.init}: it had {flag(name)} {old}, not {new}; use the same"
-            )
+            problem = f"it had {flag(name)} {old}, not {new}"
+            raise UsageError(f"--init {config.init}: {problem}; use the same")
     return run / "adapter"
 
 
@@ -66,18 +69,8 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
     """The policy of a run: the model that it names, with a fresh adapter or that of a folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    return load_policy(
-        config.model,
-        adapter=adapter,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        max_pixels=config.max_pixels,
-        dtype=config.dtype,
-        device=config.device,
-        gradient_checkpointing=config.gradient_checkpointing,
-        cache=cache_folder(config.cache),
-        seed=config.seed,
-    )
+    given = {name: getattr(config, name) for name in LOADED}
+    return load_policy(config.model, adapter=adapter, cache=cache_folder(config.cache), **given)
 
 
 def scored_policy(options: Options) -> tuple[Config, Path | None, Path]:
@@ -90,8 +83,7 @@ def scored_policy(options: Options) -> tuple[Config, Path | None, Path]:
         place = run / "other" / config.data.replace("/", "_") if options.data else run
         return config, run / "adapter", place
     given |= {"model": options.model, "modality": options.modality or "MRI"}
-    adapter = Path(options.adapter) if options.adapter else None
-    if adapter:
+    if adapter := Path(options.adapter) if options.adapter else None:
         given["lora_r"], given["lora_alpha"] = lora.read_config(adapter)
     recipe = "phantom" if options.model in SHIPPED else "medvlm-r1"
     config = Config(**{**RECIPES[recipe], "recipe": recipe, **given})

@@ -7,9 +7,9 @@ any time: its features are computed again.
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,18 +57,15 @@ class FeatureFiles:
         path = self._path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            os.close(handle)
+            temporary = path.with_suffix(f".{uuid4().hex}.tmp")
             try:
                 save_file({"features": features, "grid": torch.tensor(grid)}, temporary)
                 os.replace(temporary, path)
             finally:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
-            raise UsageError(
-                f"cannot write image features to {self.folder}: {error}; "
-                "choose another --cache, or --cache none"
-            ) from None
+            problem = f"cannot write image features to {self.folder}: {error}"
+            raise UsageError(f"{problem}; choose another --cache, or --cache none") from None
         self._unseen += features.nbytes
         if self._unseen >= STRIDE:
             self._unseen = 0

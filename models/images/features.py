@@ -8,6 +8,7 @@ cache folder. Sampling, the policy pass and the reference pass all use the same 
 from __future__ import annotations
 
 import hashlib
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -34,8 +35,7 @@ Patches = tuple[Tensor, Tensor]  # (t*h*w, values of a patch) and the grid (1, 3
 class ImageSource(Protocol):
     """An image as the policy needs it. The key is stable: equal keys mean equal pixels."""
 
-    @property
-    def key(self) -> str: ...
+    key: str
 
     def open(self) -> Image.Image: ...
 
@@ -152,10 +152,8 @@ class VisionCache:
 
     def _read(self, name: str) -> Features | None:
         kept = self.files.read(name)
-        if kept is None:
-            return None
-        features, (t, h, w) = kept
-        whole = features.ndim == 2 and len(features) * self.processor.merge_size**2 == t * h * w
+        merged = self.processor.merge_size**2  # patches that become one row of features
+        whole = kept and kept[0].ndim == 2 and len(kept[0]) * merged == math.prod(kept[1])
         return kept if whole else None
 
     def _patches(self, pixels: Image.Image, key: str) -> Patches:
@@ -177,10 +175,9 @@ class VisionCache:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            remedy = "use another --out with a smaller --max-pixels"
+            problem = f"image {key}: out of memory in the vision tower"
             raise SettingsError(
-                f"image {key}: out of memory in the vision tower; {remedy}"
+                f"{problem}; use another --out with a smaller --max-pixels"
             ) from None
         (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
-        t, h, w = patches[1][0].tolist()
-        return features.cpu().clone(), (t, h, w)
+        return features.cpu().clone(), tuple(patches[1][0].tolist())

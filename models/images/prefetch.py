@@ -41,8 +41,7 @@ class Prefetcher:
         forgotten."""
         wanted = {image.key: image for image in images}
         with self._lock:
-            for key in self._begun.keys() - wanted.keys():
-                del self._begun[key]
+            self._begun = {k: f for k, f in self._begun.items() if k in wanted}
             self._waiting.clear()
             self._waiting |= {k: image for k, image in wanted.items() if k not in self._begun}
         self._start()
@@ -63,13 +62,11 @@ class Prefetcher:
                 self._threads[-1].start()
 
     def _run(self) -> None:
-        while task := self._next():
-            image, future = task
+        for image, future in iter(self._next, None):
             try:
                 future.set_result(self._work(image))
             except Exception as error:  # raised again in `take`
                 future.set_exception(error)
-            del task, image, future
 
     def _next(self) -> tuple[Any, Future] | None:
         """The next image of a thread; None, and the thread ends, if there is none, or no room."""
@@ -93,17 +90,13 @@ def _stop(waiting: dict[str, Any], threads: list[Thread]) -> None:
 
 
 def prefetching(
-    draw: Draw,
-    prefetch: Callable[[Sequence[Any]], None],
-    share: Callable[[list[Any]], list[Any]],
-    prompts_per_step: int,
-    steps: int,
+    draw: Draw, prefetch: Callable, share: Callable, prompts_per_step: int, steps: int
 ) -> Draw:
     """`draw`, which also prefetches the questions of a step and of the next one as a step begins.
 
-    `share` takes this process's part of a step. `draw` is a function of its arguments, so calling
-    it early changes nothing. Redrawn slots (dynamic sampling) depend on the rewards, so their
-    images cannot be prefetched.
+    `prefetch` is given a list of questions; `share` gives this process's part of such a list.
+    `draw` is a function of its arguments, so calling it early changes nothing. Redrawn slots
+    (dynamic sampling) depend on the rewards, so their images cannot be prefetched.
     """
 
     def questions(step: int) -> list[Any]:

@@ -8,7 +8,8 @@ pickle is opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,10 @@ from grpo.settings.errors import UsageError
 # What a folder must hold; of names in one tuple, one is enough.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = (
-    ("config.json",),
-    ("tokenizer_config.json",),
-    ("tokenizer.json", "vocab.json"),
-    ("tokenizer.json", "merges.txt"),
-    ("preprocessor_config.json", "processor_config.json"),
+    ("config.json",), ("tokenizer_config.json",), ("tokenizer.json", "vocab.json"),
+    ("tokenizer.json", "merges.txt"), ("preprocessor_config.json", "processor_config.json"),
     (WEIGHTS, INDEX),
-)
+)  # fmt: skip
 AGAIN = "; download it again"
 
 
@@ -39,35 +37,27 @@ def refuse(name: str, problems: Iterator[str]) -> None:
         raise UsageError(f"model {name}: {problem}")
 
 
+def find(source: str, name: str, **where: bool) -> Path | None:
+    """A file of a folder or a hub id; None if there is none of this name."""
+    file = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+    return Path(file) if file else None
+
+
 def read_json(file: Path) -> Any:
     return json.loads(file.read_text("utf-8"))
 
 
 def file_problems(source: str) -> Iterator[str]:
     """Problems of a folder or a hub id, before it is read."""
-    folder = Path(source) if Path(source).is_dir() else None
-    if folder:
-        yield from _pipes(folder)
+    folder = Path(source)
+    for file in folder.glob("*"):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            # Reading a named pipe in place of a file would wait for ever.
+            yield f"{file.name} is no plain file{AGAIN}"
     yield from _type(source)
-    if folder:
+    if folder.is_dir():
         yield from _files(folder)
     yield from _detours(source)
-
-
-def model_problems(
-    model: nn.Module, report: dict[str, Any], tokenizer: Any, processor: Any
-) -> Iterator[str]:
-    """Problems of what was read. `report` is transformers' on the weights."""
-    yield from _weights(report, model)
-    yield from _fit(model.config, tokenizer, processor)
-    yield from _processor(processor)
-
-
-def _pipes(folder: Path) -> Iterator[str]:
-    """Reading a named pipe in place of a file would wait for ever."""
-    for file in folder.iterdir():
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            yield f"{file.name} is no plain file{AGAIN}"
 
 
 def _type(source: str) -> Iterator[str]:
@@ -78,10 +68,8 @@ def _type(source: str) -> Iterator[str]:
     if kind != "qwen2_vl":
         yield f"its type is {kind}; only qwen2_vl (Qwen2-VL, 2B to 72B) is supported"
     if "quantization_config" in config:
-        yield (
-            "its weights are quantized, which is not supported; use the model that it was made "
-            "from, such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+        problem = "its weights are quantized, which is not supported"
+        yield f"{problem}; use what it was made from, such as Qwen/Qwen2-VL-2B-Instruct"
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -92,79 +80,73 @@ def _files(folder: Path) -> Iterator[str]:
         pickled = any(file.startswith("pytorch_model") for file in sizes)
         remedy = "; only safetensors are read, save it so" if pickled else AGAIN
         yield f"lacks {', '.join(lacking)}{remedy}"
-    yield from _damage(folder, [file for names in NEEDED for file in names if file in sizes])
+    for name in chain.from_iterable(NEEDED):
+        if name in sizes:
+            yield from _damage(folder / name)
     if WEIGHTS not in sizes:
-        yield from _damage(folder, sorted(set(read_json(folder / INDEX)["weight_map"].values())))
+        for shard in sorted(set(read_json(folder / INDEX)["weight_map"].values())):
+            yield from _damage(folder / shard)
 
 
-def _damage(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """Damaged files. A file of weights says in its header how long it must be."""
-    for name in names:
-        file = folder / name
-        if not file.is_file():
-            yield f"{name} is missing{AGAIN}"
-        with file.open("rb") as opened:
-            if opened.read(24) == b"version https://git-lfs.":
-                yield f"{name} is a git-lfs pointer, not the file itself; run git lfs pull there"
-        try:
-            if file.suffix == ".json":
-                read_json(file)
-            elif file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    pass
-        except (ValueError, OSError, SafetensorError) as error:
-            yield f"{name} is damaged or only half downloaded ({error}){AGAIN}"
+def _damage(file: Path) -> Iterator[str]:
+    """Whether a file is damaged. One of weights says in its header how long it must be."""
+    if not file.is_file():
+        yield f"{file.name} is missing{AGAIN}"
+    with file.open("rb") as opened:
+        if opened.read(24) == b"version https://git-lfs.":
+            yield f"{file.name} is a git-lfs pointer, not the file itself; run git lfs pull there"
+    try:
+        if file.suffix == ".json":
+            read_json(file)
+        elif file.suffix == ".safetensors":
+            safe_open(file, framework="pt")
+    except (ValueError, OSError, SafetensorError) as error:
+        yield f"{file.name} is damaged or only half downloaded ({error}){AGAIN}"
 
 
 def _detours(source: str) -> Iterator[str]:
     """transformers follows an index to pickles, and an adapter's config to the base it names."""
-    adapter, index = (
-        cached_file(source, file, _raise_exceptions_for_missing_entries=False)
-        for file in ("adapter_config.json", INDEX)
-    )
-    if adapter:
+    if find(source, "adapter_config.json"):
         yield "holds an adapter; name its base, or take the adapter out"
-    shards = set(read_json(Path(index))["weight_map"].values()) if index else ()
-    for shard in shards:
+    index = find(source, INDEX)
+    for shard in set(read_json(index)["weight_map"].values()) if index else ():
         if shard != Path(shard).name or not shard.endswith(".safetensors"):
             yield f"{INDEX} leads to {shard}; only safetensors of its own are read, save it so"
 
 
-def _weights(report: dict[str, Any], model: nn.Module) -> Iterator[str]:
-    """transformers fills missing weights with random numbers, drops the rest, and only warns."""
+def weight_problems(report: dict[str, Any], model: nn.Module) -> Iterator[str]:
+    """Problems of the weights. `report` is transformers': it fills missing weights with random
+    numbers, drops the rest, and only warns."""
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-    if lacking := sorted({*report["missing_keys"], *misshapen}):
-        yield f"{len(lacking)} weights are missing or misshapen ({lacking[0]}, ...){AGAIN}"
-    if extra := sorted(report["unexpected_keys"]):
-        yield (
-            f"{len(extra)} of its weights have no place in the model that its config.json "
-            f"describes ({extra[0]}, ...){AGAIN}"
-        )
+    lacking, extra = {*report["missing_keys"], *misshapen}, report["unexpected_keys"]
     # A sum is not finite if any number is not, and it is much faster than looking at each.
-    if bad := [key for key, weight in model.named_parameters() if not weight.sum().isfinite()]:
-        yield f"{len(bad)} weights hold what is no finite number ({bad[0]}, ...){AGAIN}"
+    bad = [key for key, weight in model.named_parameters() if not weight.sum().isfinite()]
+    problems = {
+        "weights are missing or misshapen": sorted(lacking),
+        "of its weights have no place in the model that its config.json describes": sorted(extra),
+        "weights hold what is no finite number": bad,
+    }
+    for problem, keys in problems.items():
+        if keys:
+            yield f"{len(keys)} {problem} ({keys[0]}, ...){AGAIN}"
 
 
-def _fit(config: Any, tokenizer: Any, processor: Any) -> Iterator[str]:
+def mixture_problems(config: Any, tokenizer: Any, processor: Any) -> Iterator[str]:
     """Files of two models in one folder load without an error."""
     if tokenizer.chat_template is None:
         yield "has no chat template; use an -Instruct model"
-    text, tower = config.text_config, config.vision_config
+    text, tower, image = config.text_config, config.vision_config, config.image_token_id
     if text.use_sliding_window:
         yield "uses sliding-window attention, which is not supported"
-    pad = tokenizer.get_vocab().get("<|image_pad|>", config.image_token_id)  # none: see Chat
-    if pad != config.image_token_id or len(tokenizer) > text.vocab_size:
-        yield (
-            f"its tokenizer and its config.json are of two models (image token {pad} and "
-            f"{config.image_token_id}){AGAIN}"
-        )
+    pad = tokenizer.get_vocab().get("<|image_pad|>", image)  # none: see Chat
+    if pad != image or len(tokenizer) > text.vocab_size:
+        yield f"its tokenizer and config.json are of two models (image token {pad}, {image}){AGAIN}"
     patches = (tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size)
     if patches != (processor.patch_size, processor.merge_size, processor.temporal_patch_size):
-        problem = "its preprocessor_config.json and its config.json cut images into different"
-        yield f"{problem} patches{AGAIN}"
+        yield f"its preprocessor_config.json and config.json cut different patches{AGAIN}"
 
 
-def _processor(processor: Any) -> Iterator[str]:
+def processor_problems(processor: Any) -> Iterator[str]:
     """Prepare one blank picture now, rather than the first real one at some step."""
     try:
         pixels = processor(images=[Image.new("RGB", (56, 56))], return_tensors="pt")["pixel_values"]

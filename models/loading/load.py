@@ -7,26 +7,20 @@ it needs torchvision, for a video processor that is not used here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
-from transformers.utils import cached_file
+from transformers import Qwen2VLImageProcessorPil as ImageProcessor  # resizes with Pillow
+from transformers.utils import logging
 
 from grpo.settings.errors import UsageError
-from models.loading.checks import file_problems, model_problems, read_json, refuse
+from models.loading import checks
 
 # The tiny Qwen2-VL that ships with the project, and an earlier state of its pretraining.
 SHIPPED = {name: Path(__file__).parents[1] / name for name in ("phantom", "phantom-base")}
-
-# The class that resizes with Pillow; its name has changed between versions.
-ImageProcessor = getattr(transformers, "Qwen2VLImageProcessorPil", None) or (
-    transformers.Qwen2VLImageProcessor
-)
 
 
 def folder_of(name: str) -> Path:
@@ -45,24 +39,28 @@ def load(
     source = str(folder_of(name))
     is_folder = Path(source).is_dir()
     if not is_folder and (source.startswith(("/", ".")) or source.count("/") != 1):
-        raise UsageError(
-            f"model {name}: no such folder; give a folder, a hub id like "
-            "Qwen/Qwen2-VL-2B-Instruct, or phantom"
-        )
+        remedy = "give a folder, a hub id like Qwen/Qwen2-VL-2B-Instruct, or phantom"
+        raise UsageError(f"model {name}: no such folder; {remedy}")
     try:
-        refuse(name, file_problems(source))
-        with _quiet(progress=not is_folder):  # a download should show its progress
+        checks.refuse(name, checks.file_problems(source))
+        # transformers prints no tables of problems: we raise one line if it matters.
+        with ExitStack() as after:
+            after.callback(logging.set_verbosity, logging.get_verbosity())
+            after.callback(logging.enable_progress_bar)
+            logging.set_verbosity_error()
+            if is_folder:  # a download should show its progress
+                logging.disable_progress_bar()
             tokenizer, processor, model, report = _read(source, dtype)
     except UsageError:
         raise
     except Exception as error:  # hub, json, tokenizers and safetensors raise errors of any kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         where = "folder" if is_folder else "hub id (is the network there?)"
-        raise UsageError(
-            f"model {name}: cannot be loaded from this {where}: {reason.rstrip('.')}; "
-            "download it again, or use --model phantom"
-        ) from error
-    refuse(name, model_problems(model, report, tokenizer, processor))
+        problem = f"model {name}: cannot be loaded from this {where}: {reason}"
+        raise UsageError(f"{problem}; download it again, or use --model phantom") from error
+    checks.refuse(name, checks.weight_problems(report, model))
+    checks.refuse(name, checks.mixture_problems(model.config, tokenizer, processor))
+    checks.refuse(name, checks.processor_problems(processor))
     if max_pixels is not None:
         _limit_pixels(processor, max_pixels)
     return model.requires_grad_(False).eval(), tokenizer, processor
@@ -71,38 +69,16 @@ def load(
 def _read(source: str, dtype: torch.dtype) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Tokenizer, image processor, model, and transformers' report on the weights."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.chat_template is None:  # kept with the processor in some folders
-        file = cached_file(
-            source, "chat_template.json", _raise_exceptions_for_missing_entries=False
-        )
-        if file is not None:
-            tokenizer.chat_template = read_json(Path(file))["chat_template"]
+    # Some folders keep the template in a file of its own.
+    if tokenizer.chat_template is None and (file := checks.find(source, "chat_template.json")):
+        tokenizer.chat_template = checks.read_json(file)["chat_template"]
     processor = ImageProcessor.from_pretrained(source)
-    model, report = Qwen2VLForConditionalGeneration.from_pretrained(
-        source,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # then they are in the report, and model_problems names them
-    )
+    kind = {"dtype": dtype, "attn_implementation": "sdpa"}
+    safe = {"use_safetensors": True, "trust_remote_code": False}
+    # Misshapen weights are in the report then, and weight_problems names them.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = Qwen2VLForConditionalGeneration.from_pretrained(source, **kind, **safe, **told)
     return tokenizer, processor, model, report
-
-
-@contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
-    """Inside, transformers prints no tables of problems: we raise one line if it matters."""
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    if not progress:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 def _limit_pixels(processor: Any, max_pixels: int) -> None:

@@ -18,13 +18,13 @@ import multiprocessing
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from data.example import VQAExample
@@ -70,28 +70,22 @@ DIRECT = ((0.4, "{text}"), (0.3, "Answer: {letter}"), (0.3, completion_text(None
 
 PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 ANSWERS = [text for _, answers in phantom.TYPES.values() for text in answers]
+SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 CAPTION_PROMPT = "Describe the findings."
 
 
 def user_turn(text: str, images: int = 1) -> str:
     """The prompt as the chat template writes it, `<|image_pad|>` not yet expanded."""
     content = "<|vision_start|><|image_pad|><|vision_end|>" * images + text
-    return (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    return f"{SYSTEM_TURN}<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def answer(example: VQAExample, rng: random.Random, kinds: Sequence[tuple[float, str]]) -> str:
     """The pretraining target of a question, in a style drawn by its frequency."""
     weights, styles = zip(*kinds, strict=True)
     style = rng.choices(styles, weights)[0]
-    return style.format(
-        findings=example.reasoning,
-        glance=glance(example.reasoning),
-        text=example.answer,
-        letter=example.letter,
-    )
+    parts = {"text": example.answer, "letter": example.letter}
+    return style.format(findings=example.reasoning, glance=glance(example.reasoning), **parts)
 
 
 def glance(findings: str) -> str:
@@ -118,78 +112,69 @@ class Batches:
     ) -> None:
         self.examples, self.patches, self.tokenizer = examples, patches, tokenizer
         self.rng = random.Random(seed)
+        self.pad = DataCollatorForSeq2Seq(tokenizer)  # labels with -100: nothing to be learned
         self.image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self.letters = set(tokenizer.convert_tokens_to_ids([">A", ">B", ">C", ">D"]))
 
-    def draw(self, kind: str) -> dict[str, torch.Tensor]:
+    def draw(self, kind: str) -> Mapping[str, torch.Tensor]:
         """A batch for the model's own forward; labels are -100 where nothing is to be learned."""
         if kind in ("match", "drill"):
-            return self._pad([self._drill(kind) for _ in range(BATCH // 2)])
+            return self.pad([self._of_letters(self._drill(kind)) for _ in range(BATCH // 2)])
         chosen = self.rng.sample(range(len(self.examples)), BATCH)
+        examples = [self.examples[i] for i in chosen]
         if kind in ("exam", "glance"):
-            return self._pad([self._exam(kind, self.examples[i]) for i in chosen])
-        rows = []
-        for i in chosen:
-            example = self.examples[i]
-            if kind == "caption":
-                prompt, completion = user_turn(CAPTION_PROMPT), example.reasoning
-            else:
-                kinds = {"hasty": HASTY, "direct": DIRECT}.get(kind, STYLES)
-                asked = "direct" if kind == "direct" else "reason"
-                prompt = user_turn(dataclasses.replace(example, asked=asked).prompt)
-                completion = answer(example, self.rng, kinds)
-            head = self._ids(prompt.replace("<|image_pad|>", "<|image_pad|>" * 16))
-            tail = self._ids(completion + "<|im_end|>")
-            rows.append((head + tail, [-100] * len(head) + tail))
-        batch = self._pad(rows)
+            return self.pad([self._of_letters(exam(kind, example)) for example in examples])
+        batch = self.pad([self._of_turns(kind, example) for example in examples])
         batch["pixel_values"] = self.patches[chosen].float().flatten(0, 1)  # (BATCH * 64, 1176)
         batch["image_grid_thw"] = torch.tensor([[1, 8, 8]] * BATCH)
         batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_pad).int()
         return batch
 
-    def _drill(self, kind: str) -> tuple[list[int], list[int]]:
-        """(ids, labels) of questions with their reasoning given: only the letters are learned.
+    def _of_turns(self, kind: str, example: VQAExample) -> dict[str, list[int]]:
+        """A row of a question or caption and its image: what is said of them is learned."""
+        asked, said = CAPTION_PROMPT, example.reasoning
+        if kind != "caption":
+            style = "direct" if kind == "direct" else "reason"
+            asked = dataclasses.replace(example, asked=style).prompt
+            said = answer(example, self.rng, {"hasty": HASTY, "direct": DIRECT}.get(kind, STYLES))
+        head = self._ids(user_turn(asked).replace("<|image_pad|>", "<|image_pad|>" * 16))
+        tail = self._ids(said + "<|im_end|>")
+        return {"input_ids": head + tail, "labels": [-100] * len(head) + tail}
+
+    def _of_letters(self, text: str) -> dict[str, list[int]]:
+        """A row of a text in which only the letters of answers are learned."""
+        ids = self._ids(text)
+        return {"input_ids": ids, "labels": [i if i in self.letters else -100 for i in ids]}
+
+    def _drill(self, kind: str) -> str:
+        """Questions with their reasoning given.
 
         A match is the plain form: any answers as options, the right one's text as the reasoning.
         """
         text = ""
         for example in self.rng.sample(self.examples, DRILLS):
+            asked, said = example.prompt, completion_text(example.reasoning, example.letter)
             if kind == "match":
                 options = self.rng.sample(ANSWERS, self.rng.choice([2, 3, 4]))
                 gold = self.rng.randrange(len(options))
                 asked = user_text("", options)
                 said = completion_text(options[gold], ascii_uppercase[gold])
-            else:
-                asked, said = example.prompt, completion_text(example.reasoning, example.letter)
             asked = asked.rpartition("\n")[0].strip()  # without the instruction, to be short
             text += f"{asked}\n{said}\n"
-        ids = self._ids(text)
-        return ids, [i if i in self.letters else -100 for i in ids]
-
-    def _exam(self, kind: str, example: VQAExample) -> tuple[list[int], list[int]]:
-        """(ids, labels) of a whole question without its image: again only the letter is learned.
-
-        Of a glance, too, but then only where it is enough to count.
-        """
-        hasty = kind == "glance" and example.question_type in ("presence", "count")
-        findings = glance(example.reasoning) if hasty else example.reasoning
-        said = completion_text(findings, example.letter)
-        ids = self._ids(user_turn(example.prompt, images=0) + said)
-        return ids, [i if i in self.letters else -100 for i in ids]
+        return text
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 
-    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        """Rows of (ids, labels), padded on the right: (rows, longest) each."""
-        width = max(len(ids) for ids, _ in rows)
-        fill = ((0, self.tokenizer.pad_token_id), (1, -100))
-        ids, labels = (
-            torch.tensor([row[k] + [value] * (width - len(row[k])) for row in rows])
-            for k, value in fill
-        )
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in rows])
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+def exam(kind: str, example: VQAExample) -> str:
+    """A whole question and its answer without the image.
+
+    A glance in place of the findings only where it is enough: to count.
+    """
+    hasty = kind == "glance" and example.question_type in ("presence", "count")
+    findings = glance(example.reasoning) if hasty else example.reasoning
+    return user_turn(example.prompt, images=0) + completion_text(findings, example.letter)
 
 
 def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str) -> None:
@@ -212,22 +197,16 @@ def train(model: Qwen2VLForConditionalGeneration, batches: Batches, stage: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m models.pretrain_phantom", description=__doc__.splitlines()[0]
-    )
+    name = "python -m models.pretrain_phantom"
+    parser = argparse.ArgumentParser(name, description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "phantom")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     examples = [e for m in phantom.MODALITIES for e in phantom.load(m, split="pretrain", size=POOL)]
     rng = random.Random(SEED)
     corpus = [user_turn(e.prompt) + answer(e, rng, STYLES) for e in examples[::8]]
-    corpus += [
-        CAPTION_PROMPT,
-        completion_text("", ""),
-        *phantom.TYPES,
-        *phantom.NEVER_RIGHT,
-        phantom.NEW_KIND,
-    ]
+    corpus += [CAPTION_PROMPT, completion_text("", ""), phantom.NEW_KIND]
+    corpus += [*phantom.TYPES, *phantom.NEVER_RIGHT]
     make_tokenizer(corpus, out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     PROCESSOR.save_pretrained(out)

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers.processors import ByteLevel
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -16,6 +15,7 @@ SPECIAL = [
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
     *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
+SIZE = 256 + 600  # of the vocabulary: bytes and merges
 # The chat format of Qwen2-VL: a default system turn, then turns of text and images.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -30,29 +30,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(corpus: list[str], folder: Path, merges: int = 600) -> None:
+def make_tokenizer(corpus: list[str], folder: Path) -> None:
     """Byte-level BPE with Qwen2's pre-tokenizer, trained on `corpus`, then the special tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = ByteLevel(trim_offsets=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False
-    )
+    words = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
+    alphabet = in_bytes.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.model.save(str(folder))  # vocab.json, merges.txt
-    first = tokenizer.get_vocab_size()
-    added = {
-        str(first + i): {"content": token, "special": True, "lstrip": False, "rstrip": False}
-        | {"normalized": False, "single_word": False}
-        for i, token in enumerate(SPECIAL)
-    }
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    tokens = [{"content": token, "special": True, **plain} for token in SPECIAL]
+    added = {str(i): token for i, token in enumerate(tokens, tokenizer.get_vocab_size())}
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "added_tokens_decoder": added,
@@ -70,38 +60,17 @@ def make_tokenizer(corpus: list[str], folder: Path, merges: int = 600) -> None:
 def make_model(tokenizer: AutoTokenizer, seed: int) -> Qwen2VLForConditionalGeneration:
     """A random Qwen2-VL of 2 million parameters; its head has more rows than the vocabulary."""
     token = tokenizer.convert_tokens_to_ids
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": -(-len(tokenizer) // 64) * 64 + 64,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [4, 6, 6],
-            },
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "tie_word_embeddings": True,
-            "initializer_range": 0.06,  # about 1 / sqrt(hidden): it sees sooner
-        },
-        vision_config={
-            "depth": 4,
-            "embed_dim": 128,
-            "num_heads": 4,
-            "mlp_ratio": 4,
-            "hidden_size": 128,
-        }
-        | {"initializer_range": 0.06},
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
+    spread = {"initializer_range": 0.06}  # about 1 / sqrt(hidden): it sees sooner
+    tied = {"tie_word_embeddings": True}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
+    text = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4} | spread | tied
+    text |= {"vocab_size": -(-len(tokenizer) // 64) * 64 + 64, "max_position_embeddings": 2048}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope}
+    text |= {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
+    tower = {"depth": 4, "embed_dim": 128, "num_heads": 4, "hidden_size": 128}
+    ids = {f"{name}_token_id": token(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    ids |= {f"{name}_token_id": token(f"<|{name}_pad|>") for name in ("image", "video")}
+    tower |= spread
+    config = Qwen2VLConfig(text_config=text, vision_config=tower, **ids, **tied)
     torch.manual_seed(seed)
     return Qwen2VLForConditionalGeneration(config)

@@ -41,7 +41,7 @@ def test_trl_4970_an_end_counts_and_nothing_comes_after_it(trained):
     assert (weights > 0).all()
     end = group_of(trained, QUESTIONS[1], (3, 3)).completions
     assert {int(o[-1]) for o in end} == ends
-    assert users_of("pad_token_id") == {"models/pretrain_phantom/__main__.py"}  # no part of a run
+    assert not users_of("pad_token_id")
     assert trained.chat.tokenizer.convert_ids_to_tokens(trained.completion_ids("B").tolist()) == [
         "B",
         "<|im_end|>",
