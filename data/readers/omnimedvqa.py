@@ -12,10 +12,7 @@ from data.readers.common import fields, json_list, visible
 from data.rows import Listing, read_files
 
 ACCESS = ("Open-access", "Restricted-access")
-EXPECTED = (
-    "the folder that holds Images/ and QA_information/Open-access/*.json (give it as "
-    "omnimedvqa:FOLDER)"
-)
+EXPECTED = "the folder that holds Images/ and QA_information/Open-access/*.json (omnimedvqa:FOLDER)"
 
 
 def read(folder: Path) -> Listing:
@@ -29,7 +26,7 @@ def read(folder: Path) -> Listing:
     return read_files(root, files, json_list, _row)
 
 
-def _row(raw: dict[str, Any]) -> dict[str, Any]:
+def _row(raw: dict[str, Any], _: Path) -> dict[str, Any]:
     return {
         **fields(raw, "question", "question_type", "dataset"),
         "id": raw.get("question_id"),
