@@ -115,8 +115,8 @@ def read_files(
     """
     if not files:
         raise NoFiles
-    root = path.parent if path.is_file() else path
-    root = Path(os.path.abspath(root))  # image keys must not depend on the working directory
+    # image keys must not depend on the working directory
+    root = Path(os.path.abspath(path.parent if path.is_file() else path))
     image_at = images_under(str(root))
     examples: dict[str, VQAExample] = {}  # by id
     skipped: list[Skipped] = []

@@ -105,9 +105,7 @@ def read_nifti(path: Path) -> Image.Image:
     # Per axis: which of right-left, back-front, feet-head it is nearest to, and 1 where it goes
     # towards right, front or head, which is the wrong way for a picture.
     orientation = nibabel.io_orientation(file.affine)[:2]
-    for axis, (_, direction) in enumerate(orientation):
-        if direction == 1:
-            shades = np.flip(shades, axis)
+    shades = np.flip(shades, tuple(np.flatnonzero(orientation[:, 1] == 1)))
     return _picture(shades if orientation[0][0] > orientation[1][0] else shades.T)
 
 

@@ -41,12 +41,13 @@ def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
     for keys in together + copies(image for example in examples for image in example.images):
         roots = {find(key) for key in keys}
         parent.update(dict.fromkeys(roots, min(roots, default="")))  # the least path is the root
-    return {
-        example.id: os.path.relpath(find(example.images[0].key), root)
-        if example.images
-        else f"question: {fold(example.question)}"
-        for example in examples
-    }
+
+    def name(example: VQAExample) -> str:
+        if not example.images:
+            return f"question: {fold(example.question)}"
+        return os.path.relpath(find(example.images[0].key), root)
+
+    return {example.id: name(example) for example in examples}
 
 
 def copies(images: Iterable[ImageSource]) -> list[list[str]]:
@@ -130,11 +131,8 @@ def in_two_splits(
     examples: Iterable[VQAExample], splits: Mapping[str, Split | None]
 ) -> list[Skipped]:
     """A `Skipped` for each question that `assign` leaves out."""
-    return [
-        Skipped(HELD_OUT, e.images[0].key if e.images else "", e.id)
-        for e in examples
-        if splits[e.id] is None
-    ]
+    left_out = [e for e in examples if splits[e.id] is None]
+    return [Skipped(HELD_OUT, e.images[0].key if e.images else "", e.id) for e in left_out]
 
 
 def balanced_order(examples: Iterable[VQAExample], seed: int) -> list[VQAExample]:
@@ -176,11 +174,8 @@ def constant_answers(examples: Iterable[VQAExample]) -> dict[tuple[str, str], st
     for example in examples:
         for name in _names(example):
             answers[name].append(fold(example.answer))
-    return {
-        name: texts[0]
-        for name, texts in answers.items()
-        if len(texts) >= MIN_CONSTANT and len(set(texts)) == 1
-    }
+    often = {name: texts for name, texts in answers.items() if len(texts) >= MIN_CONSTANT}
+    return {name: texts[0] for name, texts in often.items() if len(set(texts)) == 1}
 
 
 def has_constant_answer(example: VQAExample, constant: dict[tuple[str, str], str]) -> bool:
@@ -189,10 +184,8 @@ def has_constant_answer(example: VQAExample, constant: dict[tuple[str, str], str
 
 
 def _names(example: VQAExample) -> list[tuple[str, str]]:
-    by_question = ("question", fold(example.question))
-    return (
-        [("type", example.question_type), by_question] if example.question_type else [by_question]
-    )
+    by_type, by_question = ("type", example.question_type), ("question", fold(example.question))
+    return [by_type, by_question] if example.question_type else [by_question]
 
 
 def _is_damaged(image: ImageSource) -> bool:

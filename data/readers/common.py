@@ -88,9 +88,13 @@ def split_named(name: str) -> str:
     return found[1] if found else ""
 
 
-def fields(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The named fields of a row; None for one that the row lacks."""
-    return {name: row.get(name) for name in names}
+def fields(row: dict[str, Any], *names: str, **renamed: str) -> dict[str, Any]:
+    """The named fields of a row, some under new names; None for one that the row lacks.
+
+    >>> fields({"question": "Which?", "qid": 7}, "question", "answer", id="qid")
+    {'question': 'Which?', 'answer': None, 'id': 7}
+    """
+    return {new: row.get(old) for new, old in ({n: n for n in names} | renamed).items()}
 
 
 def visible(files: Iterable[Path]) -> list[Path]:

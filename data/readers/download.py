@@ -53,9 +53,8 @@ def fetch(name: str) -> Path:
 def by_hand(name: str) -> str:
     """What to put where on a machine that does not reach the hub."""
     source = HUB[name]
-    *files, last = source.files
-    few = f"{', '.join(files)} and {last}" if files else last
-    what = few if len(files) < 4 else f"the {len(files) + 1} parquet files"
+    number = len(source.files)
+    what = " and ".join(source.files) if number < 5 else f"the {number} parquet files"
     where = f"https://huggingface.co/datasets/{source.repo}"
     unzip = ", unpack the zip there," if ".zip" in what else ""
     return f"put {what} of {where} in a FOLDER{unzip} and use --data {name}:FOLDER"
@@ -95,17 +94,17 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
 
     commit = HfApi().dataset_info(source.repo, revision=source.revision, timeout=30).sha
     hub = HfFileSystem()
-    paths = {file: f"datasets/{source.repo}@{commit}/{file}" for file in source.files}
-    infos = {file: hub.info(path) for file, path in paths.items()}
+    place = f"datasets/{source.repo}@{commit}"
+    infos = {file: hub.info(f"{place}/{file}") for file in source.files}
     listed = ", ".join(f"{file} ({_size(info['size'])})" for file, info in infos.items())
     print(f"{name}: fetching {listed} of {source.repo} at commit {commit}", file=sys.stderr)
     downloads.mkdir(exist_ok=True)
     _check_room(downloads, sum(info["size"] for info in infos.values()))
     record = {"repo": source.repo, "commit": commit, "files": {}}
-    for file, path in paths.items():
+    for file, info in infos.items():
         (downloads / file).parent.mkdir(exist_ok=True)
-        size, lfs = infos[file]["size"], infos[file].get("lfs") or {}
-        _download_file(hub, path, downloads / file, size)
+        size, lfs = info["size"], info.get("lfs") or {}
+        _download_file(hub, f"{place}/{file}", downloads / file, size)
         digest = sha256_of(downloads / file)
         wanted = source.files[file] or lfs.get("sha256", digest)
         if digest != wanted:
@@ -118,16 +117,10 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
 
 def _download_file(hub: Any, path: str, file: Path, size: int) -> None:
     """One file, from where an earlier try stopped. The hub's own download starts anew."""
-    with (
-        hub.open(path, block_size=BLOCK, cache_type="none") as remote,
-        file.open("ab") as local,
-        tqdm(total=size, desc=file.name, unit="B", unit_scale=True) as bar,
-    ):
-        bar.update(local.tell())
-        remote.seek(local.tell())
-        while block := remote.read(BLOCK):
-            local.write(block)
-            bar.update(len(block))
+    with hub.open(path, block_size=BLOCK, cache_type="none") as remote, file.open("ab") as local:
+        bar = {"total": size, "initial": remote.seek(local.tell()), "desc": file.name}
+        with tqdm.wrapattr(remote, "read", **bar) as counted:
+            shutil.copyfileobj(counted, local, BLOCK)
 
 
 def _check_room(downloads: Path, size: int) -> None:

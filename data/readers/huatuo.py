@@ -27,9 +27,7 @@ def _row(raw: dict[str, Any], _: Path) -> dict[str, Any]:
         agree = 0 <= index < len(options) and fold(str(options[index])) == fold(answer)
         require(agree, "letter and answer disagree")
     return {
-        **fields(raw, "question", "dataset"),
+        **fields(raw, "question", "answer", "dataset", modality="subset"),
         "image": raw.get("image") or "",
         "options": [] if options is None else options,  # never an open question
-        "answer": answer,
-        "modality": raw.get("subset"),
     }

@@ -29,9 +29,8 @@ def read(folder: Path) -> Listing:
 
     def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
-            **fields(raw, "id", "question", "answer", "modality"),
+            **fields(raw, "id", "question", "answer", "modality", reasoning="answer"),
             "image": find(raw.get("img_name")),
-            "reasoning": raw["answer"],
             "dataset": "SilVar-Med",
             "split": split_named(file.parent.name),
         }

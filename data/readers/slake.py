@@ -27,9 +27,8 @@ def read(folder: Path) -> Listing:
         require(raw.get("q_lang", "en") == "en", NOT_ENGLISH)
         return {
             **fields(raw, "question", "answer", "answer_type", "modality"),
-            "id": raw.get("qid"),
+            **fields(raw, id="qid", question_type="content_type"),
             "image": find(raw.get("img_name")),
-            "question_type": raw.get("content_type"),
             "dataset": "SLAKE",
             "split": split_named(file.name),
         }

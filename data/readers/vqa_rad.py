@@ -30,7 +30,7 @@ def read(path: Path) -> Listing:
     def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
             **fields(raw, "question", "answer", "answer_type", "question_type", "modality"),
-            "id": raw.get("qid"),
+            **fields(raw, id="qid"),
             "image": find(raw.get("image_name")) if find else raw["image"],
             "dataset": "VQA-RAD",
             "split": _split(raw.get("phrase_type"), file),
