@@ -55,7 +55,7 @@ def by_hand(name: str) -> str:
     source = HUB[name]
     number = len(source.files)
     what = " and ".join(source.files) if number < 5 else f"the {number} parquet files"
-    where = f"https://huggingface.co/datasets/{source.repo}"
+    where = f"https://huggingface.co/datasets/{source.repo.partition('@')[0]}"
     unzip = ", unpack the zip there," if ".zip" in what else ""
     return f"put {what} of {where} in a FOLDER{unzip} and use --data {name}:FOLDER"
 
@@ -92,15 +92,15 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
     """
     from huggingface_hub import HfApi, HfFileSystem
 
-    commit = HfApi().dataset_info(source.repo, revision=source.revision, timeout=30).sha
-    hub = HfFileSystem()
-    place = f"datasets/{source.repo}@{commit}"
+    repo, _, revision = source.repo.partition("@")
+    commit = HfApi().dataset_info(repo, revision=revision, timeout=30).sha
+    hub, place = HfFileSystem(), f"datasets/{repo}@{commit}"
     infos = {file: hub.info(f"{place}/{file}") for file in source.files}
     listed = ", ".join(f"{file} ({_size(info['size'])})" for file, info in infos.items())
-    print(f"{name}: fetching {listed} of {source.repo} at commit {commit}", file=sys.stderr)
+    print(f"{name}: fetching {listed} of {repo} at commit {commit}", file=sys.stderr)
     downloads.mkdir(exist_ok=True)
     _check_room(downloads, sum(info["size"] for info in infos.values()))
-    record = {"repo": source.repo, "commit": commit, "files": {}}
+    record = {"repo": repo, "commit": commit, "files": {}}
     for file, info in infos.items():
         (downloads / file).parent.mkdir(exist_ok=True)
         size, lfs = info["size"], info.get("lfs") or {}
@@ -147,8 +147,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 problem = f"holds {len(members):,} files of {_size(grown)}, too much to be images"
             if problem:
                 raise UsageError(f"{archive.name} {problem}: it was not unpacked; try again")
-            for member in tqdm(members, desc=f"unpacking {archive.name}", unit=" files"):
-                zipped.extract(member, folder)
+            zipped.extractall(folder, tqdm(members, f"unpacking {archive.name}", unit=" files"))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise UsageError(f"{archive.name} is damaged ({error}): try again") from None
 

@@ -29,45 +29,38 @@ class HubData:
     today. A commit is enough: the hub gives each large file's hash itself.
     """
 
-    repo: str
-    revision: str
+    repo: str  # OWNER/NAME@REVISION
     files: dict[str, str]
 
 
 HUB = {
     "omnimedvqa": HubData(
-        "foreverbeliever/OmniMedVQA",
-        "1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
+        "foreverbeliever/OmniMedVQA@1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
         {"OmniMedVQA.zip": "12245e0f99afbc7d6f70e4ca3c2e5a7979a01816cd8159ae34539f4aa76adee0"},
     ),
     # Which of its commits to pin is not known to us, nor the hash of its images. So the newest is
     # taken and written down, and the questions, which decide the splits, are held to their hash.
     "huatuo": HubData(
-        "FreedomIntelligence/Medical_Multimodal_Evaluation_Data",
-        "main",
+        "FreedomIntelligence/Medical_Multimodal_Evaluation_Data@main",
         {HUB_NAME: QUESTIONS_OF_HUATUO, "images.zip": ""},
     ),
     "vqa-rad": HubData(
-        "flaviagiammarino/vqa-rad",
-        "bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
+        "flaviagiammarino/vqa-rad@bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
         {
             "data/train-00000-of-00001-eb8844602202be60.parquet": "",
             "data/test-00000-of-00001-e5bc3d208bb4deeb.parquet": TEST_OF_RAD,
         },
     ),
     "slake": HubData(
-        "BoKelvin/SLAKE",
-        "a9083ce6c34ac3ffb17671a605962924d8a8f9e9",
+        "BoKelvin/SLAKE@a9083ce6c34ac3ffb17671a605962924d8a8f9e9",
         dict.fromkeys(("train.json", "validation.json", "test.json", "imgs.zip"), ""),
     ),
     "path-vqa": HubData(
-        "flaviagiammarino/path-vqa",
-        "7568940e604f3e911441b1f6c7aedb5f1c2866bd",  # adds the last of its files
+        "flaviagiammarino/path-vqa@7568940e604f3e911441b1f6c7aedb5f1c2866bd",  # adds its last file
         {f"data/{name}.parquet": "" for name in PARTS_OF_PATH_VQA.split()},
     ),
     "pmc-vqa": HubData(  # version 2; the images of version 1 are 18.9 GB
-        "xmcmic/PMC-VQA",
-        "ff2098cad195b86eed2b3e2f9f42eeae1dbc410a",
+        "xmcmic/PMC-VQA@ff2098cad195b86eed2b3e2f9f42eeae1dbc410a",
         dict.fromkeys(("train_2.csv", "test_2.csv", "images_2.zip"), ""),
     ),
 }

@@ -63,8 +63,7 @@ def parquet_rows(file: Path) -> Rows:
     first: dict[str, ParquetImage] = {}  # hash -> where these bytes stand first
     for number, (place, row) in enumerate(_placed_rows(file)):
         image = row.get(IMAGE)
-        content = _content(image)
-        if content is not None:
+        if content := _content(image):
             digest = hashlib.sha256(content).hexdigest()
             image = first.setdefault(digest, ParquetImage(file, number, place, digest))
         elif isinstance(image, dict):

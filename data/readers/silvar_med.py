@@ -22,8 +22,8 @@ EXPECTED = f"train/{NAME} and test/{NAME}, and SLAKE's imgs/ in the folder or be
 def read(folder: Path) -> Listing:
     """All pairs of the files under a folder; images in SLAKE's imgs/, in it or beside it."""
     files = visible(folder.rglob(NAME))
-    above_images = sorted(path.parent for path in folder.rglob("imgs") if path.is_dir())
-    places = (folder, *folder.absolute().parents[:2], *above_images)
+    below = sorted(images.parent for images in folder.rglob("imgs"))
+    places = (folder, *folder.absolute().parents[:2], *below)
     root = next((place for place in places if (place / "imgs").is_dir()), folder)
     find = image_finder(root, ("imgs",))
 
