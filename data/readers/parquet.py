@@ -82,22 +82,20 @@ def _content(image: Any) -> bytes | None:
 
 
 def _placed_rows(file: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """((row group, row in it), row by column)."""
+    """((row group, row in it), row by column) of a parquet file."""
     try:
         groups = _groups_of(file)
         for group in range(groups.num_row_groups):
             for i, row in enumerate(groups.read_row_group(group).to_pylist()):
                 yield (group, i), row
-    except UsageError:
-        raise
+    except ImportError:
+        problem = f"{file} needs pyarrow, which is not installed"
+        raise UsageError(f"{problem}: pip install pyarrow") from None
     except Exception as error:  # a damaged page: pyarrow's own, OSError, UnicodeDecodeError
         raise BadRow(f"parquet cannot be read ({type(error).__name__})") from None
 
 
 def _groups_of(file: Path) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        problem = f"{file} needs pyarrow, which is not installed"
-        raise UsageError(f"{problem}: pip install pyarrow") from None
+    import pyarrow.parquet
+
     return pyarrow.parquet.ParquetFile(file, memory_map=True)

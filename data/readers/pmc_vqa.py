@@ -14,11 +14,7 @@ from typing import Any
 from data.readers.common import csv_rows, image_finder, require, split_named, visible
 from data.rows import Listing, fold, read_files
 
-VERSIONS = (
-    ("train_2.csv", "test_2.csv"),
-    ("train.csv", "test_clean.csv"),
-    ("train.csv", "test.csv"),
-)
+VERSIONS = (("train_2", "test_2"), ("train", "test_clean"), ("train", "test"))
 LETTERS = "ABCD"
 EXPECTED = "the folder of train_2.csv, test_2.csv and unpacked images_2.zip (or all without _2)"
 
@@ -43,7 +39,8 @@ def read(path: Path) -> Listing:
 
 
 def _files(folder: Path) -> list[Path]:
-    there = [[folder / name for name in names if (folder / name).is_file()] for names in VERSIONS]
+    whole = [[folder / f"{name}.csv" for name in names] for names in VERSIONS]
+    there = [[file for file in files if file.is_file()] for files in whole]
     # the first version that is whole, else whatever there is
     return max(there, key=len) or visible(folder.glob("*.csv"))
 
@@ -63,6 +60,6 @@ def _choices(raw: dict[str, Any]) -> dict[str, Any]:
         return {"options": options, "answer": answer}
     index = LETTERS.find(letter) if len(letter) == 1 else -1
     require(index >= 0, "answer is none of the options")
-    other = fold(answer) in names and fold(answer) != names[index]
-    require(not other, "letter and answer disagree")
+    agree = fold(answer) == names[index] or fold(answer) not in names
+    require(agree, "letter and answer disagree")
     return {"options": options, "answer": options[index]}

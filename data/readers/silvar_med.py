@@ -21,7 +21,6 @@ EXPECTED = f"train/{NAME} and test/{NAME}, and SLAKE's imgs/ in the folder or be
 
 def read(folder: Path) -> Listing:
     """All pairs of the files under a folder; images in SLAKE's imgs/, in it or beside it."""
-    files = visible(folder.rglob(NAME))
     below = sorted(images.parent for images in folder.rglob("imgs"))
     places = (folder, *folder.absolute().parents[:2], *below)
     root = next((place for place in places if (place / "imgs").is_dir()), folder)
@@ -35,7 +34,7 @@ def read(folder: Path) -> Listing:
             "split": split_named(file.parent.name),
         }
 
-    return read_files(root, files, _pairs, to_row)
+    return read_files(root, visible(folder.rglob(NAME)), _pairs, to_row)
 
 
 def _pairs(file: Path) -> Iterator[tuple[int | str, Any]]:
