@@ -49,11 +49,11 @@ class ImageFile:
         the package that reads such scans is not installed.
         """
         read = scan_reader(self.path) or read_picture
-        return decoded(str(self.path), lambda: read(_plain(self.path)))
+        return decoded(str(self.path), lambda: read(plain(self.path)))
 
 
-def _plain(path: Path) -> Path:
-    """`path` if it is a plain file. Reading a named pipe or a device could block for ever."""
+def plain(path: Path) -> Path:
+    """`path` if it is a plain file, else OSError: a pipe or a device could block for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a plain file")
     return path

@@ -8,7 +8,7 @@ repaired and never an error.
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from data.example import VQAExample
 from data.images import ImageSource
-from data.readers.common import BadRow, NoFiles, find_image
+from data.readers.common import BadRow, NoFiles, Rows, images_under, require
 from data.readers.parquet import ParquetImage
 
 # Tried in this order: "OCT (Optical Coherence Tomography" must not become CT.
@@ -31,17 +31,15 @@ _MODALITY_PATTERNS = {
     "ULTRASOUND": r"ultrasound|sonograph",
 }
 # Rows left out that are no fault of the data: --strict lets them pass.
-BY_DESIGN = NOT_ENGLISH, HELD_OUT = (
-    "question is not in English",
-    "image is also in a held-out split",
-)
+NOT_ENGLISH, HELD_OUT = "question is not in English", "image is also in a held-out split"
+BY_DESIGN = (NOT_ENGLISH, HELD_OUT)
 UNLABELLED = "OTHER"  # the modality of rows that name none
 NOT_NUMBERS = (float("inf"), float("-inf"))  # nor is NaN, which is not equal to itself
 LONGEST_NAME = 60  # of a modality: files are named after it
 YES_NO = ("yes", "no")
 Split = Literal["train", "val", "test"]
-_SPLITS: dict[str, Split] = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+_SPLITS: dict[str, Split | None] = {
+    "": None, "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
 
 
@@ -103,8 +101,8 @@ def fold(text: str) -> str:
 def read_files(
     path: Path,
     files: Sequence[Path],
-    rows_of: Callable[[Path], Iterator[tuple[int, Any]]],
-    to_row: Callable[[dict[str, Any]], dict[str, Any]],
+    rows_of: Callable[[Path], Rows],
+    to_row: Callable[[dict[str, Any], Path], dict[str, Any]],
 ) -> Listing:
     """Every row of `files` as an example or as a `Skipped`.
 
@@ -112,17 +110,16 @@ def read_files(
     there are no files.
 
     `rows_of` gives (number, row) of one file and may raise or hand over a `BadRow`; `to_row` puts a
-    row of the data set into the common form. Directories are listed once and no image is opened or
-    stat-ed, so 90,000 rows take seconds.
+    row of the data set, from the file it is given, into the common form. Directories are listed
+    once and no image is opened or stat-ed, so 90,000 rows take seconds.
     """
     if not files:
         raise NoFiles
-    root = path.parent if path.is_file() else path
-    root = Path(os.path.abspath(root))  # image keys must not depend on the working directory
-    examples: list[VQAExample] = []
+    # image keys must not depend on the working directory
+    root = Path(os.path.abspath(path.parent if path.is_file() else path))
+    image_at = images_under(str(root))
+    examples: dict[str, VQAExample] = {}  # by id
     skipped: list[Skipped] = []
-    listed: dict[str, dict[str, bool]] = {}
-    ids: set[str] = set()
     splits: dict[str, Split] = {}
     for file in files:
         name = os.path.relpath(os.path.abspath(file), root)
@@ -131,27 +128,22 @@ def read_files(
             try:
                 if isinstance(raw, BadRow):
                     raise raw
-                if not isinstance(raw, dict):
-                    raise BadRow("row is not an object")
-                row = to_row(raw)
+                require(isinstance(raw, dict), "row is not an object")
+                row = to_row(raw, file)
                 row_id = _text(row.get("id")) or _text(f"{file.stem}#{number}")
-                while row_id in ids:  # ids key the splits and the draws
+                while row_id in examples:  # ids key the splits and the draws
                     row_id += f"#{number}"
                 split = _split(row.get("split"))
-                examples.append(_example(row_id, row, str(root), listed))
-                ids.add(row_id)
+                examples[row_id] = _example(row_id, row, image_at)
                 if split:
                     splits[row_id] = split
-            except BadRow as bad:
-                skipped.append(Skipped(str(bad), name, row_id))
-            except RecursionError:  # of a list in a list in a list, where a text should be
-                skipped.append(Skipped("row is nested too deep", name, row_id))
-    return Listing(root, tuple(examples), tuple(skipped), splits)
+            except (BadRow, RecursionError) as bad:  # a list in a list in a list, for a text
+                problem = str(bad) if isinstance(bad, BadRow) else "row is nested too deep"
+                skipped.append(Skipped(problem, name, row_id))
+    return Listing(root, tuple(examples.values()), tuple(skipped), splits)
 
 
-def _until_broken(
-    rows_of: Callable[[Path], Iterator[tuple[int, Any]]], file: Path
-) -> Iterator[tuple[int | str, Any]]:
+def _until_broken(rows_of: Callable[[Path], Rows], file: Path) -> Rows:
     """The rows of a file; a file that fails as a whole ends with one nameless bad row."""
     try:
         yield from rows_of(file)
@@ -159,28 +151,22 @@ def _until_broken(
         yield "", bad
 
 
-def _example(
-    id: str, row: dict[str, Any], root: str, listed: dict[str, dict[str, bool]]
-) -> VQAExample:
+def _example(id: str, row: dict[str, Any], image_at: Callable[[Any], ImageSource]) -> VQAExample:
     """A row in the common form, checked. Raises `BadRow`."""
     question = _text(row.get("question"))
-    if not question:
-        raise BadRow("question is blank")
+    require(question, "question is blank")
     answer_type = _text(row.get("answer_type")).lower()
     answer = _answer(row.get("options"), row.get("answer"), answer_type)
     modality = modality_name(_text(row.get("modality")) or UNLABELLED)
-    if not modality or len(modality) > LONGEST_NAME:
-        raise BadRow("modality is unknown")
-    findings = row.get("findings")
+    require(0 < len(modality) <= LONGEST_NAME, "modality is unknown")
+    images, findings = _listed(row.get("image")), row.get("findings")
     return VQAExample(
         id=id,
         question=question,
         **answer,
-        images=tuple(_image(image, root, listed) for image in _listed(row.get("image"))),
+        images=tuple(i if isinstance(i, ParquetImage) else image_at(i) for i in images),
         modality=modality,
-        question_type=_text(row.get("question_type")),
-        reasoning=_text(row.get("reasoning")),
-        dataset=_text(row.get("dataset")),
+        **{name: _text(row.get(name)) for name in ("question_type", "reasoning", "dataset")},
         findings=None if findings is None else _texts(findings),
         answer_type=answer_type,
     )
@@ -194,36 +180,26 @@ def _answer(options: Any, answer: Any, answer_type: str) -> dict[str, Any]:
     """
     if options is None:
         references = _texts(answer)
-        if not references:
-            raise BadRow("answer is blank")
+        require(references, "answer is blank")
         folded = fold(references[0])
         if len(references) == 1 and folded in YES_NO and answer_type != "open":
             return {"options": YES_NO, "gold": YES_NO.index(folded), "references": ()}
         return {"options": (), "gold": 0, "references": references}
-    if not isinstance(options, list):
-        raise BadRow("options are not a list")
+    require(isinstance(options, list), "options are not a list")
     options = tuple(text for text in map(_text, options) if text)
-    if not 2 <= len(options) <= 26:
-        raise BadRow("not 2 to 26 options")
+    require(2 <= len(options) <= 26, "not 2 to 26 options")
     names = [fold(text) for text in options]
-    if len(set(names)) < len(names):
-        raise BadRow("two options are equal")
+    require(len(set(names)) == len(names), "two options are equal")
     right = fold(_text(answer))
-    if right not in names:
-        raise BadRow("answer is none of the options")
+    require(right in names, "answer is none of the options")
     return {"options": options, "gold": names.index(right), "references": ()}
 
 
 def _split(value: Any) -> Split | None:
     """The split that a row names, None if it names none."""
     name = _text(value).lower()
-    if name and name not in _SPLITS:
-        raise BadRow("split is not train, val or test")
-    return _SPLITS.get(name)
-
-
-def _image(image: Any, root: str, listed: dict[str, dict[str, bool]]) -> ImageSource:
-    return image if isinstance(image, ParquetImage) else find_image(image, root, listed)
+    require(name in _SPLITS, "split is not train, val or test")
+    return _SPLITS[name]
 
 
 def _listed(value: Any) -> list[Any]:

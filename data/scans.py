@@ -23,12 +23,11 @@ def scan_reader(path: Path) -> Callable[[Path], Image.Image] | None:
     Raises UsageError when the package it needs is not installed. The reader raises anything on bad
     bytes, and DecompressionBombError for a slice of more than `MAX_PIXELS`.
     """
-    for ending, package, module, read in (
+    for endings, package, module, read in (
         (".dcm", "pydicom>=3", "pydicom.pixels", read_dicom),
-        (".nii", "nibabel", "nibabel", read_nifti),
-        (".nii.gz", "nibabel", "nibabel", read_nifti),
+        ((".nii", ".nii.gz"), "nibabel", "nibabel", read_nifti),
     ):
-        if path.name.lower().endswith(ending):
+        if path.name.lower().endswith(endings):
             try:
                 importlib.import_module(module)
             except ImportError:
@@ -79,9 +78,8 @@ def _windowed(values: np.ndarray, voi: Any) -> np.ndarray:
 
     DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
-    center, width = (
-        float(np.atleast_1d(voi[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
-    )
+    both = (voi[name].value for name in ("WindowCenter", "WindowWidth"))
+    center, width = (float(np.atleast_1d(value)[0]) for value in both)
     function = voi.get("VOILUTFunction", "LINEAR")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - center) / width))
@@ -107,9 +105,7 @@ def read_nifti(path: Path) -> Image.Image:
     # Per axis: which of right-left, back-front, feet-head it is nearest to, and 1 where it goes
     # towards right, front or head, which is the wrong way for a picture.
     orientation = nibabel.io_orientation(file.affine)[:2]
-    for axis, (_, direction) in enumerate(orientation):
-        if direction == 1:
-            shades = np.flip(shades, axis)
+    shades = np.flip(shades, tuple(np.flatnonzero(orientation[:, 1] == 1)))
     return _picture(shades if orientation[0][0] > orientation[1][0] else shades.T)
 
 

@@ -11,14 +11,14 @@ questions, groups of its training images are set apart for them.
 
 import hashlib
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
 from data.example import VQAExample
-from data.images import ImageSource, UnusableImage
+from data.images import ImageSource, UnusableImage, plain
 from data.readers.parquet import ParquetImage
 from data.rows import HELD_OUT, Skipped, Split, fold
 
@@ -32,63 +32,53 @@ def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
     parent: dict[str, str] = {}
 
     def find(path: str) -> str:
-        parent.setdefault(path, path)
-        while parent[path] != path:
+        while parent.setdefault(path, path) != path:
             parent[path] = parent[parent[path]]
             path = parent[path]
         return path
 
-    def join(paths: Sequence[str]) -> None:
-        roots = {find(path) for path in paths}
+    together = [[image.key for image in example.images] for example in examples]
+    for keys in together + copies(image for example in examples for image in example.images):
+        roots = {find(key) for key in keys}
         parent.update(dict.fromkeys(roots, min(roots, default="")))  # the least path is the root
 
-    for example in examples:
-        join([image.key for image in example.images])
-    for keys in copies(image for example in examples for image in example.images):
-        join(keys)
-    return {
-        example.id: os.path.relpath(find(example.images[0].key), root)
-        if example.images
-        else f"question: {fold(example.question)}"
-        for example in examples
-    }
+    def name(example: VQAExample) -> str:
+        if not example.images:
+            return f"question: {fold(example.question)}"
+        return os.path.relpath(find(example.images[0].key), root)
+
+    return {example.id: name(example) for example in examples}
 
 
 def copies(images: Iterable[ImageSource]) -> list[list[str]]:
     """The sets of two or more keys whose images have equal bytes, in files or in parquet rows."""
     by_key = {image.key: image for image in images}
-    inside: dict[str, list[str]] = defaultdict(list)
-    for key, image in by_key.items():
-        if isinstance(image, ParquetImage):
-            inside[image.sha256].append(key)
+    inside = [key for key, image in by_key.items() if isinstance(image, ParquetImage)]
     files = [key for key, image in by_key.items() if not isinstance(image, ParquetImage)]
-    return [*same_content(files), *(keys for keys in inside.values() if len(keys) > 1)]
+    return [*same_content(files), *_parts(inside, lambda key: by_key[key].sha256)]
 
 
 def same_content(paths: Sequence[str]) -> list[list[str]]:
     """The sets of two or more files with equal bytes. Most are told apart without reading all."""
     sets = [list(paths)]
     for key in (_size, _tail, sha256_of):
-        sets = [part for paths in sets for part in _parts(paths, key) if len(part) > 1]
+        sets = [part for paths in sets for part in _parts(paths, key)]
     return sets
 
 
 def _parts(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[list[str]]:
+    """The sets of two or more paths of which `key` is equal."""
     parts: dict[Hashable, list[str]] = defaultdict(list)
     for path in paths:
         try:
             parts[key(path)].append(path)
         except OSError:  # an unreadable file shares nothing; it is reported when it is drawn
             continue
-    return list(parts.values())
+    return [part for part in parts.values() if len(part) > 1]
 
 
 def _size(path: str) -> int:
-    """The size of a plain file; to read of anything else, such as a named pipe, may never end."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a plain file")
-    return status.st_size
+    return plain(Path(path)).stat().st_size
 
 
 def _tail(path: str) -> bytes:
@@ -141,11 +131,8 @@ def in_two_splits(
     examples: Iterable[VQAExample], splits: Mapping[str, Split | None]
 ) -> list[Skipped]:
     """A `Skipped` for each question that `assign` leaves out."""
-    return [
-        Skipped(HELD_OUT, e.images[0].key if e.images else "", e.id)
-        for e in examples
-        if splits[e.id] is None
-    ]
+    left_out = [e for e in examples if splits[e.id] is None]
+    return [Skipped(HELD_OUT, e.images[0].key if e.images else "", e.id) for e in left_out]
 
 
 def balanced_order(examples: Iterable[VQAExample], seed: int) -> list[VQAExample]:
@@ -166,14 +153,11 @@ def take_readable(
     """
     taken: list[VQAExample] = []
     skipped: list[Skipped] = []
-    damaged: dict[str, bool] = {}  # image key -> found so; several questions share an image
+    is_damaged = cache(_is_damaged)  # several questions share an image
     for example in ordered:
         if len(taken) == size:
             break
-        for image in example.images:
-            if image.key not in damaged:
-                damaged[image.key] = _is_damaged(image)
-        bad = [image.key for image in example.images if damaged[image.key]]
+        bad = [image.key for image in example.images if is_damaged(image)]
         skipped += [Skipped("image cannot be read", key, example.id) for key in bad]
         if not bad:
             taken.append(example)
@@ -190,11 +174,8 @@ def constant_answers(examples: Iterable[VQAExample]) -> dict[tuple[str, str], st
     for example in examples:
         for name in _names(example):
             answers[name].append(fold(example.answer))
-    return {
-        name: texts[0]
-        for name, texts in answers.items()
-        if len(texts) >= MIN_CONSTANT and len(set(texts)) == 1
-    }
+    often = {name: texts for name, texts in answers.items() if len(texts) >= MIN_CONSTANT}
+    return {name: texts[0] for name, texts in often.items() if len(set(texts)) == 1}
 
 
 def has_constant_answer(example: VQAExample, constant: dict[tuple[str, str], str]) -> bool:
@@ -203,10 +184,8 @@ def has_constant_answer(example: VQAExample, constant: dict[tuple[str, str], str
 
 
 def _names(example: VQAExample) -> list[tuple[str, str]]:
-    by_question = ("question", fold(example.question))
-    return (
-        [("type", example.question_type), by_question] if example.question_type else [by_question]
-    )
+    by_type, by_question = ("type", example.question_type), ("question", fold(example.question))
+    return [by_type, by_question] if example.question_type else [by_question]
 
 
 def _is_damaged(image: ImageSource) -> bool:

@@ -6,12 +6,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data.images import ImageFile
 
 IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
+Rows = Iterator[tuple[int | str, Any]]  # number of a row in its file, and the row or a `BadRow`
 ENDINGS = ("", ".jpg", ".png", ".jpeg")  # of images that are named without one
 
 
@@ -21,6 +23,12 @@ class NoFiles(Exception):
 
 class BadRow(Exception):
     """One row cannot be used. The message names no detail, so equal faults are counted."""
+
+
+def require(holds: Any, problem: str) -> None:
+    """Raises `BadRow` with the problem of a row where a condition does not hold."""
+    if not holds:
+        raise BadRow(problem)
 
 
 def read_text(file: Path) -> str:
@@ -39,15 +47,27 @@ def parse_json(text: str) -> Any:
         raise BadRow("broken JSON") from None
 
 
-def json_list(file: Path) -> Iterator[tuple[int, Any]]:
+def json_list(file: Path) -> Rows:
     """(index, row) of a file that holds one JSON list."""
     rows = parse_json(read_text(file))
-    if not isinstance(rows, list):
-        raise BadRow("file is not a JSON list")
-    return iter(enumerate(rows))
+    require(isinstance(rows, list), "file is not a JSON list")
+    return enumerate(rows)
 
 
-def csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
+def json_files(path: Path, name: str) -> list[Path]:
+    """The file `path`, or of a folder the file of that name if there, else every JSON file."""
+    one = path if path.is_file() else path / name
+    return [one] if one.is_file() else visible(path.glob("*.json"))
+
+
+def text_lines(file: Path) -> Rows:
+    """(line number from 1, {"line": its text}) of a text file; blank lines are nothing."""
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if line.strip():
+            yield number, {"line": line}
+
+
+def csv_rows(file: Path) -> Rows:
     """(line number from 1, row by column) of a CSV file whose first line names the columns."""
     lines = csv.DictReader(io.StringIO(read_text(file), newline=""), restval="")
     try:
@@ -56,18 +76,6 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
             yield lines.line_num, {name.strip(): cell for name, cell in row.items()}
     except csv.Error:
         raise BadRow("broken CSV") from None
-
-
-def with_split(
-    rows_of: Callable[[Path], Iterator[tuple[int, Any]]],
-) -> Callable[[Path], Iterator[tuple[int, Any]]]:
-    """The rows of `rows_of`, each with the split that its file is named after."""
-
-    def rows(file: Path) -> Iterator[tuple[int, Any]]:
-        for number, row in rows_of(file):
-            yield number, {**row, "split": split_named(file.name)} if isinstance(row, dict) else row
-
-    return rows
 
 
 def split_named(name: str) -> str:
@@ -80,9 +88,13 @@ def split_named(name: str) -> str:
     return found[1] if found else ""
 
 
-def fields(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The named fields of a row; None for one that the row lacks."""
-    return {name: row.get(name) for name in names}
+def fields(row: dict[str, Any], *names: str, **renamed: str) -> dict[str, Any]:
+    """The named fields of a row, some under new names; None for one that the row lacks.
+
+    >>> fields({"question": "Which?", "qid": 7}, "question", "answer", id="qid")
+    {'question': 'Which?', 'answer': None, 'id': 7}
+    """
+    return {new: row.get(old) for new, old in ({n: n for n in names} | renamed).items()}
 
 
 def visible(files: Iterable[Path]) -> list[Path]:
@@ -102,7 +114,7 @@ def image_finder(root: Path, first: Iterable[str] = ()) -> Callable[[Any], str]:
     place: dict[str, str] = {}
     for folder in dict.fromkeys(folders):
         inside = os.path.relpath(folder, root)
-        for name in names_in(folder):
+        for name in sorted(links_out(str(folder), str(root))):
             place.setdefault(name, os.path.normpath(os.path.join(inside, name)))
 
     def find(name: Any) -> str:
@@ -116,16 +128,9 @@ def image_finder(root: Path, first: Iterable[str] = ()) -> Callable[[Any], str]:
     return find
 
 
-def names_in(folder: str | Path) -> list[str]:
-    """The names of what lies in a folder, in order; none where it cannot be listed."""
-    try:
-        return sorted(os.listdir(folder))
-    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the path
-        return []
-
-
 def links_out(folder: str, root: str) -> dict[str, bool]:
-    """The names of what lies in a folder, and whether each is or lies behind a link out of `root`.
+    """The names of what lies in a folder, and whether each is or lies behind a link out of `root`;
+    none where it cannot be listed.
 
     Only links are looked into, so that a folder of 10,000 images costs one listing.
     """
@@ -141,18 +146,18 @@ def links_out(folder: str, root: str) -> dict[str, bool]:
         return {}
 
 
-def find_image(path: Any, root: str, listed: dict[str, dict[str, bool]]) -> ImageFile:
-    """The image at `path` under `root`. `listed` keeps what `links_out` says of each directory."""
-    if not isinstance(path, str) or not path:
-        raise BadRow("image path is blank")
-    full = os.path.normpath(os.path.join(root, path))
-    if not full.startswith(root + os.sep):
-        raise BadRow("image path leaves the data folder")
-    folder, name = os.path.split(full)
-    if folder not in listed:
-        listed[folder] = links_out(folder, root)
-    if name not in listed[folder]:
-        raise BadRow("image is missing")
-    if listed[folder][name]:  # as ".." would
-        raise BadRow("image is a link that leaves the data folder")
-    return ImageFile(Path(full))
+def images_under(root: str) -> Callable[[Any], ImageFile]:
+    """`image_at(path)`: the image at a path under `root`, each of whose folders is listed once."""
+    listed = cache(links_out)
+
+    def image_at(path: Any) -> ImageFile:
+        require(isinstance(path, str) and path, "image path is blank")
+        full = os.path.normpath(os.path.join(root, path))
+        require(full.startswith(root + os.sep), "image path leaves the data folder")
+        folder, name = os.path.split(full)
+        leaves = listed(folder, root)
+        require(name in leaves, "image is missing")
+        require(not leaves[name], "image is a link that leaves the data folder")  # as ".." would
+        return ImageFile(Path(full))
+
+    return image_at

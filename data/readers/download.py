@@ -42,11 +42,10 @@ def fetch(name: str) -> Path:
         with FileLock(folder.with_name(f"{name}.lock")):
             if not (folder / RECORD).is_file():  # another process may just have put it there
                 _install(name, HUB[name], folder)
-    except UsageError as error:
-        raise UsageError(f"--data {name}: {error}, or {by_hand(name)}") from None
     except Exception as error:  # the network, and the libraries on the way to it, raise anything
         what = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
-        problem = f"could not be fetched ({what}): run again to go on"
+        fetching = f"could not be fetched ({what}): run again to go on"
+        problem = error if isinstance(error, UsageError) else fetching
         raise UsageError(f"--data {name}: {problem}, or {by_hand(name)}") from None
     return folder
 
@@ -54,12 +53,10 @@ def fetch(name: str) -> Path:
 def by_hand(name: str) -> str:
     """What to put where on a machine that does not reach the hub."""
     source = HUB[name]
-    *files, last = source.files
-    few = f"{', '.join(files)} and {last}" if files else last
-    what = few if len(files) < 4 else f"the {len(files) + 1} parquet files"
-    zipped = any(file.endswith(".zip") for file in source.files)
-    where = f"https://huggingface.co/datasets/{source.repo}"
-    unzip = ", unpack the zip there," if zipped else ""
+    number = len(source.files)
+    what = " and ".join(source.files) if number < 5 else f"the {number} parquet files"
+    where = f"https://huggingface.co/datasets/{source.repo.partition('@')[0]}"
+    unzip = ", unpack the zip there," if ".zip" in what else ""
     return f"put {what} of {where} in a FOLDER{unzip} and use --data {name}:FOLDER"
 
 
@@ -95,41 +92,35 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
     """
     from huggingface_hub import HfApi, HfFileSystem
 
-    commit = HfApi().dataset_info(source.repo, revision=source.revision, timeout=30).sha
-    hub = HfFileSystem()
-    paths = {file: f"datasets/{source.repo}@{commit}/{file}" for file in source.files}
-    infos = {file: hub.info(path) for file, path in paths.items()}
+    repo, _, revision = source.repo.partition("@")
+    commit = HfApi().dataset_info(repo, revision=revision, timeout=30).sha
+    hub, place = HfFileSystem(), f"datasets/{repo}@{commit}"
+    infos = {file: hub.info(f"{place}/{file}") for file in source.files}
     listed = ", ".join(f"{file} ({_size(info['size'])})" for file, info in infos.items())
-    print(f"{name}: fetching {listed} of {source.repo} at commit {commit}", file=sys.stderr)
+    print(f"{name}: fetching {listed} of {repo} at commit {commit}", file=sys.stderr)
     downloads.mkdir(exist_ok=True)
     _check_room(downloads, sum(info["size"] for info in infos.values()))
-    record = {"repo": source.repo, "commit": commit, "files": {}}
-    for file, path in paths.items():
+    record = {"repo": repo, "commit": commit, "files": {}}
+    for file, info in infos.items():
         (downloads / file).parent.mkdir(exist_ok=True)
-        _download_file(hub, path, downloads / file, infos[file]["size"])
+        size, lfs = info["size"], info.get("lfs") or {}
+        _download_file(hub, f"{place}/{file}", downloads / file, size)
         digest = sha256_of(downloads / file)
-        wanted = source.sha256.get(file) or (infos[file].get("lfs") or {}).get("sha256", digest)
+        wanted = source.files[file] or lfs.get("sha256", digest)
         if digest != wanted:
             (downloads / file).unlink()
-            raise UsageError(
-                f"{file} at commit {commit} has sha256 {digest}, not {wanted}: try again"
-            )
-        record["files"][file] = {"bytes": infos[file]["size"], "sha256": digest}
+            problem = f"{file} at commit {commit} has sha256 {digest}, not {wanted}"
+            raise UsageError(f"{problem}: try again")
+        record["files"][file] = {"bytes": size, "sha256": digest}
     return record
 
 
 def _download_file(hub: Any, path: str, file: Path, size: int) -> None:
     """One file, from where an earlier try stopped. The hub's own download starts anew."""
-    with (
-        hub.open(path, block_size=BLOCK, cache_type="none") as remote,
-        file.open("ab") as local,
-        tqdm(total=size, desc=file.name, unit="B", unit_scale=True) as bar,
-    ):
-        bar.update(local.tell())
-        remote.seek(local.tell())
-        while block := remote.read(BLOCK):
-            local.write(block)
-            bar.update(len(block))
+    with hub.open(path, block_size=BLOCK, cache_type="none") as remote, file.open("ab") as local:
+        bar = {"total": size, "initial": remote.seek(local.tell()), "desc": file.name}
+        with tqdm.wrapattr(remote, "read", **bar) as counted:
+            shutil.copyfileobj(counted, local, BLOCK)
 
 
 def _check_room(downloads: Path, size: int) -> None:
@@ -137,10 +128,8 @@ def _check_room(downloads: Path, size: int) -> None:
     there = sum(file.stat().st_size for file in downloads.rglob("*") if file.is_file())
     need, free = 2 * size - there, shutil.disk_usage(downloads).free
     if need > free:
-        problem = f"needs {_size(need)} in {downloads.parent}, which has {_size(free)}"
-        raise UsageError(
-            f"{problem}: make room, or set XDG_CACHE_HOME to a folder on a larger disk"
-        )
+        problem = f"needs {_size(need)} in {downloads.parent}, which has {_size(free)}: make room"
+        raise UsageError(f"{problem}, or set XDG_CACHE_HOME to a folder on a larger disk")
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -153,24 +142,23 @@ def unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as zipped:
             members = zipped.infolist()
             grown = sum(member.file_size for member in members)
+            problem = next(filter(None, map(_leads_out, members)), "")
             if len(members) > MAX_FILES or grown > MAX_GROWTH * archive.stat().st_size + 2**30:
                 problem = f"holds {len(members):,} files of {_size(grown)}, too much to be images"
+            if problem:
                 raise UsageError(f"{archive.name} {problem}: it was not unpacked; try again")
-            for member in members:
-                _check_member(archive, member)
-            for member in tqdm(members, desc=f"unpacking {archive.name}", unit=" files"):
-                zipped.extract(member, folder)
+            zipped.extractall(folder, tqdm(members, f"unpacking {archive.name}", unit=" files"))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise UsageError(f"{archive.name} is damaged ({error}): try again") from None
 
 
-def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+def _leads_out(member: zipfile.ZipInfo) -> str:
+    """What is wrong with a member that would not land in the folder as a plain file; else ""."""
     # A Windows path is the strictest reading: both slashes separate, and drives are absolute too.
     path = PureWindowsPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was not packed on Unix
-    if path.anchor or ".." in path.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        problem = f"holds {member.filename!r}, which leads out of its folder"
-        raise UsageError(f"{archive.name} {problem}: it was not unpacked; try again")
+    out = path.anchor or ".." in path.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+    return f"holds {member.filename!r}, which leads out of its folder" if out else ""
 
 
 def _size(count: float) -> str:

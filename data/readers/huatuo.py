@@ -8,7 +8,7 @@ must agree, and "problem" (the question with its options, not used).
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, fields, json_list, visible
+from data.readers.common import fields, json_files, json_list, require
 from data.rows import Listing, fold, read_files
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"  # spelt so in the hub repository
@@ -17,22 +17,17 @@ EXPECTED = f"a JSON list such as {HUB_NAME}, or its folder, with images/ unpacke
 
 def read(path: Path) -> Listing:
     """All questions of a JSON file, or of a folder: its hub file if there, else every JSON list."""
-    hub = path / HUB_NAME
-    one = path if path.is_file() else hub
-    files = [one] if one.is_file() else visible(path.glob("*.json"))
-    return read_files(path, files, json_list, _row)
+    return read_files(path, json_files(path, HUB_NAME), json_list, _row)
 
 
-def _row(raw: dict[str, Any]) -> dict[str, Any]:
+def _row(raw: dict[str, Any], _: Path) -> dict[str, Any]:
     options, answer, letter = raw.get("options"), raw.get("answer"), raw.get("solution")
     if isinstance(options, list) and isinstance(letter, str) and isinstance(answer, str):
         index = ord(letter) - ord("A") if len(letter) == 1 else -1
-        if not (0 <= index < len(options) and fold(str(options[index])) == fold(answer)):
-            raise BadRow("letter and answer disagree")
+        agree = 0 <= index < len(options) and fold(str(options[index])) == fold(answer)
+        require(agree, "letter and answer disagree")
     return {
-        **fields(raw, "question", "dataset"),
+        **fields(raw, "question", "answer", "dataset", modality="subset"),
         "image": raw.get("image") or "",
         "options": [] if options is None else options,  # never an open question
-        "answer": answer,
-        "modality": raw.get("subset"),
     }

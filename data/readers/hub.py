@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from data.readers.huatuo import HUB_NAME
 
-TRAIN_OF_RAD = "data/train-00000-of-00001-eb8844602202be60.parquet"
-TEST_OF_RAD = "data/test-00000-of-00001-e5bc3d208bb4deeb.parquet"
+TEST_OF_RAD = "eb520bdab1116dd4f420120da19049d2315389fa126d031f65ec42e153264ea7"
+QUESTIONS_OF_HUATUO = "9ba3cdeb31dcfc084703db145802380e861d3a32f2c3500154284a754c8ad9cf"
 PARTS_OF_PATH_VQA = """
     train-00000-of-00007-f2d0e9ef9f022d38 train-00001-of-00007-47d8e0220bf6c933
     train-00002-of-00007-7fb5037c4c5da7be train-00003-of-00007-74b9b7b81cc55f90
@@ -25,53 +25,42 @@ PARTS_OF_PATH_VQA = """
 class HubData:
     """A data set on the hub: its repository, a revision, and the files; a zip is unpacked.
 
-    `sha256` holds a file to its content, whatever the revision names today. A commit is enough: the
-    hub gives each large file's hash itself.
+    `files` may hold a file to its content by its sha256 (else ""), whatever the revision names
+    today. A commit is enough: the hub gives each large file's hash itself.
     """
 
-    repo: str
-    revision: str
-    files: tuple[str, ...]
-    sha256: dict[str, str]
+    repo: str  # OWNER/NAME@REVISION
+    files: dict[str, str]
 
 
 HUB = {
     "omnimedvqa": HubData(
-        "foreverbeliever/OmniMedVQA",
-        "1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
-        ("OmniMedVQA.zip",),
+        "foreverbeliever/OmniMedVQA@1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
         {"OmniMedVQA.zip": "12245e0f99afbc7d6f70e4ca3c2e5a7979a01816cd8159ae34539f4aa76adee0"},
     ),
     # Which of its commits to pin is not known to us, nor the hash of its images. So the newest is
     # taken and written down, and the questions, which decide the splits, are held to their hash.
     "huatuo": HubData(
-        "FreedomIntelligence/Medical_Multimodal_Evaluation_Data",
-        "main",
-        (HUB_NAME, "images.zip"),
-        {HUB_NAME: "9ba3cdeb31dcfc084703db145802380e861d3a32f2c3500154284a754c8ad9cf"},
+        "FreedomIntelligence/Medical_Multimodal_Evaluation_Data@main",
+        {HUB_NAME: QUESTIONS_OF_HUATUO, "images.zip": ""},
     ),
     "vqa-rad": HubData(
-        "flaviagiammarino/vqa-rad",
-        "bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
-        (TRAIN_OF_RAD, TEST_OF_RAD),
-        {TEST_OF_RAD: "eb520bdab1116dd4f420120da19049d2315389fa126d031f65ec42e153264ea7"},
+        "flaviagiammarino/vqa-rad@bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
+        {
+            "data/train-00000-of-00001-eb8844602202be60.parquet": "",
+            "data/test-00000-of-00001-e5bc3d208bb4deeb.parquet": TEST_OF_RAD,
+        },
     ),
     "slake": HubData(
-        "BoKelvin/SLAKE",
-        "a9083ce6c34ac3ffb17671a605962924d8a8f9e9",
-        ("train.json", "validation.json", "test.json", "imgs.zip"),
-        {},
+        "BoKelvin/SLAKE@a9083ce6c34ac3ffb17671a605962924d8a8f9e9",
+        dict.fromkeys(("train.json", "validation.json", "test.json", "imgs.zip"), ""),
     ),
     "path-vqa": HubData(
-        "flaviagiammarino/path-vqa",
-        "7568940e604f3e911441b1f6c7aedb5f1c2866bd",  # adds the last of its files
-        tuple(f"data/{name}.parquet" for name in PARTS_OF_PATH_VQA.split()),
-        {},
+        "flaviagiammarino/path-vqa@7568940e604f3e911441b1f6c7aedb5f1c2866bd",  # adds its last file
+        {f"data/{name}.parquet": "" for name in PARTS_OF_PATH_VQA.split()},
     ),
     "pmc-vqa": HubData(  # version 2; the images of version 1 are 18.9 GB
-        "xmcmic/PMC-VQA",
-        "ff2098cad195b86eed2b3e2f9f42eeae1dbc410a",
-        ("train_2.csv", "test_2.csv", "images_2.zip"),
-        {},
+        "xmcmic/PMC-VQA@ff2098cad195b86eed2b3e2f9f42eeae1dbc410a",
+        dict.fromkeys(("train_2.csv", "test_2.csv", "images_2.zip"), ""),
     ),
 }

@@ -12,12 +12,11 @@ words, or a list of all that count as right; yes and no become options, unless `
 `reasoning`, `dataset` and `id` are optional.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from data.readers.common import BadRow, parse_json, read_text
+from data.readers.common import parse_json, require, text_lines
 from data.rows import Listing, fold, read_files
 
 EXPECTED = "one JSON object a line (see data/README.md)"
@@ -25,28 +24,18 @@ EXPECTED = "one JSON object a line (see data/README.md)"
 
 def read(file: Path) -> Listing:
     """All questions of a jsonl file."""
-    return read_files(file, [file] if file.is_file() else [], _lines, _row)
+    return read_files(file, [file] if file.is_file() else [], text_lines, _row)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, row or what is wrong with it); blank lines are nothing."""
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, parse_json(line)
-            except BadRow as bad:
-                yield number, bad
-
-
-def _row(raw: dict[str, Any]) -> dict[str, Any]:
+def _row(line: dict[str, Any], _: Path) -> dict[str, Any]:
     """The common form, with an answer given by letter replaced by the text it stands for."""
+    raw = parse_json(line["line"])
+    require(isinstance(raw, dict), "row is not an object")
     options, answer = raw.get("options"), raw.get("answer")
     if isinstance(options, list) and isinstance(answer, str) and len(answer.strip()) == 1:
-        letter = answer.strip() if answer.isascii() else ""  # the ligature st in capitals is ST
-        index = ascii_uppercase.find(letter.upper()) if letter else -1
-        as_text = fold(answer) in [
-            fold(str(option)) for option in options
-        ]  # options ["B", "A"]: text wins
-        if 0 <= index < len(options) and not as_text:
+        # the ligature st in capitals is ST
+        index = ascii_uppercase.find(answer.strip().upper()) if answer.isascii() else -1
+        texts = [fold(str(option)) for option in options]
+        if 0 <= index < len(options) and fold(answer) not in texts:  # options ["B", "A"]: text wins
             return {**raw, "answer": options[index]}
     return raw

@@ -8,33 +8,27 @@ or blank ones; one has `modality` for `modality_type`; an answer may have a stra
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import fields, json_list, visible
+from data.readers.common import NoFiles, fields, json_list, visible
 from data.rows import Listing, read_files
 
 ACCESS = ("Open-access", "Restricted-access")
-EXPECTED = (
-    "the folder that holds Images/ and QA_information/Open-access/*.json (give it as "
-    "omnimedvqa:FOLDER)"
-)
+EXPECTED = "the folder that holds Images/ and QA_information/Open-access/*.json (omnimedvqa:FOLDER)"
 
 
 def read(folder: Path) -> Listing:
     """All questions of an OmniMedVQA folder, or of the OmniMedVQA folder inside it."""
-    files: list[Path] = []
     for root in (folder, folder / "OmniMedVQA"):
         places = [root / "QA_information" / access for access in ACCESS]
-        if places[0].parent.is_dir() and (root / "Images").is_dir():
-            files = [file for place in places for file in visible(place.glob("*.json"))]
-            break
-    return read_files(root, files, json_list, _row)
+        files = [file for place in places for file in visible(place.glob("*.json"))]
+        if files and (root / "Images").is_dir():
+            return read_files(root, files, json_list, _row)
+    raise NoFiles
 
 
-def _row(raw: dict[str, Any]) -> dict[str, Any]:
+def _row(raw: dict[str, Any], _: Path) -> dict[str, Any]:
     return {
-        **fields(raw, "question", "question_type", "dataset"),
-        "id": raw.get("question_id"),
+        **fields(raw, "question", "question_type", "dataset", id="question_id", answer="gt_answer"),
         "image": raw.get("image_path") or "",
         "options": [raw.get(f"option_{letter}") for letter in "ABCD"],
-        "answer": raw.get("gt_answer"),
         "modality": raw.get("modality_type") or raw.get("modality") or "unknown",
     }

@@ -6,18 +6,16 @@ hash when the file is listed, and again when it is opened: nothing of them is ke
 
 import hashlib
 import io
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from data.images import decoded, read_picture
-from data.readers.common import BadRow, split_named, visible
+from data.readers.common import BadRow, Rows, visible
 from grpo.settings.errors import UsageError
 
 IMAGE = "image"
@@ -30,6 +28,7 @@ class ParquetImage:
 
     file: Path
     row: int
+    place: tuple[int, int]  # its row group, and its row in that
     sha256: str  # of its bytes, in hexadecimal
 
     @property
@@ -45,50 +44,31 @@ class ParquetImage:
         return decoded(f"in row {self.row} of {self.file}", self._read)
 
     def _read(self) -> Image.Image:
-        content = _bytes_of(self.file, self.row)
+        group, row = self.place
+        content = _content(_images(self.file, group)[row]) or b""
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ValueError("the file has changed since it was listed")
         return read_picture(io.BytesIO(content))
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The parquet files in a folder, or in `data/` inside it."""
-    return visible(folder.glob("*.parquet")) or visible(folder.glob("data/*.parquet"))
+def parquet_files(path: Path) -> list[Path]:
+    """The file `path`, or the parquet files in a folder, or else in `data/` inside it."""
+    if path.is_file():
+        return [path]
+    return visible(path.glob("*.parquet")) or visible(path.glob("data/*.parquet"))
 
 
-def parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(number, row by column) of a parquet file, with the split that the file is named after.
-
-    Raises UsageError where pyarrow is not installed.
-    """
-    groups = _groups_of(file)
+def parquet_rows(file: Path) -> Rows:
+    """(number, row by column) of a parquet file. Raises UsageError where pyarrow is missing."""
     first: dict[str, ParquetImage] = {}  # hash -> where these bytes stand first
-    number = 0
-    for group in range(groups.num_row_groups):
-        for row in _rows_of(groups, group):
-            content = _content(row.get(IMAGE))
-            if content is not None:
-                digest = hashlib.sha256(content).hexdigest()
-                row[IMAGE] = first.setdefault(digest, ParquetImage(file, number, digest))
-            elif isinstance(row.get(IMAGE), dict):
-                row[IMAGE] = row[IMAGE].get("path")
-            yield number, {**row, IMAGE: row.get(IMAGE) or "", "split": split_named(file.name)}
-            number += 1
-
-
-def _bytes_of(file: Path, row: int) -> bytes:
-    """The bytes of the image in a row, as they are in the file."""
-    starts = _starts(file)
-    group = bisect_right(starts, row) - 1
-    return _content(_images(file, group)[row - starts[group]]) or b""
-
-
-@lru_cache(maxsize=64)
-def _starts(file: Path) -> list[int]:
-    """The first row of each row group, and the number of rows."""
-    metadata = _groups_of(file).metadata
-    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return list(accumulate(counts, initial=0))
+    for number, (place, row) in enumerate(_placed_rows(file)):
+        image = row.get(IMAGE)
+        if content := _content(image):
+            digest = hashlib.sha256(content).hexdigest()
+            image = first.setdefault(digest, ParquetImage(file, number, place, digest))
+        elif isinstance(image, dict):
+            image = image.get("path")
+        yield number, {**row, IMAGE: image or ""}
 
 
 @lru_cache(maxsize=GROUPS_HELD)
@@ -101,21 +81,21 @@ def _content(image: Any) -> bytes | None:
     return content if isinstance(content, bytes) and content else None
 
 
-def _rows_of(groups: Any, group: int) -> list[dict[str, Any]]:
+def _placed_rows(file: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    """((row group, row in it), row by column) of a parquet file."""
     try:
-        return groups.read_row_group(group).to_pylist()
+        groups = _groups_of(file)
+        for group in range(groups.num_row_groups):
+            for i, row in enumerate(groups.read_row_group(group).to_pylist()):
+                yield (group, i), row
+    except ImportError:
+        problem = f"{file} needs pyarrow, which is not installed"
+        raise UsageError(f"{problem}: pip install pyarrow") from None
     except Exception as error:  # a damaged page: pyarrow's own, OSError, UnicodeDecodeError
         raise BadRow(f"parquet cannot be read ({type(error).__name__})") from None
 
 
 def _groups_of(file: Path) -> Any:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        problem = f"{file} needs pyarrow, which is not installed"
-        raise UsageError(f"{problem}: pip install pyarrow") from None
-    try:
-        return ParquetFile(file, memory_map=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadRow(f"parquet cannot be read ({type(error).__name__})") from None
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(file, memory_map=True)

@@ -7,21 +7,18 @@ images are microscopy, gross specimens and drawings from textbooks: all count as
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import fields
+from data.readers.common import fields, split_named
 from data.readers.parquet import parquet_files, parquet_rows
 from data.rows import Listing, read_files
 
-EXPECTED = (
-    "the folder that holds data/train-*.parquet, data/validation-*.parquet and data/test-*.parquet"
-)
+EXPECTED = "the folder that holds data/{train,validation,test}-*.parquet"
+SAME = {"modality": "PATHOLOGY", "dataset": "PathVQA"}  # in all rows
 
 
 def read(path: Path) -> Listing:
     """All questions of a parquet file, or of those in a folder or its data/."""
-    files = [path] if path.is_file() else parquet_files(path)
-    return read_files(path, files, parquet_rows, _row)
+    return read_files(path, parquet_files(path), parquet_rows, _row)
 
 
-def _row(raw: dict[str, Any]) -> dict[str, Any]:
-    names = ("image", "question", "answer", "split")
-    return {**fields(raw, *names), "modality": "PATHOLOGY", "dataset": "PathVQA"}
+def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    return {**fields(raw, "image", "question", "answer"), **SAME, "split": split_named(file.name)}

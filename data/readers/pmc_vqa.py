@@ -11,19 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, csv_rows, image_finder, visible, with_split
+from data.readers.common import csv_rows, image_finder, require, split_named, visible
 from data.rows import Listing, fold, read_files
 
-VERSIONS = (
-    ("train_2.csv", "test_2.csv"),
-    ("train.csv", "test_clean.csv"),
-    ("train.csv", "test.csv"),
-)
+VERSIONS = (("train_2", "test_2"), ("train", "test_clean"), ("train", "test"))
 LETTERS = "ABCD"
-EXPECTED = (
-    "the folder that holds train_2.csv, test_2.csv and the unpacked images_2.zip (or train.csv, "
-    "test.csv and images.zip)"
-)
+EXPECTED = "the folder of train_2.csv, test_2.csv and unpacked images_2.zip (or all without _2)"
 
 
 def read(path: Path) -> Listing:
@@ -33,32 +26,27 @@ def read(path: Path) -> Listing:
     second = bool(files) and files[0].stem.endswith("_2")
     find = image_finder(root, ("images_2", "figures") if second else ("images",))
 
-    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
-        options, answer = _choices(raw)
+    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
+            **_choices(raw),
             "image": find(raw.get("Figure_path")),
             "question": raw.get("Question"),
-            "options": options,
-            "answer": answer,
             "dataset": "PMC-VQA",
-            "split": raw["split"],
+            "split": split_named(file.name),
         }
 
-    return read_files(path, files, with_split(csv_rows), to_row)
+    return read_files(path, files, csv_rows, to_row)
 
 
 def _files(folder: Path) -> list[Path]:
-    whole = [[folder / name for name in names] for names in VERSIONS]
+    whole = [[folder / f"{name}.csv" for name in names] for names in VERSIONS]
     there = [[file for file in files if file.is_file()] for files in whole]
     # the first version that is whole, else whatever there is
-    return next(
-        (found for found, files in zip(there, whole, strict=True) if found == files),
-        max(there, key=len) or visible(folder.glob("*.csv")),
-    )
+    return max(there, key=len) or visible(folder.glob("*.csv"))
 
 
-def _choices(raw: dict[str, Any]) -> tuple[list[str], str]:
-    """The choices without their letters, and the text of the right one, by its letter.
+def _choices(raw: dict[str, Any]) -> dict[str, Any]:
+    """`options`, without their letters, and `answer`, the text of the right one, by its letter.
 
     In some files the column of the answer holds the letter itself.
     """
@@ -69,10 +57,9 @@ def _choices(raw: dict[str, Any]) -> tuple[list[str], str]:
     if not letter and fold(answer) not in names:
         letter = answer.strip().rstrip(".:").upper()
     if not letter:
-        return options, answer
+        return {"options": options, "answer": answer}
     index = LETTERS.find(letter) if len(letter) == 1 else -1
-    if index < 0:
-        raise BadRow("answer is none of the options")
-    if fold(answer) in names and fold(answer) != names[index]:
-        raise BadRow("letter and answer disagree")
-    return options, options[index]
+    require(index >= 0, "answer is none of the options")
+    agree = fold(answer) == names[index] or fold(answer) not in names
+    require(agree, "letter and answer disagree")
+    return {"options": options, "answer": options[index]}

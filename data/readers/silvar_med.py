@@ -21,30 +21,25 @@ EXPECTED = f"train/{NAME} and test/{NAME}, and SLAKE's imgs/ in the folder or be
 
 def read(folder: Path) -> Listing:
     """All pairs of the files under a folder; images in SLAKE's imgs/, in it or beside it."""
-    files = visible(folder.rglob(NAME))
-    places = (folder, *folder.absolute().parents[:2], *_above_images(folder))
+    below = sorted(images.parent for images in folder.rglob("imgs"))
+    places = (folder, *folder.absolute().parents[:2], *below)
     root = next((place for place in places if (place / "imgs").is_dir()), folder)
     find = image_finder(root, ("imgs",))
 
-    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
-            **fields(raw, "id", "question", "answer", "modality", "split"),
+            **fields(raw, "id", "question", "answer", "modality", reasoning="answer"),
             "image": find(raw.get("img_name")),
-            "reasoning": raw["answer"],
             "dataset": "SilVar-Med",
+            "split": split_named(file.parent.name),
         }
 
-    return read_files(root, files, _pairs, to_row)
+    return read_files(root, visible(folder.rglob(NAME)), _pairs, to_row)
 
 
-def _above_images(folder: Path) -> list[Path]:
-    """The parents of the folders imgs/ below a folder."""
-    return sorted(path.parent for path in folder.rglob("imgs") if path.is_dir())
-
-
-def _pairs(file: Path) -> Iterator[tuple[int, Any]]:
+def _pairs(file: Path) -> Iterator[tuple[int | str, Any]]:
     """(index of the row, one of its pairs of question and answer)."""
-    split = split_named(file.parent.name)
+    name = split_named(file.parent.name) or file.stem
     for number, row in json_list(file):
         if not isinstance(row, dict):
             yield number, row
@@ -57,5 +52,5 @@ def _pairs(file: Path) -> Iterator[tuple[int, Any]]:
             yield number, BadRow("questions and answers differ in number")
             continue
         for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            id = f"{split or file.stem}#{number}" + (f".{i}" if len(questions) > 1 else "")
-            yield number, {**row, "id": id, "question": question, "answer": answer, "split": split}
+            id = f"{name}#{number}" + (f".{i}" if len(questions) > 1 else "")
+            yield number, {**row, "id": id, "question": question, "answer": answer}

@@ -8,7 +8,7 @@ questions are not about yes and no ("Which is bigger, lung or liver?"): they are
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, fields, image_finder, json_list, visible, with_split
+from data.readers.common import fields, image_finder, json_list, require, split_named, visible
 from data.rows import NOT_ENGLISH, Listing, read_files
 
 EXPECTED = "the folder that holds train.json, validation.json, test.json and imgs/"
@@ -18,21 +18,19 @@ NAMES = ("train", "validation", "validate", "val", "test")
 def read(folder: Path) -> Listing:
     """All English questions of a SLAKE folder, or of the Slake1.0 folder inside it."""
     for root in (folder, *sorted(path for path in folder.glob("[Ss]*") if path.is_dir())):
-        files = visible(root.glob("*.json"))
-        files = [file for file in files if file.stem in NAMES]
+        files = [file for file in visible(root.glob("*.json")) if file.stem in NAMES]
         if files:
             break
     find = image_finder(root, ("imgs",))
 
-    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
-        if raw.get("q_lang", "en") != "en":
-            raise BadRow(NOT_ENGLISH)
+    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+        require(raw.get("q_lang", "en") == "en", NOT_ENGLISH)
         return {
-            **fields(raw, "question", "answer", "answer_type", "modality", "split"),
-            "id": raw.get("qid"),
+            **fields(raw, "question", "answer", "answer_type", "modality"),
+            **fields(raw, id="qid", question_type="content_type"),
             "image": find(raw.get("img_name")),
-            "question_type": raw.get("content_type"),
             "dataset": "SLAKE",
+            "split": split_named(file.name),
         }
 
-    return read_files(root, files, with_split(json_list), to_row)
+    return read_files(root, files, json_list, to_row)

@@ -7,17 +7,14 @@ asked of modality is a question like the others; the rows themselves name no mod
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, fields, image_finder, read_text, split_named, visible
+from data.readers.common import image_finder, require, split_named, text_lines, visible
 from data.rows import Listing, read_files
 
-EXPECTED = (
-    "*_train.txt and *_val.txt of QAPairsByCategory, "
-    "VQAMed2019_Test_Questions_w_Ref_Answers.txt, and their images"
-)
+TEST_NAME = "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
+EXPECTED = f"*_train.txt and *_val.txt of QAPairsByCategory, {TEST_NAME}, and their images"
 
 
 def read(folder: Path) -> Listing:
@@ -27,16 +24,23 @@ def read(folder: Path) -> Listing:
     files = [f for f in files if _category(f) or split_named(f.stem) not in by_category]
     find = image_finder(folder)
 
-    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+        split = split_named(file.stem)
+        form = "image|category|question|answer" if split == "test" else "image|question|answer"
+        names = form.split("|")
+        cells = [cell.strip() for cell in raw["line"].split("|", len(names) - 1)]
+        require(len(cells) == len(names), f"line is not of the form {form}")
+        row = dict(zip(names, cells, strict=True))
         return {
-            **fields(raw, "question", "split"),
-            "image": find(raw["image"]),
-            "answer": raw["answer"].split("#"),
-            "question_type": raw["category"],
+            "question": row["question"],
+            "image": find(row["image"]),
+            "answer": row["answer"].split("#"),
+            "question_type": row.get("category", _category(file)),
             "dataset": "VQA-Med-2019",
+            "split": split,
         }
 
-    return read_files(folder, files, _lines, to_row)
+    return read_files(folder, files, text_lines, to_row)
 
 
 def _is_read(file: Path) -> bool:
@@ -51,17 +55,3 @@ def _category(file: Path) -> str:
     """ "modality" of C1_Modality_train.txt."""
     found = re.match(r"C\d_([A-Za-z]+)_", file.stem)
     return found[1].lower() if found else ""
-
-
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, its fields by name); blank lines are nothing."""
-    split, category = split_named(file.stem), _category(file)
-    names = ("image", "question", "answer") if split != "test" else ()
-    names = names or ("image", "category", "question", "answer")
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        fields = [field.strip() for field in line.split("|", len(names) - 1)]
-        if len(fields) == len(names):
-            found = dict(zip(names, fields, strict=True))
-            yield number, {"category": category, **found, "split": split}
-        elif line.strip():
-            yield number, BadRow(f"line is not of the form {'|'.join(names)}")

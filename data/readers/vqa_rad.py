@@ -9,50 +9,39 @@ The published splits share most images: the training questions about images of t
 out, and a model trained here has seen far fewer than one trained on all 1,793.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import fields, image_finder, json_list, split_named, visible
+from data.readers.common import fields, image_finder, json_files, json_list, split_named
 from data.readers.parquet import parquet_files, parquet_rows
 from data.rows import Listing, read_files
 
 OSF_NAME = "VQA_RAD Dataset Public.json"
-EXPECTED = (
-    "the folder that holds data/train-*.parquet and data/test-*.parquet, or "
-    f"{OSF_NAME} and its images"
-)
+EXPECTED = f"the folder of data/{{train,test}}-*.parquet, or of {OSF_NAME} and its images"
 IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")
 
 
 def read(path: Path) -> Listing:
     """All questions of a file, or of a folder: its parquet files if there, else its JSON lists."""
     root = path.parent if path.is_file() else path
-    public = root / OSF_NAME
-    files = [path] if path.is_file() else parquet_files(path)
-    if not files:
-        files = [public] if public.is_file() else visible(root.glob("*.json"))
+    files = parquet_files(path) or json_files(path, OSF_NAME)
     find = image_finder(root, IMAGE_FOLDERS) if files and files[0].suffix == ".json" else None
 
-    def to_row(raw: dict[str, Any]) -> dict[str, Any]:
+    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
-            **fields(
-                raw, "question", "answer", "answer_type", "question_type", "modality", "split"
-            ),
-            "id": raw.get("qid"),
+            **fields(raw, "question", "answer", "answer_type", "question_type", "modality"),
+            **fields(raw, id="qid"),
             "image": find(raw.get("image_name")) if find else raw["image"],
             "dataset": "VQA-RAD",
+            "split": _split(raw.get("phrase_type"), file),
         }
 
-    return read_files(path, files, _json_rows if find else parquet_rows, to_row)
+    return read_files(path, files, json_list if find else parquet_rows, to_row)
 
 
-def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows with their split: by the phrase type, or where there is none by the file's name."""
-    for number, row in json_list(file):
-        if isinstance(row, dict):
-            phrase = row.get("phrase_type")
-            is_test = isinstance(phrase, str) and phrase.strip().lower().startswith("test")
-            named = split_named(file.name) if phrase is None else "train"
-            row = {**row, "split": "test" if is_test else named}
-        yield number, row
+def _split(phrase: Any, file: Path) -> str:
+    """The split of a row: by its phrase type, or where there is none by the file's name."""
+    if phrase is None:
+        return split_named(file.name)
+    is_test = isinstance(phrase, str) and phrase.strip().lower().startswith("test")
+    return "test" if is_test else "train"

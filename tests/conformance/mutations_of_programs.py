@@ -107,5 +107,5 @@ PROGRAMS = [
     ("restricted questions are not read", OMNI_TESTS, OMNI, '"Open-access", "Restricted-access")',
      '"Open-access",)'),
     ("an image outside the data folder is read", OMNI_TESTS, COMMON,
-     "if not full.startswith(root + os.sep):", "if not full:"),
+     "require(full.startswith(root + os.sep),", "require(full,"),
 ]  # fmt: skip

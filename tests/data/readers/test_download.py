@@ -36,9 +36,10 @@ def serve(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
     hubs: list[Hub] = []
 
     def start(name: str, files: dict[str, bytes], revision: str = "main", **sha256: str) -> Hub:
-        hubs.append(Hub(download.HUB[name].repo, files))
+        hubs.append(Hub(download.HUB[name].repo.partition("@")[0], files))
         known = sha256 or {file: hashlib.sha256(files[file]).hexdigest() for file in files}
-        source = download.HubData(hubs[-1].repo, revision, tuple(files), known)
+        hashes = {file: known.get(file, "") for file in files}
+        source = download.HubData(f"{hubs[-1].repo}@{revision}", hashes)
         monkeypatch.setitem(download.HUB, name, source)
         constants = huggingface_hub.constants  # they were read from the environment on import
         monkeypatch.setattr(constants, "ENDPOINT", hubs[-1].url)
@@ -100,7 +101,8 @@ def test_huatuo_takes_the_newest_commit_and_writes_it_down(
     (example,) = read("huatuo").examples
     assert (example.letter, example.images[0].open().getpixel((0, 0))) == ("B", (9, 0, 0))
     record = json.loads((place / "huatuo" / download.RECORD).read_text())
-    assert (record["repo"], record["commit"]) == (download.HUB["huatuo"].repo, COMMIT)
+    assert f"{record['repo']}@main" == download.HUB["huatuo"].repo
+    assert record["commit"] == COMMIT
     known = {"bytes": len(questions), "sha256": hashlib.sha256(questions).hexdigest()}
     assert record["files"][HUB_NAME] == known
 
@@ -234,18 +236,19 @@ def test_offline_mode_is_obeyed_in_a_real_process(place: Path) -> None:
 def test_what_is_pinned_is_a_commit_or_a_content() -> None:
     for name, source in download.HUB.items():
         assert [file.endswith(".zip") for file in source.files].count(True) <= 1
-        assert all(len(bytes.fromhex(digest)) == 32 for digest in source.sha256.values())
-        assert source.sha256.keys() <= set(source.files)
+        assert {len(bytes.fromhex(digest)) for digest in source.files.values()} <= {0, 32}
+        revision = source.repo.partition("@")[2]
         if name == "huatuo":
-            assert (source.revision, *source.sha256) == ("main", HUB_NAME)
+            assert revision == "main"
+            assert source.files[HUB_NAME]
         else:
-            assert len(bytes.fromhex(source.revision)) == 20
+            assert len(bytes.fromhex(revision)) == 20
 
 
 def test_parquet_files_are_fetched_into_their_folder_and_there_is_nothing_to_unpack(
     place: Path, serve: Any, parquet: Any
 ) -> None:
-    names = download.HUB["vqa-rad"].files
+    names = list(download.HUB["vqa-rad"].files)
     rows = [{"image": 1, "question": "Is it seen?", "answer": "no"}]
     hub = serve("vqa-rad", {name: parquet(rows) for name in names}, revision=COMMIT)
     hub.fails_after = len(hub.files[names[0]]) + 500

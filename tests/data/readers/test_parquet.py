@@ -142,7 +142,7 @@ def test_a_damaged_row_group_ends_the_file_and_keeps_what_came_before(
 def test_an_image_whose_file_has_changed_is_refused_by_name(tmp_path: Path, parquet: Any) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet([rad(1)]))
     with pytest.raises(UsageError, match=r"image in row 0 of .*a\.parquet .*has changed"):
-        ParquetImage(tmp_path / "a.parquet", 0, "0" * 64).open()
+        ParquetImage(tmp_path / "a.parquet", 0, (0, 0), "0" * 64).open()
 
 
 def test_without_pyarrow_one_line_says_what_to_install(
