@@ -5,15 +5,12 @@
     python evaluate.py --image scan.png --question "Which side?" --options "left;right"
 
 Answers are greedy. `predictions/` in the run folder keeps every one of them, so no question is
-asked twice, and evaluation.json keeps the table, which the report shows.
-
-train.py uses two functions of this file: `validate` between steps, and `score_run` at the end.
+asked twice, and evaluation.json keeps the table, which the report shows. train.py uses two
+functions of this file: `validate` between steps, and `score_run` at the end.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,8 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data import evaluation_questions as questions
 from data.evaluation_questions import Tests, load_tests
@@ -32,6 +27,7 @@ from data.load import fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank, share, world
 from grpo.run.atomic import write_json
 from grpo.run.folder import newest_run, same_but_seed
+from grpo.run.terminal import progress_bar
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import names_in, parse_flags
@@ -42,7 +38,7 @@ from models.open_policy import open_policy, scored_policy
 from models.policy import Policy
 from rewards.answers import reasoning
 from rewards.evaluation import text
-from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by
+from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by, write_rows
 from rewards.evaluation.scores import cell
 from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, tabulate
 from rewards.judges.judge_metrics import graded, open_graders
@@ -125,9 +121,8 @@ class Scorer:
 
     def in_batches(self, respond: Respond, examples: Examples) -> Iterator[Row]:
         """The rows of all examples, as soon as a batch is answered; each process has a batch."""
-        quiet = not examples or not sys.stderr.isatty()
         size = self.options.batch_size * world()
-        with tqdm(total=len(examples), desc="scoring", leave=False, disable=quiet) as bar:
+        with progress_bar(len(examples), "scoring") as bar:
             for i in range(0, len(examples), size):
                 # The images of this batch and the next
                 self.policy.prefetch(share(examples[i : i + 2 * size]))
@@ -149,28 +144,21 @@ class Scorer:
 
     def measure(self, judges: Sequence[Any], tests: Tests, answers: Any, file: str) -> Any:
         """The figures of --metrics for each answer; a file a modality keeps them with reasons."""
-        measured, found = self.options.measured, {}
-        grade = partial(graded, names=measured, judges=judges)
+        grade, found = partial(graded, names=self.options.measured, judges=judges), {}
         likelihood = partial(reference_nll, self.policy, batch_size=self.options.batch_size)
-        for name, examples in tests.items():
-            found[name] = by_all(grade, answers[name], examples)
-            if "perplexity" in measured:
+        for modality, examples in tests.items():
+            rows = by_all(grade, answers[modality], examples)
+            if "perplexity" in self.options.measured:
                 losses = by_all(likelihood, examples)
-                found[name] = [row | loss for row, loss in zip(found[name], losses, strict=True)]
-            lines = "".join(json.dumps(row) + "\n" for row in found[name])
+                rows = [row | loss for row, loss in zip(rows, losses, strict=True)]
             if not rank():
-                Path(f"{file}-{name}.jsonl").write_text(lines, encoding="utf-8")
+                write_rows(Path(f"{file}-{modality}.jsonl"), rows)
+            found[modality] = rows
         return found
 
 
-def subject(options: Options) -> tuple[Config, Path | None, Path]:
-    """What is scored: its configuration, its adapter, and the folder for its answers."""
-    config, adapter, folder = scored_policy(options)
-    return with_names(config), adapter, folder
-
-
 def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Config, Path, Path]]:
-    """The runs of --compare, as `subject` gives them, by the names of their rows.
+    """The runs of --compare, as `scored_policy` gives them, by the names of their rows.
 
     Raises UsageError for one that does not compare.
     """
@@ -178,7 +166,8 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
     taken = {*MODELS, Path(options.run or "").resolve().name}
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
-        other, adapter, folder = subject(named)
+        other, adapter, folder = scored_policy(named)
+        other = with_names(other)
         asked = load_tests(other)
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
@@ -205,7 +194,8 @@ def evaluate(
     controls, priors, coinciding = {}, {}, {}
     if options.controls != "none":
         # The priors learn from what the run was trained on, even if --data asks about other data.
-        learned = config if options.model else subject(replace(options, data=None))[0]
+        own = scored_policy(replace(options, data=None))[0]
+        learned = config if options.model else with_names(own)
         most = FAST if options.controls == "fast" else None
         controls, priors, coinciding = questions.control_questions(tests, learned, most)
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
@@ -224,15 +214,6 @@ def evaluate(
     return table | {"scorer": options.scorer}
 
 
-def ask_one(policy: Policy, config: Config, options: Options) -> str:
-    """The reasoning, the answer and the probability of each letter for one question."""
-    image = ImageFile(Path(options.image))
-    example = VQAExample(options.image, (image,), options.question, options.choices, 0, "", "")
-    way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides the options
-    scorer = Scorer(policy, config, options, Path())
-    return text.one(*scorer.predict(questions.asked([example], way)))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     about = "Score a run's base and trained policy on seen and unseen modalities."
@@ -243,13 +224,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = replace(options, run=gathered(None if rank() else str(newest_run()))[0])
         if rank() and (options.export_merged or options.image):
             return  # work for one
-        config, adapter, folder = subject(options)
+        config, adapter, folder = scored_policy(options)
+        config = with_names(config)
         if options.export_merged:
             refuse_taken(Path(options.export_merged))
             largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
             print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
         elif options.image:
-            print(ask_one(open_policy(config, adapter), config, options))
+            images = (ImageFile(Path(options.image)),)
+            question = VQAExample(
+                options.image, images, options.question, options.choices, 0, "", ""
+            )
+            way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides them
+            scorer = Scorer(open_policy(config, adapter), config, options, folder)
+            print(text.one(*scorer.predict(questions.asked([question], way))))
         else:
             report(options, config, folder, evaluate(options, config, adapter, folder))
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
+from typing import Any
 
 SECONDS_BETWEEN_LINES = 30.0  # if stderr is not a terminal
 PLAIN_WIDTH = 100  # characters of a line, if stderr is not a terminal
@@ -92,6 +93,14 @@ def fitted(words: Sequence[str], width: int) -> str:
     while len(" ".join(words)) > width and len(words) > 1:
         words = words[:-1]
     return " ".join(words)[:width]
+
+
+def progress_bar(total: int, title: str) -> Any:
+    """A bar of tqdm on stderr, gone when it ends; shown on a terminal only."""
+    from tqdm import tqdm
+
+    quiet = not total or not sys.stderr.isatty()
+    return tqdm(total=total, desc=title, leave=False, disable=quiet)
 
 
 def visible(text: str) -> str:

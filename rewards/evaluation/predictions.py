@@ -141,6 +141,11 @@ def _read_rows(file: Path, mend: bool) -> dict[str, Row]:
             whole = False
     if not whole and mend:
         mended = file.with_suffix(".tmp")
-        mended.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()))
+        write_rows(mended, rows.values())
         mended.replace(file)
     return rows
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
+    """Write a file of rows, a JSON line each."""
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
