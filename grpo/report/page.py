@@ -67,29 +67,25 @@ def page(run: Path, most_bytes: int) -> str:
     that nothing can be shown.
     """
     try:
-        return _page(run, most_bytes)
+        told = contents(run)
+        steps, remarks = inspector.traced_steps(run)
+        has_kl = any(traced.has_reference for traced in steps)
+        told["remarks"] += remarks
+        told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
+        told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
+        environment = make_environment()
+        room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
+        for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
+            room -= len(text.encode())
+            if room < 0:
+                break
+            told["traced"][s]["shown"].append(text)
+        return render(environment, told, steps)
     except UsageError:
         raise
     except (*DAMAGED, TemplateError) as error:
         problem = f"a file of it holds what no run writes ({type(error).__name__}: {error})"
         raise UsageError(f"{run}: {problem}; mend that file, or take it away") from None
-
-
-def _page(run: Path, most_bytes: int) -> str:
-    told = contents(run)
-    steps, remarks = inspector.traced_steps(run)
-    has_kl = any(traced.has_reference for traced in steps)
-    told["remarks"] += remarks
-    told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-    told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
-    environment = make_environment()
-    room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
-    for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
-        room -= len(text.encode())
-        if room < 0:
-            break
-        told["traced"][s]["shown"].append(text)
-    return render(environment, told, steps)
 
 
 def groups_as_html(
@@ -111,14 +107,10 @@ def groups_as_html(
 
 def make_environment() -> Environment:
     """Return jinja2 with escaping on, which makes every string legible before it escapes it."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: legible(value) if type(value) is str else value,
-    )
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.finalize = lambda value: legible(value) if type(value) is str else value
     environment.filters |= {"number": _number, "share_of": _percent}
     return environment
 
@@ -158,14 +150,9 @@ def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Tr
     style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        told,
-        rows=rows,
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-    )
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    template = environment.get_template("report.html")
+    return template.render(told, rows=rows, style=style, script=script, **hashes)
 
 
 def _hash(text: str) -> str:

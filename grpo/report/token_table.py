@@ -38,16 +38,8 @@ QUANTITIES = (
     ("l", "log-prob", "nats below 0", (0.1, 0.7, 2.3, 4.6)),
 )
 # Row of a token's numbers -> tensor of the trace, (U, N) or (N,)
-TENSORS = {
-    "log-prob": "logprobs",
-    "old": "old_logprobs",
-    "reference": "ref_logprobs",
-    "ratio": "ratio",
-    "KL": "kl",
-    "entropy": "entropy",
-    "loss": "loss",
-}
-Token = tuple[str, str, str]  # CSS classes, the rows of numbers, the text
+TENSORS = {"log-prob": "logprobs", "old": "old_logprobs", "reference": "ref_logprobs"}
+TENSORS |= {"ratio": "ratio", "KL": "kl", "entropy": "entropy", "loss": "loss"}
 
 
 @dataclass
@@ -182,8 +174,11 @@ def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[s
     }
 
 
-def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
-    """Yield the tokens of a completion, at `places` (n,) of (N,). Raises ValueError if not n."""
+def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield CSS classes, rows of numbers and text of each token of a completion.
+
+    The tokens are at `places` (n,) of (N,). Raises ValueError if there are not n texts.
+    """
     if len(texts) != len(places):
         raise ValueError(f"{len(texts)} texts of {len(places)} tokens")
 
@@ -204,14 +199,9 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
             "ratio": columns(found["ratio"][t], bounds),
             "share": columns([100 * share for share in shares[t]], ["%"] * len(shares[t])),
         }
-        shaded = {
-            "s": shares[t][-1] * passed,
-            "k": found["KL"][t][-1],
-            "r": found["ratio"][t][-1] - 1,
-            "e": found["entropy"][t][-1],
-            "l": -found["log-prob"][t][-1],
-        }
-        classes = [shade(letter, value) for letter, value in shaded.items()]
+        last = {name: by_place[t][-1] for name, by_place in found.items()}
+        shaded = [shares[t][-1] * passed, last["KL"], last["ratio"] - 1, last["entropy"]]
+        classes = list(map(shade, "skrel", [*shaded, -last["log-prob"]]))
         classes.append("c" if any(bounds) else "")
         numbers = "\n".join(rows[name] for name in traced.rows)
         yield " ".join(filter(None, classes)), numbers, text.replace("\n", "⏎\n")
