@@ -1,7 +1,5 @@
 """The contents of a run folder for the report, without its trace. No file is trusted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter

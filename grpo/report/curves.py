@@ -1,7 +1,5 @@
 """Curves of a run as the numbers an inline SVG needs: points, ticks and a sentence in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

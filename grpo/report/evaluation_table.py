@@ -1,7 +1,5 @@
 """The tables of the report: an evaluation with its controls, and the settings of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any

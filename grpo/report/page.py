@@ -8,11 +8,8 @@ settings. Text that a model or a data set wrote may be hostile: every string goe
 and jinja2's escaping, and the page's security policy allows no script or style but its own.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
-import functools
 import hashlib
 import sys
 import unicodedata
@@ -32,15 +29,16 @@ from grpo.settings.flags import check_file, check_options, option, parse_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
 REMARK_ROOM = 2_000  # bytes that counts and remarks may add after the groups are chosen
-_opt = functools.partial(option, "page")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The flags of `python -m grpo.report RUN`."""
 
-    out: str | None = _opt(None, "File of the page (none: RUN/report.html).")
-    max_mb: float = _opt(4.0, "Size of the page in MB; groups beyond it are left out.", gt=0)
+    out: str | None = option("page", None, "File of the page (none: RUN/report.html).")
+    max_mb: float = option(
+        "page", 4.0, "Size of the page in MB; groups beyond it are left out.", gt=0
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -1,7 +1,5 @@
 """The traced steps as the report shows them: groups, their completions, every token's numbers."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -140,14 +138,12 @@ def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
     completions = [completion(traced, told, b * size + i, i) for i in range(size)]
     completions.sort(key=itemgetter("advantage"), reverse=True)
     marks = {mark for found in completions for mark in found["marks"]}
+    options = zip(ascii_uppercase, told["options"], strict=False)
     return {
         **told,
         "number": b + 1,
         "step": traced.step,
-        "options": [
-            (letter, text, told["gold"] in (letter, text))
-            for letter, text in zip(ascii_uppercase, told["options"], strict=False)
-        ],
+        "options": [(letter, text, told["gold"] in (letter, text)) for letter, text in options],
         "images": [image_uri(folder, name) for name in told["images"]],
         "completions": completions,
         "marks": sorted(marks | ({"no signal"} if told["zero_variance"] else set())),

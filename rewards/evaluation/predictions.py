@@ -6,14 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.answers import (
-    answer_letter,
-    answer_text,
-    answered_right,
-    is_formatted,
-    medvlm_r1_format,
-    medvlm_r1_letter,
-)
+from rewards import answers
 from rewards.rules import findings_reward
 from rewards.words import exact_match, token_f1
 
@@ -38,9 +31,9 @@ def answered(example: Any, answer: Any) -> Row:
         "closed": example.closed,
         "completion": text,
         "answer": said,
-        "correct": answered_right(text, example.letter, letters, options, references),
-        "f1": None if letters else token_f1(answer_text(text) or "", example.references),
-        "formatted": is_formatted(text, letters, example.asked != "direct"),
+        "correct": answers.answered_right(text, example.letter, letters, options, references),
+        "f1": None if letters else token_f1(said or "", example.references),
+        "formatted": answers.is_formatted(text, letters, example.asked != "direct"),
         "answer_logprob": logprobs[letters.index(said)] if letters and said else None,
         "findings": fidelity[0],
         "forced_reasoning": answer.thought,
@@ -58,18 +51,18 @@ def drawn(example: Any, texts: Sequence[str]) -> Row:
     A right wording of an open question is replaced by its first reference, so that equal answers
     compare equal.
     """
-    answers = [_answer(example, text) for text in texts]
+    given = [_answer(example, text) for text in texts]
     if not example.options:
         known = example.references
-        answers = [example.answer if exact_match(said, known) else said for said in answers]
-    return {**_question(example), "completions": list(texts), "answers": answers}
+        given = [example.answer if exact_match(said, known) else said for said in given]
+    return {**_question(example), "completions": list(texts), "answers": given}
 
 
 def _answer(example: Any, text: str) -> str | None:
     """Return the letter in the one answer block, or its words if the question is open."""
     if example.options:
-        return answer_letter(text, example.letters, example.options)
-    return answer_text(text)
+        return answers.answer_letter(text, example.letters, example.options)
+    return answers.answer_text(text)
 
 
 def _question(example: Any) -> Row:
@@ -90,9 +83,9 @@ def scored_by(row: Row, scorer: str) -> Row:
     if scorer == "ours" or not row["options"]:  # that parser has no rule for an open question
         return row
     if "completions" in row:
-        return row | {"answers": [medvlm_r1_letter(text) for text in row["completions"]]}
-    answer = medvlm_r1_letter(row["completion"])
-    formatted = bool(medvlm_r1_format(row["completion"]))
+        return row | {"answers": [answers.medvlm_r1_letter(text) for text in row["completions"]]}
+    answer = answers.medvlm_r1_letter(row["completion"])
+    formatted = bool(answers.medvlm_r1_format(row["completion"]))
     return row | {"answer": answer, "correct": answer == row["gold"], "formatted": formatted}
 
 

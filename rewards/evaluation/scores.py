@@ -172,16 +172,14 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
 
     Ids are `question~k`, where k is the number of the order; 0 is the order of the test.
     """
-    chosen: dict[str, dict[str, str | None]] = defaultdict(dict)
+    chosen = {}
     for row in rows:
-        question, _, order = row["id"].rpartition("~")
         named = dict(zip(ascii_uppercase, row["options"], strict=False))
-        chosen[question][order] = named.get(row["answer"])  # another scorer may read any letter
+        chosen[row["id"]] = named.get(row["answer"])  # another scorer may read any letter
     same = [
-        text is not None and text == texts["0"]
-        for texts in chosen.values()
-        for order, text in texts.items()
-        if order != "0"
+        text is not None and text == chosen[question.rpartition("~")[0] + "~0"]
+        for question, text in chosen.items()
+        if not question.endswith("~0")
     ]
     return share(rows) | {"same_text": fmean(same) if same else None}
 

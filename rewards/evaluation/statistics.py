@@ -186,6 +186,5 @@ def poisson_binomial_tail(k: int, ps: Sequence[float]) -> float:
     tail = 0.0  # chance of k or more right so far
     for p in ps:
         tail += mass[-1] * p
-        moved = [come * p + stay * (1 - p) for come, stay in pairwise(mass)]
-        mass = [mass[0] * (1 - p), *moved]
+        mass = [come * p + stay * (1 - p) for come, stay in pairwise([0.0, *mass])]
     return tail

@@ -92,15 +92,15 @@ def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
 
 def _controls(answers: Answers, priors: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
     """Return the figures of the controls of each model that was asked any, `priors` among them."""
-    controls = {}
-    for model, arms in answers.items():
-        asked = {arm: found for arm, found in arms.items() if arm not in NO_CONTROLS}
-        if asked:
-            controls[model] = {
-                arm: {modality: scores.control(arm, rows) for modality, rows in by_modality.items()}
-                for arm, by_modality in {**asked, **priors}.items()
-            }
-    return controls
+    return {
+        model: {
+            arm: {modality: scores.control(arm, rows) for modality, rows in by_modality.items()}
+            for arm, by_modality in {**arms, **priors}.items()
+            if arm not in NO_CONTROLS
+        }
+        for model, arms in answers.items()
+        if arms.keys() - NO_CONTROLS
+    }
 
 
 def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
