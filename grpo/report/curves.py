@@ -36,10 +36,9 @@ CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Learning rate", "of AdamW", {"learning_rate": "rate"}),
     ("Time", "seconds a step", PHASES),
 )
-Chart = dict[str, Any]  # see `drawn`
 
 
-def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
+def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield a chart for each of CURVES whose metrics were logged in any step."""
     parts = sorted({name for step in metrics for name in step if name.startswith("rewards/")})
     by_part = {name: name.removeprefix("rewards/").removesuffix("/mean") for name in parts}
@@ -50,7 +49,7 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
 
 def accuracies(
     metrics: Sequence[Mapping[str, Any]], table: Mapping[str, Any], trained_on: str
-) -> Iterator[Chart]:
+) -> Iterator[dict[str, Any]]:
     """Yield charts by modality: validation over training, and the test of base and trained."""
     for title, figure in (("Accuracy", "accuracy"), ("Forced choice", "forced_choice")):
         names = {f"val/{figure}": f"{trained_on}, trained on"}
@@ -81,7 +80,7 @@ def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
     return [(x, 1 - y) for x, y in points] if name == "signal" else points
 
 
-def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> Chart:
+def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> dict[str, Any]:
     """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values.
 
     The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean. `words`

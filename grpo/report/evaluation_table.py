@@ -23,17 +23,10 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """
     old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
     found = table.get("rendered") or old
-    parts = [
-        {
-            "title": part["title"],
-            "columns": list(map(str, part["columns"])),
-            "rows": [
-                {"kind": row["kind"], "name": row["name"], "cells": list(map(str, row["full"]))}
-                for row in part["rows"]
-            ],
-        }
-        for part in found["parts"]
-    ]
+    parts = []
+    for part in found["parts"]:
+        columns, rows = list(map(str, part["columns"])), list(map(_row, part["rows"]))
+        parts.append({"title": part["title"], "columns": columns, "rows": rows})
     return {
         "name": name,
         "parts": parts,
@@ -43,18 +36,21 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": row["kind"], "name": row["name"], "cells": list(map(str, row["full"]))}
+
+
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield accuracy, interval and chance of every model on every modality, in SVG units."""
     for modality, chance in table["chance"].items():
         for model, cells in table["results"].items():
             found = cells[modality]
-            if found["accuracy"] is None:
-                continue
-            shares = [found["accuracy"], *found["ci95"], chance]
-            places = [round(LEFT + share * (RIGHT - LEFT), 1) for share in shares]
-            label = {"label": f"{modality} {model}", "said": measured(found)}
-            bar = dict(zip(("x", "low", "high", "chance"), places, strict=True))
-            yield label | bar | {"hollow": model.startswith("base")}
+            if found["accuracy"] is not None:
+                shares = [found["accuracy"], *found["ci95"], chance]
+                places = [round(LEFT + share * (RIGHT - LEFT), 1) for share in shares]
+                label = {"label": f"{modality} {model}", "said": measured(found)}
+                bar = dict(zip(("x", "low", "high", "chance"), places, strict=True))
+                yield label | bar | {"hollow": model.startswith("base")}
 
 
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -95,12 +95,11 @@ def groups_as_html(
     """
     template = environment.get_template("group.html")
     sizes = [len(traced.record["groups"]) for traced in steps]
-    for b in range(max(sizes, default=0)):
-        for s in (s for s, size in enumerate(sizes) if b < size):
-            try:
-                yield s, template.render(group=inspector.group(steps[s], b, folder), first=b == 0)
-            except DAMAGED:
-                remarks.append(f"Group {b + 1} of traced step {steps[s].step} cannot be read.")
+    for b, s in sorted((b, s) for s, size in enumerate(sizes) for b in range(size)):
+        try:
+            yield s, template.render(group=inspector.group(steps[s], b, folder), first=b == 0)
+        except DAMAGED:
+            remarks.append(f"Group {b + 1} of traced step {steps[s].step} cannot be read.")
 
 
 def make_environment() -> Environment:

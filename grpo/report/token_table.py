@@ -182,8 +182,7 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[s
         """(U, N) or (N,) -> n lists of the updates shown."""
         return (values[traced.updates] if values.dim() > 1 else values[None])[:, places].T.tolist()
 
-    shares = by_token(traced.shares)
-    tensors = traced.tensors
+    shares, tensors = by_token(traced.shares), traced.tensors
     found = {name: by_token(tensors[key]) for name, key in TENSORS.items() if key in tensors}
     sides = [by_token(side) for side in traced.clipped]
     passed = int((~tensors["loss"][-1].isnan()).sum())

@@ -84,12 +84,8 @@ def measured(rows: Sequence[Row]) -> dict[str, Any]:
     questions, those of the open ones are called `open NAME`.
     """
     closed, opened = ([row for row in rows if row["closed"] == kind] for kind in (True, False))
-    if not (closed and opened):
-        return _measured(rows)
-    return _measured(closed) | {f"open {name}": x for name, x in _measured(opened).items()}
-
-
-def _measured(rows: Sequence[Row]) -> dict[str, Any]:
+    if closed and opened:
+        return measured(closed) | {f"open {name}": x for name, x in measured(opened).items()}
     figures: dict[str, Any] = {}
     if any("reference_nll" in row for row in rows):
         tokens = sum(row["reference_tokens"] for row in rows)

@@ -39,14 +39,14 @@ def tabulate(
     Differences are to the base model asked in the same way.
     """
     results = _figures(answers, TESTS, scores.cell)
-    chance = _figures(answers, TESTS, _chance)
+    first = next(iter(answers.values()))[TESTS]
     unseen = {
         model: [cell for modality, cell in cells.items() if modality != trained_on]
         for model, cells in results.items()
     }
     table = {
         "trained_on": trained_on,
-        "chance": next(iter(chance.values())),
+        "chance": {modality: _chance(rows) for modality, rows in first.items()},
         "results": results,
         "gains": _gains({model: arms[TESTS] for model, arms in answers.items()}),
         "ood_mean": {model: scores.ood_mean(cells) for model, cells in unseen.items() if cells},
@@ -110,20 +110,17 @@ def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
     is None; one of --metrics is the mean over the runs that have it.
     """
     ways = [m.removeprefix(models[0]) for m in table["results"] if m.split(", ")[0] == models[0]]
-    return {
-        way: {m: _over_seeds(table, [model + way for model in models], m) for m in table["chance"]}
-        for way in ways
-    }
+    return {way: {m: _means(table, models, way, m) for m in table["chance"]} for way in ways}
 
 
-def _over_seeds(table: dict[str, Any], models: Sequence[str], modality: str) -> dict[str, Any]:
-    cells = [table["results"][model][modality] for model in models]
+def _means(table: dict[str, Any], models: Sequence[str], way: str, modality: str) -> dict[str, Any]:
+    cells = [table["results"][model + way][modality] for model in models]
     mean, low, high = students_t([cell["accuracy"] for cell in cells])
     means = {"seeds": len(cells), "accuracy": mean, "ci95": [low, high]}
     for name in MEANS:
         values = [cell[name] for cell in cells]
         means[name] = None if None in values else fmean(values)
-    metrics = [table["metrics"].get(model, {}).get(modality, {}) for model in models]
+    metrics = [table["metrics"].get(model + way, {}).get(modality, {}) for model in models]
     means["metrics"] = {name: scores.mean_of(metrics, name) for found in metrics for name in found}
     return means
 
@@ -142,10 +139,7 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         if arm in BLIND and found[modality]["n"]
     ]
     # A prior is listed under every model, but it is one test.
-    tests = {
-        (arm, modality, found["correct"], found["n"]): above_chance(found)
-        for _, modality, arm, found in tried
-    }
+    tests = {(arm, m, f["correct"], f["n"]): above_chance(f) for _, m, arm, f in tried}
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     sentences = []
     for model, modality, arm, found in tried:
