@@ -1,7 +1,5 @@
 """The contents of a run folder for the report, without its trace. No file is trusted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -70,7 +68,7 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return sorted(found, key=itemgetter("step")), remarks
 
 
-def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], list[sheets.Sheet]]:
+def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return summary.json, and the sheets of it and of every evaluation in the folder.
 
     A file that cannot be read adds a remark.
@@ -103,8 +101,5 @@ def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[Tile]:
     for modality, found in results.get("trained", {}).items():
         base, trained = (sheets.percent(results[m][modality]["accuracy"]) for m in MODELS)
         low, high = map(sheets.percent, found["ci95"])
-        yield (
-            f"{modality} accuracy",
-            f"{base} → {trained} %",
-            f"base → trained, 95 %: {low} to {high}",
-        )
+        interval = f"base → trained, 95 %: {low} to {high}"
+        yield f"{modality} accuracy", f"{base} → {trained} %", interval

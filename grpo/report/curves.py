@@ -1,11 +1,9 @@
 """Curves of a run as the numbers an inline SVG needs: points, ticks and a sentence in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import cycle, pairwise
+from functools import partial
+from itertools import chain, cycle, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch.nn.functional import avg_pool1d
 
 Points = list[tuple[float, float]]  # (step, value)
+Line = tuple[str, Points]  # with its name
 
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
@@ -20,6 +19,8 @@ MOST_POINTS = 240  # of a curve: more than a screen shows
 MOST_ROWS = 11  # of the table below a curve
 DASHES = ("none", "7 3", "2 3", "9 3 2 3", "14 4", "4 6")  # so that colour is not the only mark
 
+BOUNDS = {f"clip_ratio/{bound}_mean": f"{bound} bound" for bound in ("low", "high")}
+PHASES = {f"time/{phase}": phase for phase in ("step", "rollout", "reference", "update")}
 # Title, what the numbers are, and metric -> name in the legend.
 CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Reward", "mean of all completions", {"reward": "mean", "reward_std": "std in a group"}),
@@ -28,50 +29,16 @@ CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("KL to the reference", "k3 estimate, nats a token", {"kl": "KL"}),
     ("Completion length", "tokens", {f"completions/{n}_length": n for n in ("mean", "min", "max")}),
     ("Truncated", "share of completions", {"completions/clipped_ratio": "truncated"}),
-    (
-        "Clipped",
-        "share of tokens without gradient",
-        {f"clip_ratio/{bound}_mean": f"{bound} bound" for bound in ("low", "high")},
-    ),
+    ("Clipped", "share of tokens without gradient", BOUNDS),
     ("Gradient norm", "before it is clipped", {"grad_norm": "norm"}),
     ("Entropy", "nats a token", {"entropy": "entropy"}),
     ("Loss", "of one update a rollout: near 0, and no bug", {"loss": "loss"}),
     ("Learning rate", "of AdamW", {"learning_rate": "rate"}),
-    (
-        "Time",
-        "seconds a step",
-        {f"time/{phase}": phase for phase in ("step", "rollout", "reference", "update")},
-    ),
+    ("Time", "seconds a step", PHASES),
 )
 
 
-@dataclass
-class Line:
-    """One curve: `path` is drawn; `faint` holds the raw values if `path` is a moving mean."""
-
-    name: str
-    points: Points
-    dash: str = "none"
-    path: str = ""
-    faint: str = ""
-    marks: Points = field(default_factory=list)
-
-
-@dataclass
-class Chart:
-    """A figure. `words` says in text what is drawn; `rows` are (step, a value a line) of it."""
-
-    title: str
-    unit: str
-    lines: list[Line]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    words: str
-    rows: list[list[str]]
-    window: int
-
-
-def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
+def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield a chart for each of CURVES whose metrics were logged in any step."""
     parts = sorted({name for step in metrics for name in step if name.startswith("rewards/")})
     by_part = {name: name.removeprefix("rewards/").removesuffix("/mean") for name in parts}
@@ -82,7 +49,7 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
 
 def accuracies(
     metrics: Sequence[Mapping[str, Any]], table: Mapping[str, Any], trained_on: str
-) -> Iterator[Chart]:
+) -> Iterator[dict[str, Any]]:
     """Yield charts by modality: validation over training, and the test of base and trained."""
     for title, figure in (("Accuracy", "accuracy"), ("Forced choice", "forced_choice")):
         names = {f"val/{figure}": f"{trained_on}, trained on"}
@@ -94,15 +61,15 @@ def accuracies(
     last, results = max((float(m["step"]) for m in metrics), default=0), table.get("results") or {}
     base, trained = (results.get(model, {}) for model in ("base", "trained"))
     ends = {m: [base[m]["accuracy"], trained[m]["accuracy"]] for m in trained if m in base}
-    tests = [Line(m, [(0, a), (last, b)]) for m, (a, b) in ends.items() if None not in (a, b)]
+    tests = [(m, [(0, a), (last, b)]) for m, (a, b) in ends.items() if None not in (a, b)]
     if tests:
         yield drawn("Test accuracy by modality", "strict, base and trained", tests, marked=True)
 
 
 def _lines(metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[Line]:
     """Return the lines of these metrics that have a point; `names` maps a metric to its label."""
-    lines = [Line(label, series(metrics, name)) for name, label in names.items()]
-    return [line for line in lines if line.points]
+    lines = [(label, series(metrics, name)) for name, label in names.items()]
+    return [(label, points) for label, points in lines if points]
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
@@ -113,46 +80,51 @@ def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
     return [(x, 1 - y) for x, y in points] if name == "signal" else points
 
 
-def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> Chart:
-    """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values."""
-    steps, values = zip(*(point for line in lines for point in line.points), strict=True)
+def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> dict[str, Any]:
+    """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values.
+
+    The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean. `words`
+    says in text what is drawn; `rows` are (step, a value a line) of it.
+    """
+    steps, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
     first, last = min(steps), max(steps)
     low, high = min(0.0, *values), max(values)
     y_ticks = ticks(low, high if high > low else low + 1)
-    window = 1 if marked else max(len(line.points) for line in lines) // 25
+    window = 1 if marked else max(len(points) for _, points in lines) // 25
     window = window if window > 2 else 1
+    across = partial(_scaled, first, last, LEFT, RIGHT)
+    up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
-    def place(points: Points) -> Points:
-        return [
-            (_scaled(x, first, last, LEFT, RIGHT), _scaled(y, y_ticks[0], y_ticks[-1], BOTTOM, TOP))
-            for x, y in points
-        ]
+    def path(points: Points) -> str:
+        return " ".join(f"{across(x):g},{up(y):g}" for x, y in thinned(points))
 
-    for line, dash in zip(lines, cycle(DASHES), strict=False):
-        line.dash = dash
-        line.path = _path(place(thinned(moving_mean(line.points, window))))
-        line.faint = _path(place(thinned(line.points))) if window > 1 else ""
-        line.marks = place(line.points) if len(line.points) == 1 or marked else []
+    shapes = [
+        {
+            "name": name,
+            "points": points,
+            "dash": dash,
+            "path": path(moving_mean(points, window)),
+            "faint": path(points) if window > 1 else "",
+            "marks": [(across(x), up(y)) for x, y in points if marked or len(points) == 1],
+        }
+        for (name, points), dash in zip(lines, cycle(DASHES), strict=False)
+    ]
     x_ticks = [x for x in ticks(first, last, whole=True) if first <= x <= last]
-    return Chart(
-        title,
-        unit,
-        lines,
-        [(place([(x, 0)])[0][0], number(x)) for x in x_ticks],
-        [(place([(first, y)])[0][1], number(y)) for y in y_ticks],
-        in_words(title, unit, lines),
-        rows_of(lines),
-        window,
-    )
+    return {
+        "title": title,
+        "unit": unit,
+        "lines": shapes,
+        "x_ticks": [(across(x), number(x)) for x in x_ticks],
+        "y_ticks": [(up(y), number(y)) for y in y_ticks],
+        "words": in_words(title, unit, lines),
+        "rows": rows_of(lines),
+        "window": window,
+    }
 
 
-def _scaled(x: float, low: float, high: float, start: float, end: float) -> float:
+def _scaled(low: float, high: float, start: float, end: float, x: float) -> float:
     share = (x - low) / (high - low) if high > low else 0.5
     return round(start + share * (end - start), 1)
-
-
-def _path(points: Points) -> str:
-    return " ".join(f"{x:g},{y:g}" for x, y in points)
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:
@@ -209,20 +181,20 @@ def number(x: float) -> str:
 def in_words(title: str, unit: str, lines: Sequence[Line]) -> str:
     """Say what a chart shows, for readers who do not see it."""
     said = []
-    for line in lines:
-        (first, start), (last, end) = line.points[0], line.points[-1]
-        low, high = (number(bound(y for _, y in line.points)) for bound in (min, max))
+    for name, points in lines:
+        (first, start), (last, end) = points[0], points[-1]
+        low, high = (number(bound(y for _, y in points)) for bound in (min, max))
         words = f"{number(start)} at step {number(first)}, {number(end)} at step {number(last)}"
         words += f", between {low} and {high}"
-        said.append(f"{line.name} {words if low != high else f'{low} throughout'}")
+        said.append(f"{name} {words if low != high else f'{low} throughout'}")
     return f"{title} ({unit}): {'; '.join(said)}."
 
 
 def rows_of(lines: Sequence[Line]) -> list[list[str]]:
     """Return the values of all lines at some steps, the first and the last among them."""
-    steps = sorted({x for line in lines for x, _ in line.points})
+    values = [dict(points) for _, points in lines]
+    steps = sorted(set().union(*values))
     kept = {round((len(steps) - 1) * i / (MOST_ROWS - 1)) for i in range(MOST_ROWS)}
-    values = [dict(line.points) for line in lines]
     return [
         [number(x), *(number(found[x]) if x in found else "-" for found in values)]
         for x in (steps[i] for i in sorted(kept))

@@ -1,7 +1,5 @@
 """The tables of the report: an evaluation with its controls, and the settings of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,45 +15,29 @@ WITHOUT_ROWS = (
 )
 
 
-@dataclasses.dataclass
-class Sheet:
-    """One evaluation: its table as rewards/evaluation/rows.py made it, and a drawing of it."""
+def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation of evaluate.py or train.py: rewards/evaluation/rows.py's table, drawn.
 
-    name: str
-    parts: list[dict[str, Any]]
-    footnotes: list[
-        str
-    ]  # among them what evaluate.py says of accuracies without sight of the image
-    bars: list[dict[str, Any]]
-
-    @property
-    def has_controls(self) -> bool:
-        """Whether there are rows of controls, which train.py does not ask."""
-        return any(row["kind"] == "control" for part in self.parts for row in part["rows"])
-
-
-def evaluation(name: str, table: Mapping[str, Any]) -> Sheet:
-    """Return an evaluation as evaluate.py and train.py write it.
-
-    The parts are empty if an older version wrote it. Raises KeyError or TypeError if another
-    program did.
+    The parts are empty if an older version wrote it; train.py asks no controls. Raises KeyError or
+    TypeError if another program wrote it.
     """
-    found = table.get("rendered") or {
-        "parts": [],
-        "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])],
+    old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
+    found = table.get("rendered") or old
+    parts = []
+    for part in found["parts"]:
+        columns, rows = list(map(str, part["columns"])), list(map(_row, part["rows"]))
+        parts.append({"title": part["title"], "columns": columns, "rows": rows})
+    return {
+        "name": name,
+        "parts": parts,
+        "has_controls": any(row["kind"] == "control" for part in parts for row in part["rows"]),
+        "footnotes": list(map(str, found["footnotes"])),
+        "bars": list(_bars(table)),
     }
-    parts = [
-        {
-            "title": part["title"],
-            "columns": list(map(str, part["columns"])),
-            "rows": [
-                {"kind": row["kind"], "name": row["name"], "cells": list(map(str, row["full"]))}
-                for row in part["rows"]
-            ],
-        }
-        for part in found["parts"]
-    ]
-    return Sheet(name, parts, list(map(str, found["footnotes"])), list(_bars(table)))
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": row["kind"], "name": row["name"], "cells": list(map(str, row["full"]))}
 
 
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -63,19 +45,12 @@ def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for modality, chance in table["chance"].items():
         for model, cells in table["results"].items():
             found = cells[modality]
-            if found["accuracy"] is None:
-                continue
-            shares = [found["accuracy"], *found["ci95"], chance]
-            x, low, high, guessed = (round(LEFT + s * (RIGHT - LEFT), 1) for s in shares)
-            yield {
-                "label": f"{modality} {model}",
-                "hollow": model.startswith("base"),
-                "x": x,
-                "low": low,
-                "high": high,
-                "chance": guessed,
-                "said": measured(found),
-            }
+            if found["accuracy"] is not None:
+                shares = [found["accuracy"], *found["ci95"], chance]
+                places = [round(LEFT + share * (RIGHT - LEFT), 1) for share in shares]
+                label = {"label": f"{modality} {model}", "said": measured(found)}
+                bar = dict(zip(("x", "low", "high", "chance"), places, strict=True))
+                yield label | bar | {"hollow": model.startswith("base")}
 
 
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:

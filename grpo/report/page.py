@@ -8,11 +8,8 @@ settings. Text that a model or a data set wrote may be hostile: every string goe
 and jinja2's escaping, and the page's security policy allows no script or style but its own.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
-import functools
 import hashlib
 import sys
 import unicodedata
@@ -32,15 +29,16 @@ from grpo.settings.flags import check_file, check_options, option, parse_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
 REMARK_ROOM = 2_000  # bytes that counts and remarks may add after the groups are chosen
-_opt = functools.partial(option, "page")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The flags of `python -m grpo.report RUN`."""
 
-    out: str | None = _opt(None, "File of the page (none: RUN/report.html).")
-    max_mb: float = _opt(4.0, "Size of the page in MB; groups beyond it are left out.", gt=0)
+    out: str | None = option("page", None, "File of the page (none: RUN/report.html).")
+    max_mb: float = option(
+        "page", 4.0, "Size of the page in MB; groups beyond it are left out.", gt=0
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -67,29 +65,25 @@ def page(run: Path, most_bytes: int) -> str:
     that nothing can be shown.
     """
     try:
-        return _page(run, most_bytes)
+        told = contents(run)
+        steps, remarks = inspector.traced_steps(run)
+        has_kl = any(traced.has_reference for traced in steps)
+        told["remarks"] += remarks
+        told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
+        told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
+        environment = make_environment()
+        room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
+        for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
+            room -= len(text.encode())
+            if room < 0:
+                break
+            told["traced"][s]["shown"].append(text)
+        return render(environment, told, steps)
     except UsageError:
         raise
     except (*DAMAGED, TemplateError) as error:
         problem = f"a file of it holds what no run writes ({type(error).__name__}: {error})"
         raise UsageError(f"{run}: {problem}; mend that file, or take it away") from None
-
-
-def _page(run: Path, most_bytes: int) -> str:
-    told = contents(run)
-    steps, remarks = inspector.traced_steps(run)
-    has_kl = any(traced.has_reference for traced in steps)
-    told["remarks"] += remarks
-    told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-    told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
-    environment = make_environment()
-    room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
-    for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
-        room -= len(text.encode())
-        if room < 0:
-            break
-        told["traced"][s]["shown"].append(text)
-    return render(environment, told, steps)
 
 
 def groups_as_html(
@@ -101,24 +95,19 @@ def groups_as_html(
     """
     template = environment.get_template("group.html")
     sizes = [len(traced.record["groups"]) for traced in steps]
-    for b in range(max(sizes, default=0)):
-        for s in (s for s, size in enumerate(sizes) if b < size):
-            try:
-                yield s, template.render(group=inspector.group(steps[s], b, folder), first=b == 0)
-            except DAMAGED:
-                remarks.append(f"Group {b + 1} of traced step {steps[s].step} cannot be read.")
+    for b, s in sorted((b, s) for s, size in enumerate(sizes) for b in range(size)):
+        try:
+            yield s, template.render(group=inspector.group(steps[s], b, folder), first=b == 0)
+        except DAMAGED:
+            remarks.append(f"Group {b + 1} of traced step {steps[s].step} cannot be read.")
 
 
 def make_environment() -> Environment:
     """Return jinja2 with escaping on, which makes every string legible before it escapes it."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: legible(value) if type(value) is str else value,
-    )
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.finalize = lambda value: legible(value) if type(value) is str else value
     environment.filters |= {"number": _number, "share_of": _percent}
     return environment
 
@@ -158,14 +147,9 @@ def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Tr
     style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        told,
-        rows=rows,
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-    )
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    template = environment.get_template("report.html")
+    return template.render(told, rows=rows, style=style, script=script, **hashes)
 
 
 def _hash(text: str) -> str:

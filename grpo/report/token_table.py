@@ -1,7 +1,5 @@
 """The traced steps as the report shows them: groups, their completions, every token's numbers."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -38,16 +36,8 @@ QUANTITIES = (
     ("l", "log-prob", "nats below 0", (0.1, 0.7, 2.3, 4.6)),
 )
 # Row of a token's numbers -> tensor of the trace, (U, N) or (N,)
-TENSORS = {
-    "log-prob": "logprobs",
-    "old": "old_logprobs",
-    "reference": "ref_logprobs",
-    "ratio": "ratio",
-    "KL": "kl",
-    "entropy": "entropy",
-    "loss": "loss",
-}
-Token = tuple[str, str, str]  # CSS classes, the rows of numbers, the text
+TENSORS = {"log-prob": "logprobs", "old": "old_logprobs", "reference": "ref_logprobs"}
+TENSORS |= {"ratio": "ratio", "KL": "kl", "entropy": "entropy", "loss": "loss"}
 
 
 @dataclass
@@ -148,14 +138,12 @@ def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
     completions = [completion(traced, told, b * size + i, i) for i in range(size)]
     completions.sort(key=itemgetter("advantage"), reverse=True)
     marks = {mark for found in completions for mark in found["marks"]}
+    options = zip(ascii_uppercase, told["options"], strict=False)
     return {
         **told,
         "number": b + 1,
         "step": traced.step,
-        "options": [
-            (letter, text, told["gold"] in (letter, text))
-            for letter, text in zip(ascii_uppercase, told["options"], strict=False)
-        ],
+        "options": [(letter, text, told["gold"] in (letter, text)) for letter, text in options],
         "images": [image_uri(folder, name) for name in told["images"]],
         "completions": completions,
         "marks": sorted(marks | ({"no signal"} if told["zero_variance"] else set())),
@@ -182,8 +170,11 @@ def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[s
     }
 
 
-def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
-    """Yield the tokens of a completion, at `places` (n,) of (N,). Raises ValueError if not n."""
+def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield CSS classes, rows of numbers and text of each token of a completion.
+
+    The tokens are at `places` (n,) of (N,). Raises ValueError if there are not n texts.
+    """
     if len(texts) != len(places):
         raise ValueError(f"{len(texts)} texts of {len(places)} tokens")
 
@@ -191,8 +182,7 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
         """(U, N) or (N,) -> n lists of the updates shown."""
         return (values[traced.updates] if values.dim() > 1 else values[None])[:, places].T.tolist()
 
-    shares = by_token(traced.shares)
-    tensors = traced.tensors
+    shares, tensors = by_token(traced.shares), traced.tensors
     found = {name: by_token(tensors[key]) for name, key in TENSORS.items() if key in tensors}
     sides = [by_token(side) for side in traced.clipped]
     passed = int((~tensors["loss"][-1].isnan()).sum())
@@ -204,14 +194,9 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[Token]:
             "ratio": columns(found["ratio"][t], bounds),
             "share": columns([100 * share for share in shares[t]], ["%"] * len(shares[t])),
         }
-        shaded = {
-            "s": shares[t][-1] * passed,
-            "k": found["KL"][t][-1],
-            "r": found["ratio"][t][-1] - 1,
-            "e": found["entropy"][t][-1],
-            "l": -found["log-prob"][t][-1],
-        }
-        classes = [shade(letter, value) for letter, value in shaded.items()]
+        last = {name: by_place[t][-1] for name, by_place in found.items()}
+        shaded = [shares[t][-1] * passed, last["KL"], last["ratio"] - 1, last["entropy"]]
+        classes = list(map(shade, "skrel", [*shaded, -last["log-prob"]]))
         classes.append("c" if any(bounds) else "")
         numbers = "\n".join(rows[name] for name in traced.rows)
         yield " ".join(filter(None, classes)), numbers, text.replace("\n", "⏎\n")

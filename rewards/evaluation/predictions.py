@@ -6,14 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.answers import (
-    answer_letter,
-    answer_text,
-    answered_right,
-    is_formatted,
-    medvlm_r1_format,
-    medvlm_r1_letter,
-)
+from rewards import answers
 from rewards.rules import findings_reward
 from rewards.words import exact_match, token_f1
 
@@ -26,36 +19,30 @@ def answered(example: Any, answer: Any) -> Row:
     `correct` is strict: the letter in the one answer block, or for an open question a right
     wording. The `forced_` fields are the forced choice, None for an open question.
     """
-    text, letters = answer.text, example.letters
-    right = answered_right(
-        text, example.letter, letters, example.options, references=example.right_answers
-    )
+    text, letters, logprobs = answer.text, example.letters, answer.letter_logprobs
+    said = _answer(example, text)
+    forced = letters[logprobs.index(max(logprobs))] if letters else None
+    options, references = example.options, example.right_answers
     fidelity = findings_reward([""], [text], findings=[example.findings], asked=[example.asked])
-    row = {
+    return {
         **_question(example),
         "modality": example.modality,
         "question_type": example.question_type,
         "closed": example.closed,
         "completion": text,
-        "answer": _answer(example, text),
-        "correct": right,
-        "f1": None if letters else token_f1(answer_text(text) or "", example.references),
-        "formatted": is_formatted(text, letters, example.asked != "direct"),
-        "answer_logprob": None,
+        "answer": said,
+        "correct": answers.answered_right(text, example.letter, letters, options, references),
+        "f1": None if letters else token_f1(said or "", example.references),
+        "formatted": answers.is_formatted(text, letters, example.asked != "direct"),
+        "answer_logprob": logprobs[letters.index(said)] if letters and said else None,
         "findings": fidelity[0],
         "forced_reasoning": answer.thought,
-        "forced_answer": None,
-        "forced_correct": None,
-        "letter_logprobs": answer.letter_logprobs,
+        "forced_answer": forced,
+        "forced_correct": forced == example.letter if letters else None,
+        "letter_logprobs": logprobs,
         "length": answer.length,
         "truncated": answer.truncated,
     }
-    if letters:
-        forced = letters[max(range(len(letters)), key=answer.letter_logprobs.__getitem__)]
-        row |= {"forced_answer": forced, "forced_correct": forced == example.letter}
-        if row["answer"]:
-            row["answer_logprob"] = answer.letter_logprobs[letters.index(row["answer"])]
-    return row
 
 
 def drawn(example: Any, texts: Sequence[str]) -> Row:
@@ -64,19 +51,18 @@ def drawn(example: Any, texts: Sequence[str]) -> Row:
     A right wording of an open question is replaced by its first reference, so that equal answers
     compare equal.
     """
-    answers = []
-    for text in texts:
-        said = _answer(example, text)
-        right = not example.options and said and exact_match(said, example.references)
-        answers.append(example.answer if right else said)
-    return {**_question(example), "completions": list(texts), "answers": answers}
+    given = [_answer(example, text) for text in texts]
+    if not example.options:
+        known = example.references
+        given = [example.answer if exact_match(said, known) else said for said in given]
+    return {**_question(example), "completions": list(texts), "answers": given}
 
 
 def _answer(example: Any, text: str) -> str | None:
     """Return the letter in the one answer block, or its words if the question is open."""
     if example.options:
-        return answer_letter(text, example.letters, example.options)
-    return answer_text(text)
+        return answers.answer_letter(text, example.letters, example.options)
+    return answers.answer_text(text)
 
 
 def _question(example: Any) -> Row:
@@ -97,17 +83,14 @@ def scored_by(row: Row, scorer: str) -> Row:
     if scorer == "ours" or not row["options"]:  # that parser has no rule for an open question
         return row
     if "completions" in row:
-        return row | {"answers": [medvlm_r1_letter(text) for text in row["completions"]]}
-    answer = medvlm_r1_letter(row["completion"])
-    formatted = bool(medvlm_r1_format(row["completion"]))
+        return row | {"answers": [answers.medvlm_r1_letter(text) for text in row["completions"]]}
+    answer = answers.medvlm_r1_letter(row["completion"])
+    formatted = bool(answers.medvlm_r1_format(row["completion"]))
     return row | {"answer": answer, "correct": answer == row["gold"], "formatted": formatted}
 
 
 def kept_rows(
-    file: Path,
-    examples: Sequence[Any],
-    predict: Callable[[list[Any]], Iterable[Row]],
-    write: bool = True,
+    file: Path, examples: Sequence[Any], predict: Callable[..., Iterable[Row]], write: bool = True
 ) -> list[Row]:
     """Return the row of each example, in order, from `file` or predicted now and appended to it.
 
@@ -116,18 +99,13 @@ def kept_rows(
     process. Raises OSError if it cannot be written.
     """
     rows = _read_rows(file, write)
-    missing = [e for e in examples if not _answers(rows.get(e.id, {}), e)]
+    missing = [e for e in examples if not _question(e).items() <= rows.get(e.id, {}).items()]
     file.parent.mkdir(parents=True, exist_ok=True)
     with (file if write else Path(os.devnull)).open("a", encoding="utf-8") as out:
         for row in predict(missing):
             rows[row["id"]] = row
             print(json.dumps(row), file=out, flush=True)
-    marks = ({"constant": e.constant, "closed": e.closed} for e in examples)
-    return [rows[e.id] | mark for e, mark in zip(examples, marks, strict=True)]
-
-
-def _answers(row: Row, example: Any) -> bool:
-    return all(row.get(name) == value for name, value in _question(example).items())
+    return [rows[e.id] | {"constant": e.constant, "closed": e.closed} for e in examples]
 
 
 def _read_rows(file: Path, mend: bool) -> dict[str, Row]:

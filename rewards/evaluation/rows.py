@@ -16,19 +16,15 @@ def rendered(table: Mapping[str, Any]) -> dict[str, Any]:
     columns = [f"{m} (trained)" if m == table["trained_on"] else m for m in table["chance"]]
     columns += ["OOD mean"] * bool(table["ood_mean"])
     compared = [model for model in ("base", "trained") if model in table["results"]]
-    parts = {"": _figures(table), f"by type, {' → '.join(compared)}": _by_type(table, compared)}
+    titles = ["", f"by type, {' → '.join(compared)}"]
+    parts = zip(titles, (_figures(table), _by_type(table, compared)), strict=True)
     same = [
         f"{modality}: {same} of {asked} shuffled images have the same right answer."
         for modality, (same, asked) in table["coinciding"].items()
         if same
     ]
-    return {
-        "parts": [
-            {"title": title, "columns": columns, "rows": list(rows)}
-            for title, rows in parts.items()
-        ],
-        "footnotes": same + table["verdicts"],
-    }
+    found = [{"title": title, "columns": columns, "rows": list(rows)} for title, rows in parts]
+    return {"parts": found, "footnotes": same + table["verdicts"]}
 
 
 def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
@@ -39,8 +35,8 @@ def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
     yield _row("chance", [percent(table["chance"][m]) for m in modalities])
     for model, results in table["results"].items():
         cells = [results[m] for m in modalities]
-        mean = [measured(table["ood_mean"][model])] if table["ood_mean"] else []
-        yield _row(model, [*map(measured, cells), *mean], kind="model")
+        means = [table["ood_mean"][model]] if table["ood_mean"] else []
+        yield _row(model, list(map(measured, [*cells, *means])), kind="model")
         if gains := table["gains"].get(model):
             yield from _gains([gains[m] for m in modalities])
         yield from _answers(cells)
@@ -53,20 +49,17 @@ def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
         yield _row(label, [measured(seeds[m]) for m in modalities], kind="model")
 
 
-def _row(
-    label: str, cells: list[str], name: str = "", kind: str = "", full: list[str] | None = None
-) -> Row:
+def _row(label: str, cells: list[str], name: str = "", kind: str = "", full: Any = ()) -> Row:
     """`name` and `full` are for the page, which has more room; by default label and cells."""
     name = name or label.strip()
     return {"kind": kind, "label": label, "name": name, "cells": cells, "full": full or cells}
 
 
 def _gains(gains: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    accuracies = [gain["accuracy"] for gain in gains]
-    yield _row("  - base", [points(gain) for gain in accuracies], "minus base, points")
-    yield _row("  McNemar p", [f"{gain['mcnemar_p']:.1g}" for gain in accuracies])
-    forced = [points(gain["forced_choice"]) for gain in gains]
-    yield _row("  forced - base", forced, "forced choice minus base")
+    strict, forced = ([gain[part] for gain in gains] for part in ("accuracy", "forced_choice"))
+    yield _row("  - base", list(map(points, strict)), "minus base, points")
+    yield _row("  McNemar p", [f"{gain['mcnemar_p']:.1g}" for gain in strict])
+    yield _row("  forced - base", list(map(points, forced)), "forced choice minus base")
 
 
 def _answers(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
@@ -100,10 +93,8 @@ def _controls(controls: Mapping[str, Any], modalities: Sequence[str]) -> Iterato
         asked = [str(found["n"]) for found in controls["blank_image"].values()]
         yield _row("  controls, n", asked, kind="control")
     for control, by_modality in controls.items():
-        name = control.replace("_", " ")
-        found = [by_modality[m] for m in modalities]
-        cells = [measured(share) for share in found]
-        yield _row(f"  {name}", cells, kind="control", full=_with_n(found))
+        label, found = f"  {control.replace('_', ' ')}", [by_modality[m] for m in modalities]
+        yield _row(label, list(map(measured, found)), kind="control", full=_with_n(found))
         constant = [share["constant"] for share in found if "constant" in share]
         if any(share["n"] for share in constant):
             shares = [percent(share["accuracy"]) for share in constant]

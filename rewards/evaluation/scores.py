@@ -7,17 +7,8 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
+from rewards.evaluation import statistics
 from rewards.evaluation.predictions import Row
-from rewards.evaluation.statistics import (
-    bootstrap_by,
-    majority,
-    mcnemar,
-    paired_interval,
-    pass_at_k,
-    wilson,
-)
-
-Interval = tuple[float, float]
 
 
 def headline(rows: Sequence[Row]) -> list[Row]:
@@ -46,26 +37,23 @@ def cell(rows: Sequence[Row]) -> dict[str, Any]:
     `findings` is how true the stated findings are, by a rule of rewards/rules.py, None if the true
     ones are not known.
     """
-    shown = headline(rows)
-    closed = {row["id"] for row in _closed(rows)}
-    parsed = [row["correct"] for row in shown if row["answer"] is not None]
+    shown, closed = headline(rows), {row["id"] for row in _closed(rows)}
+    opened = [row for row in rows if row["id"] not in closed]
+    by_type = defaultdict(list)
+    for row in shown:
+        by_type[row["question_type"] or "all"].append(row)
     return share(shown) | {
         "format_rate": fmean(row["formatted"] for row in shown),
-        "accuracy_parsed": fmean(parsed) if parsed else None,
+        "accuracy_parsed": mean_of([r for r in shown if r["answer"] is not None], "correct"),
         "forced_choice": mean_of(shown, "forced_correct"),
         "letter_bias": letter_bias(shown),
         "findings": mean_of(shown, "findings"),
         "f1": mean_of(shown, "f1"),
         "mean_length": fmean(row["length"] for row in shown),
-        "by_type": {name: share(part) for name, part in sorted(_by_type(shown).items())},
+        "by_type": {name: share(part) for name, part in sorted(by_type.items())},
         "constant": share(apart(rows)),
-        "open": opened([row for row in rows if row["id"] not in closed]),
+        "open": share(opened) | {"f1": mean_of(opened, "f1")},
     }
-
-
-def opened(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the exact match of open questions, as `share` does, and their token F1."""
-    return share(rows) | {"f1": mean_of(rows, "f1")}
 
 
 def mean_of(rows: Sequence[Row], name: str) -> float | None:
@@ -95,16 +83,9 @@ def measured(rows: Sequence[Row]) -> dict[str, Any]:
     are means of grades and similarities, and how many are missing. If there are open and closed
     questions, those of the open ones are called `open NAME`.
     """
-    closed = [row["closed"] for row in rows]
-    if all(closed) or not any(closed):
-        return _measured(rows)
-    return _measured([row for row in rows if row["closed"]]) | {
-        f"open {name}": figure
-        for name, figure in _measured([row for row in rows if not row["closed"]]).items()
-    }
-
-
-def _measured(rows: Sequence[Row]) -> dict[str, Any]:
+    closed, opened = ([row for row in rows if row["closed"] == kind] for kind in (True, False))
+    if closed and opened:
+        return measured(closed) | {f"open {name}": x for name, x in measured(opened).items()}
     figures: dict[str, Any] = {}
     if any("reference_nll" in row for row in rows):
         tokens = sum(row["reference_tokens"] for row in rows)
@@ -129,7 +110,7 @@ def share(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def interval(rows: Sequence[Row]) -> Interval:
+def interval(rows: Sequence[Row]) -> tuple[float, float]:
     """Return the accuracy's 95 % interval: Wilson's, or a bootstrap over images that are shared.
 
     A bootstrap of equal answers, or of one image, has no width; then Wilson's counts the images.
@@ -137,8 +118,8 @@ def interval(rows: Sequence[Row]) -> Interval:
     images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
     n = len(set(images))
     if n == len(rows) or n == 1 or min(values) == max(values):
-        return wilson(round(fmean(values) * n, 9), n)
-    return bootstrap_by(images, values, seed=0)
+        return statistics.wilson(round(fmean(values) * n, 9), n)
+    return statistics.bootstrap_by(images, values, seed=0)
 
 
 def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any] | None:
@@ -153,24 +134,18 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
     images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
     if 1 < len(set(images)) < len(images) and min(change) < max(change):
-        ci95 = bootstrap_by(images, change, seed=0)
+        ci95 = statistics.bootstrap_by(images, change, seed=0)
     else:  # each image counts once; if images are shared, all questions changed alike
         pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
-        ci95 = paired_interval(*zip(*pairs, strict=True))
-    return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": mcnemar(old, new)}
+        ci95 = statistics.paired_interval(*zip(*pairs, strict=True))
+    p = statistics.mcnemar(old, new)
+    return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": p}
 
 
 def _image(row: Row) -> Any:
     """Return the key that dependent rows share: the images, or the id if they are blank or none."""
     seen = [key for key in row["image"] if not key.startswith("blank/")]
     return tuple(seen) or row["id"]
-
-
-def _by_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    parts = defaultdict(list)
-    for row in rows:
-        parts[row["question_type"] or "all"].append(row)
-    return parts
 
 
 def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -193,16 +168,14 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
 
     Ids are `question~k`, where k is the number of the order; 0 is the order of the test.
     """
-    chosen: dict[str, dict[str, str | None]] = defaultdict(dict)
+    chosen = {}
     for row in rows:
-        question, _, order = row["id"].rpartition("~")
         named = dict(zip(ascii_uppercase, row["options"], strict=False))
-        chosen[question][order] = named.get(row["answer"])  # another scorer may read any letter
+        chosen[row["id"]] = named.get(row["answer"])  # another scorer may read any letter
     same = [
-        text is not None and text == texts["0"]
-        for texts in chosen.values()
-        for order, text in texts.items()
-        if order != "0"
+        text is not None and text == chosen[question.rpartition("~")[0] + "~0"]
+        for question, text in chosen.items()
+        if not question.endswith("~0")
     ]
     return share(rows) | {"same_text": fmean(same) if same else None}
 
@@ -216,17 +189,16 @@ def sampled(rows: Sequence[Row]) -> dict[str, Any]:
     """
     rows = headline(rows)
     k = len(rows[0]["answers"])
-    right = [sum(answer == row["gold"] for answer in row["answers"]) for row in rows]
-    votes = [majority(row["answers"]) for row in rows]
+    right = [row["answers"].count(row["gold"]) for row in rows]
+    votes = [(row, statistics.majority(row["answers"])) for row in rows]
     ks = sorted({*(2**i for i in range(k.bit_length())), k})
-    figures: dict[str, Any] = {"n": len(rows), "samples": k}
-    figures |= {f"pass@{j}": fmean(pass_at_k(k, c, j) for c in right) for j in ks}
-    figures[f"majority@{k}"] = fmean(
-        vote == row["gold"] for vote, row in zip(votes, rows, strict=True)
-    )
-    figures["mixed"] = fmean(0 < c < k for c in right)
-    figures["agreement"] = fmean(
-        row["answers"].count(vote) / k if vote else 0.0
-        for vote, row in zip(votes, rows, strict=True)
-    )
-    return figures
+    passed = {f"pass@{j}": fmean(statistics.pass_at_k(k, c, j) for c in right) for j in ks}
+    agreed = (row["answers"].count(vote) / k if vote else 0.0 for row, vote in votes)
+    return {
+        "n": len(rows),
+        "samples": k,
+        **passed,
+        f"majority@{k}": fmean(vote == row["gold"] for row, vote in votes),
+        "mixed": fmean(0 < c < k for c in right),
+        "agreement": fmean(agreed),
+    }

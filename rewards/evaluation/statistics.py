@@ -7,9 +7,11 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+DRAWS = 2000  # of a bootstrap
 Z95 = 1.959964  # 97.5 % quantile of the standard normal
 
 
@@ -66,9 +68,7 @@ def mcnemar(before: Sequence[int], after: Sequence[int]) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
-def bootstrap_by(
-    groups: Sequence[Hashable], values: Sequence[float], seed: int, draws: int = 2000
-) -> tuple[float, float]:
+def bootstrap_by(groups: Sequence[Any], values: Sequence[float], seed: int) -> tuple[float, float]:
     """Return the percentile interval of the mean of `values`: a bootstrap over whole groups.
 
     Questions that share an image are not independent: `groups` (n,) names the image of each
@@ -78,7 +78,7 @@ def bootstrap_by(
     >>> bootstrap_by(["a", "a", "b", "c"], [1, 1, 0, 1], seed=0)
     (0.0, 1.0)
     """
-    clusters: dict[Hashable, list[float]] = {}
+    clusters: dict[Any, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
         clusters.setdefault(group, []).append(value)
     if len(clusters) < 2:
@@ -86,7 +86,7 @@ def bootstrap_by(
     sums = sorted((math.fsum(cluster), len(cluster)) for cluster in clusters.values())
     generator = random.Random(seed)
     means = []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         totals, sizes = zip(*generator.choices(sums, k=len(sums)), strict=True)
         means.append(sum(totals) / sum(sizes))
     cuts = statistics.quantiles(means, n=40, method="inclusive")  # 2.5 %, 5 %, ... 97.5 %
@@ -186,6 +186,5 @@ def poisson_binomial_tail(k: int, ps: Sequence[float]) -> float:
     tail = 0.0  # chance of k or more right so far
     for p in ps:
         tail += mass[-1] * p
-        moved = [come * p + stay * (1 - p) for come, stay in pairwise(mass)]
-        mass = [mass[0] * (1 - p), *moved]
+        mass = [come * p + stay * (1 - p) for come, stay in pairwise([0.0, *mass])]
     return tail

@@ -2,21 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
+from rewards.evaluation import scores
 from rewards.evaluation.predictions import Row
-from rewards.evaluation.rows import rendered
-from rewards.evaluation.scores import (
-    cell,
-    control,
-    gain,
-    headline,
-    mean_of,
-    measured,
-    ood_mean,
-    sampled,
-)
+from rewards.evaluation.rows import percent, rendered
 from rewards.evaluation.statistics import holm, poisson_binomial_tail, students_t
 
 BLIND = {  # the controls that cannot see the image, as the beginning of a sentence
@@ -46,24 +38,22 @@ def tabulate(
     `priors` are the controls that ask no model. `seeds` are models that differ in the seed alone.
     Differences are to the base model asked in the same way.
     """
-    tests = {model: arms[TESTS] for model, arms in answers.items()}
-    first = next(iter(tests.values()))
-    results = _each(tests, cell)
-    unseen = [modality for modality in first if modality != trained_on]
+    results = _figures(answers, TESTS, scores.cell)
+    first = next(iter(answers.values()))[TESTS]
+    unseen = {
+        model: [cell for modality, cell in cells.items() if modality != trained_on]
+        for model, cells in results.items()
+    }
     table = {
         "trained_on": trained_on,
         "chance": {modality: _chance(rows) for modality, rows in first.items()},
         "results": results,
-        "gains": _gains(tests),
-        "ood_mean": {
-            model: ood_mean([cells[modality] for modality in unseen])
-            for model, cells in results.items()
-            if unseen
-        },
+        "gains": _gains({model: arms[TESTS] for model, arms in answers.items()}),
+        "ood_mean": {model: scores.ood_mean(cells) for model, cells in unseen.items() if cells},
         "controls": _controls(answers, priors or {}),
         "coinciding": dict(coinciding or {}),
-        "sampled": _each(_arm(answers, SAMPLES), sampled),
-        "metrics": _each(_arm(answers, MEASURES), measured),
+        "sampled": _figures(answers, SAMPLES, scores.sampled),
+        "metrics": _figures(answers, MEASURES, scores.measured),
     }
     table["verdicts"] = verdicts(table)
     if seeds:
@@ -71,21 +61,18 @@ def tabulate(
     return table | {"rendered": rendered(table)}
 
 
-def _each(rows: Mapping[str, Mapping[str, Rows]], figures: Callable[[Rows], Any]) -> dict[str, Any]:
-    """Return the figures of each modality's rows, by model."""
+def _figures(answers: Answers, arm: str, figures: Callable[[Rows], Any]) -> dict[str, Any]:
+    """Return the figures of an arm's rows by modality, of each model that was asked it."""
     return {
-        model: {modality: figures(found) for modality, found in by_modality.items()}
-        for model, by_modality in rows.items()
+        model: {modality: figures(rows) for modality, rows in arms[arm].items()}
+        for model, arms in answers.items()
+        if arm in arms
     }
-
-
-def _arm(answers: Answers, arm: str) -> dict[str, dict[str, list[Row]]]:
-    return {model: arms[arm] for model, arms in answers.items() if arm in arms}
 
 
 def _chance(rows: Rows) -> float:
     """Return the accuracy expected of guessing; an open question has none."""
-    return fmean(1 / len(row["options"]) if row["options"] else 0.0 for row in headline(rows))
+    return fmean(1 / len(r["options"]) if r["options"] else 0.0 for r in scores.headline(rows))
 
 
 def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
@@ -95,8 +82,8 @@ def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
         if by_modality is not base:
             gains[model] = {
                 modality: {
-                    "accuracy": gain(base[modality], rows, "correct"),
-                    "forced_choice": gain(base[modality], rows, "forced_correct"),
+                    "accuracy": scores.gain(base[modality], rows, "correct"),
+                    "forced_choice": scores.gain(base[modality], rows, "forced_correct"),
                 }
                 for modality, rows in by_modality.items()
             }
@@ -105,15 +92,15 @@ def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
 
 def _controls(answers: Answers, priors: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
     """Return the figures of the controls of each model that was asked any, `priors` among them."""
-    controls = {}
-    for model, arms in answers.items():
-        asked = {arm: found for arm, found in arms.items() if arm not in NO_CONTROLS}
-        if asked:
-            controls[model] = {
-                arm: {modality: control(arm, rows) for modality, rows in by_modality.items()}
-                for arm, by_modality in {**asked, **priors}.items()
-            }
-    return controls
+    return {
+        model: {
+            arm: {modality: scores.control(arm, rows) for modality, rows in by_modality.items()}
+            for arm, by_modality in {**arms, **priors}.items()
+            if arm not in NO_CONTROLS
+        }
+        for model, arms in answers.items()
+        if arms.keys() - NO_CONTROLS
+    }
 
 
 def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
@@ -123,21 +110,18 @@ def over_seeds(table: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
     is None; one of --metrics is the mean over the runs that have it.
     """
     ways = [m.removeprefix(models[0]) for m in table["results"] if m.split(", ")[0] == models[0]]
-    return {
-        way: {m: _over_seeds(table, [model + way for model in models], m) for m in table["chance"]}
-        for way in ways
-    }
+    return {way: {m: _means(table, models, way, m) for m in table["chance"]} for way in ways}
 
 
-def _over_seeds(table: dict[str, Any], models: Sequence[str], modality: str) -> dict[str, Any]:
-    cells = [table["results"][model][modality] for model in models]
+def _means(table: dict[str, Any], models: Sequence[str], way: str, modality: str) -> dict[str, Any]:
+    cells = [table["results"][model + way][modality] for model in models]
     mean, low, high = students_t([cell["accuracy"] for cell in cells])
     means = {"seeds": len(cells), "accuracy": mean, "ci95": [low, high]}
     for name in MEANS:
         values = [cell[name] for cell in cells]
         means[name] = None if None in values else fmean(values)
-    metrics = [table["metrics"].get(model, {}).get(modality, {}) for model in models]
-    means["metrics"] = {name: mean_of(metrics, name) for found in metrics for name in found}
+    metrics = [table["metrics"].get(model + way, {}).get(modality, {}) for model in models]
+    means["metrics"] = {name: scores.mean_of(metrics, name) for found in metrics for name in found}
     return means
 
 
@@ -155,31 +139,23 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         if arm in BLIND and found[modality]["n"]
     ]
     # A prior is listed under every model, but it is one test.
-    tests = {
-        (arm, modality, found["correct"], found["n"]): above_chance(found)
-        for _, modality, arm, found in tried
-    }
+    tests = {(arm, m, f["correct"], f["n"]): above_chance(f) for _, m, arm, f in tried}
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     sentences = []
     for model, modality, arm, found in tried:
-        p = adjusted[arm, modality, found["correct"], found["n"]]
         figure = table["results"][model][modality]
         explained = found["ci95"][1] >= figure["ci95"][0]
-        if above_chance(figure) >= ALPHA or not (explained or p < ALPHA):
-            continue
-        verdict = "says little about seeing" if explained else "is not all seeing"
-        scores, accuracy = (f"{100 * c['accuracy']:.1f}" for c in (found, figure))
-        sentences.append(
-            f"{modality}: {BLIND[arm]} {scores}; {model}'s {accuracy} there {verdict}."
-        )
+        in_part = adjusted[arm, modality, found["correct"], found["n"]] < ALPHA
+        if (explained or in_part) and above_chance(figure) < ALPHA:
+            verdict = "says little about seeing" if explained else "is not all seeing"
+            blind = f"{BLIND[arm]} {percent(found['accuracy'])}"
+            seeing = f"{model}'s {percent(figure['accuracy'])} there {verdict}"
+            sentences.append(f"{modality}: {blind}; {seeing}.")
     return sentences
 
 
 def above_chance(found: dict[str, Any]) -> float:
     """Return the one-sided exact p of so many right by guessing, for independent questions."""
-    chances = [
-        1 / int(number) if int(number) else 0.0
-        for number, count in found["options"].items()
-        for _ in range(count)
-    ]
+    options = chain.from_iterable([int(n)] * count for n, count in found["options"].items())
+    chances = [1 / number if number else 0.0 for number in options]
     return poisson_binomial_tail(math.ceil(found["correct"] - 1e-9), chances)

@@ -15,13 +15,13 @@ from tests.grpo.report.runs import cell, make_run, summary
 from tests.rewards.evaluation.test_table import answers, rows
 
 
-def sheet(table: dict) -> sheets.Sheet:
+def sheet(table: dict) -> dict:
     """The sheet of a table whose figures were changed by hand."""
     return sheets.evaluation("e.json", table | {"rendered": rendered(table)})
 
 
 def rows_of(table: dict) -> dict[str, list[str]]:
-    return {row["name"]: row["cells"] for row in sheet(table).parts[0]["rows"]}
+    return {row["name"]: row["cells"] for row in sheet(table)["parts"][0]["rows"]}
 
 
 def test_means_over_seeds_stand_by_the_way_of_asking() -> None:
@@ -40,7 +40,7 @@ def test_what_evaluate_py_says_of_a_blind_control_is_said_here() -> None:
     arms = {"tests": {"MRI": rows(150, 200)}, "blank_image": {"MRI": rows(148, 200)}}
     made = tabulate({"base": {"tests": {"MRI": rows(90, 200)}}, "trained": arms}, "MRI")
     table = json.loads(json.dumps(made))
-    (sentence,) = sheets.evaluation("e.json", table).footnotes
+    (sentence,) = sheets.evaluation("e.json", table)["footnotes"]
 
     assert sentence == (
         "MRI: with a blank image it scores 74.0; trained's 75.0 there says little about seeing."
@@ -93,7 +93,7 @@ def test_the_file_of_an_older_version_has_its_drawing_and_says_what_is_missing()
     del table["rendered"]
     found = sheets.evaluation("e.json", table)
 
-    assert found.parts == []
-    assert "evaluate.py scores the run again" in found.footnotes[0]
-    assert found.footnotes[1].startswith("XRAY: with a blank image")
-    assert [bar["said"] for bar in found.bars[:2]] == ["10.0 [4.0, 16.0]", "72.0 [66.0, 78.0]"]
+    assert found["parts"] == []
+    assert "evaluate.py scores the run again" in found["footnotes"][0]
+    assert found["footnotes"][1].startswith("XRAY: with a blank image")
+    assert [bar["said"] for bar in found["bars"][:2]] == ["10.0 [4.0, 16.0]", "72.0 [66.0, 78.0]"]
