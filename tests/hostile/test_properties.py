@@ -169,7 +169,7 @@ def test_a_name_of_a_modality_is_fit_for_a_file(text: str) -> None:
 @checked
 @given(st.dictionaries(st.sampled_from(sorted(Config().to_dict())) | anything, values, max_size=3))
 def test_settings_are_taken_or_refused_in_words(
-    changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "config.json"
     file.write_text(json.dumps({"config": changes}))
