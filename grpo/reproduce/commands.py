@@ -39,10 +39,9 @@ class Plan:
     def chosen(self, table: Table) -> list[Arm]:
         """Return the arms to run, with those that they start from."""
         numbers = {str(number): arm for number, arm in enumerate(table.arms, start=1)}
+        asked = numbers if self.arms is None else self.arms.split(",")
         try:
-            chosen = [
-                numbers[number.strip()] for number in (self.arms or ",".join(numbers)).split(",")
-            ]
+            chosen = [numbers[number.strip()] for number in asked]
         except KeyError:
             raise UsageError(f"--arms {self.arms}: give numbers from 1 to {len(numbers)}") from None
         names = {arm.name for arm in chosen} | {arm.after for arm in chosen}

@@ -86,9 +86,7 @@ def run_arm(name: str, table: Table, arm: Arm, plan: Plan) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "train.py", *plan.flags(name, table, arm)]),
         "stands_in": plan.stands_in(arm),
-        "init": config.init,
-        "prompt": config.prompt,
-        "steps": config.steps,
+        **{name: getattr(config, name) for name in ("init", "prompt", "steps")},
         "examples": questions,
         "completions": questions * config.group_size if config.method == "grpo" else 0,
         "seconds": [sum(step["time/step"] for step in history(run)) for run in runs],

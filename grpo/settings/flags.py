@@ -194,10 +194,8 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:
 
 def _read(kind: type, optional: bool, text: str) -> Any:
     """Return typed text as a value of this kind; text that cannot be read stays text."""
-    if optional and text.lower() == "none":
-        return None
     try:
-        return kind(text)
+        return None if optional and text.lower() == "none" else kind(text)
     except ValueError:
         return text
 
