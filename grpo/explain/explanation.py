@@ -16,6 +16,7 @@ from grpo.advantages import zero_variance
 from grpo.interfaces import Policy
 from grpo.loss import clip_bounds, clipped_surrogate
 from grpo.metrics import Step
+from grpo.run.terminal import visible
 from grpo.run.trace import Describe
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -63,7 +64,7 @@ def explanation(policy: Policy, step: Step, config: Config, describe: Describe) 
         loss(step, config),
         effect(step, after, best, worst),
     )
-    return "\n\n".join("\n".join(map(printable, section)) for section in sections)
+    return "\n\n".join("\n".join(visible(line)[:WIDTH] for line in section) for section in sections)
 
 
 def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
@@ -90,15 +91,15 @@ def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
 def advantages(step: Step, config: Config) -> Iterator[str]:
     """Yield the equation of A_i with its numbers."""
     rewards = step.rollout.rewards[0]
-    mean, std, scaled = rewards.mean(), rewards.std(), config.scale_rewards == "group"
-    equation = "3. A_i = (r_i - mean)" + (" / (std + 0.0001)" if scaled else "")
-    yield beside(equation, "grpo/advantages.py:group_advantages")
+    mean, std = rewards.mean(), rewards.std()
+    divisor = " / (std + 0.0001)" if config.scale_rewards == "group" else ""
+    yield beside(f"3. A_i = (r_i - mean){divisor}", "grpo/advantages.py:group_advantages")
+    divisor = divisor.replace("std", brief(std))
     total = " + ".join(map(brief, rewards.tolist()))
     yield f"   mean = ({total}) / {len(rewards)} = {brief(mean)}"
     yield f"   std = sqrt(sum_i (r_i - mean)^2 / ({len(rewards)} - 1)) = {brief(std)}"
     for i, (reward, advantage) in enumerate(zip(rewards, step.advantages[0], strict=True), 1):
-        divided = f" / ({brief(std)} + 0.0001)" if scaled else ""
-        yield f"   A_{i} = ({brief(reward)} - {brief(mean)}){divided} = {brief(advantage)}"
+        yield f"   A_{i} = ({brief(reward)} - {brief(mean)}){divisor} = {brief(advantage)}"
 
 
 def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) -> Iterator[str]:
@@ -174,11 +175,6 @@ def effect(step: Step, after: Tensor, best: int, worst: int) -> Iterator[str]:
 def beside(text: str, place: str) -> str:
     """Return a line with the place in the code at its right end."""
     return text + place.rjust(WIDTH - len(text))
-
-
-def printable(line: str) -> str:
-    """Replace characters that could control the terminal, and cut the line to its width."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:WIDTH]
 
 
 def columns(label: str, values: Sequence[str], place: str = "") -> str:

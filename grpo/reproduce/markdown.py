@@ -43,15 +43,13 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
     phantoms = [PHANTOMS] * (record["scale"] == "phantom")
     rules = [f"{arm}: {', '.join(f['stands_in'])}." for arm, f in done.items() if f["stands_in"]]
     skipped = [f"{arm}: {f['skipped']}." for arm, f in records.items() if "skipped" in f]
+    tables = _accuracies(models), _figures(models), _unseen(models), _paid(done, arms)
     blocks = [
         f"# {table.about}",
         f"`{record['command']}`",
         SEEDS,
         *phantoms,
-        _markdown(_accuracies(models)),
-        _markdown(_figures(models)),
-        _markdown(_unseen(models)),
-        _markdown(_paid(done, arms)),
+        *map(_markdown, tables),
         f"The paper: {table.paper}.",
         " ".join([RULES, *rules]) if rules else "",
         " ".join([*skipped, table.out_of_scope]).strip(),
