@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,10 +211,10 @@ def test_settings_without_a_say_may_change_and_a_constant_rate_takes_more_steps(
     c = Config.load(half / "config.json")
     free = {"threads": 2, "quiet": True, "trace_steps": "1", "save_every": 3}
     for change in (free, {"lr_schedule": "constant", "steps": 8}):
-        made = Config.from_dict(c.to_dict() | {"lr_schedule": c.lr_schedule} | change)
-        kept = Config.from_dict(made.to_dict() | {"steps": 6})
+        made = replace(c, **change)
+        kept = replace(made, steps=6)
         kept.save(half / "config.json")
-        wanted = Config.from_dict(made.to_dict() | {"resume": "run", "out": None})
+        wanted = replace(made, resume="run", out=None)
         assert starting_point(wanted).step == 6
 
 

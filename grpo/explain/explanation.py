@@ -16,6 +16,7 @@ from grpo.advantages import zero_variance
 from grpo.interfaces import Policy
 from grpo.loss import clip_bounds, clipped_surrogate
 from grpo.metrics import Step
+from grpo.run.terminal import visible
 from grpo.run.trace import Describe
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -23,9 +24,8 @@ from grpo.settings.errors import UsageError
 WIDTH, LABEL, NUMBER = 100, 33, 11  # columns of a line, and of the table of tokens
 # One step on one prompt. A question whose rewards are all equal has no signal, so others are drawn
 # in its place. With a KL term, so that the reference is used, and at the full learning rate.
-UNLESS_TYPED = {"recipe": "phantom", "group-size": 4, "kl-coef": 0.04, "warmup-steps": 0}
-ALWAYS = {"method": "grpo", "prompts-per-step": 1, "steps": 1, "dynamic-sampling": 50}
-ALWAYS |= {"eval-size": 0, "eval-every": 0}
+UNLESS_TYPED = "--recipe phantom --group-size 4 --kl-coef 0.04 --warmup-steps 0"
+ALWAYS = "--method grpo --prompts-per-step 1 --steps 1 --dynamic-sampling 50 --eval-size 0"
 WEIGHTS = {
     "grpo": "w = 1 / (B G |o_i|)",
     "dapo": "w = 1 / sum_i |o_i|",
@@ -39,12 +39,8 @@ def one_step(typed: Sequence[str]) -> list[str]:
     >>> one_step(["--explain", "--kl-coef", "0"])[6:12]
     ['--warmup-steps', '0', '--kl-coef', '0', '--method', 'grpo']
     """
-
-    first, last = (
-        [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        for flags in (UNLESS_TYPED, ALWAYS)
-    )
-    return [*first, *(word for word in typed if word != "--explain"), *last]
+    kept = [word for word in typed if word != "--explain"]
+    return [*UNLESS_TYPED.split(), *kept, *ALWAYS.split(), "--eval-every", "0"]
 
 
 def explanation(policy: Policy, step: Step, config: Config, describe: Describe) -> str:
@@ -66,10 +62,9 @@ def explanation(policy: Policy, step: Step, config: Config, describe: Describe) 
         advantages(step, config),
         tokens(policy, step, config, [best, *middle, worst]),
         loss(step, config),
-        update(step, config),
         effect(step, after, best, worst),
     )
-    return "\n\n".join("\n".join(map(printable, section)) for section in sections)
+    return "\n\n".join("\n".join(visible(line)[:WIDTH] for line in section) for section in sections)
 
 
 def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
@@ -83,9 +78,8 @@ def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
     yield "The first question drawn whose completions earn different rewards: equal ones have no"
     yield f"advantages, so no signal. Drawn before it and skipped: {rollout.redrawn}."
     yield ""
-    yield beside(
-        f"1. o_1 .. o_{config.group_size} ~ pi_old(. | q)", "models/policy.py:Policy.sample"
-    )
+    last = f"o_{config.group_size}"
+    yield beside(f"1. o_1 .. {last} ~ pi_old(. | q)", "models/policy.py:Policy.sample")
     for i, text in enumerate(rollout.texts[0]):
         yield f"   o_{i + 1} of {int(rollout.lengths[i])} tokens: {text!r}"
     yield beside(f"2. r_i, the weighted sum of {config.reward}", "rewards/scoring.py:score")
@@ -97,15 +91,15 @@ def question(step: Step, config: Config, describe: Describe) -> Iterator[str]:
 def advantages(step: Step, config: Config) -> Iterator[str]:
     """Yield the equation of A_i with its numbers."""
     rewards = step.rollout.rewards[0]
-    mean, std, scaled = rewards.mean(), rewards.std(), config.scale_rewards == "group"
-    equation = "3. A_i = (r_i - mean)" + (" / (std + 0.0001)" if scaled else "")
-    yield beside(equation, "grpo/advantages.py:group_advantages")
+    mean, std = rewards.mean(), rewards.std()
+    divisor = " / (std + 0.0001)" if config.scale_rewards == "group" else ""
+    yield beside(f"3. A_i = (r_i - mean){divisor}", "grpo/advantages.py:group_advantages")
+    divisor = divisor.replace("std", brief(std))
     total = " + ".join(map(brief, rewards.tolist()))
     yield f"   mean = ({total}) / {len(rewards)} = {brief(mean)}"
     yield f"   std = sqrt(sum_i (r_i - mean)^2 / ({len(rewards)} - 1)) = {brief(std)}"
     for i, (reward, advantage) in enumerate(zip(rewards, step.advantages[0], strict=True), 1):
-        divided = f" / ({brief(std)} + 0.0001)" if scaled else ""
-        yield f"   A_{i} = ({brief(reward)} - {brief(mean)}){divided} = {brief(advantage)}"
+        yield f"   A_{i} = ({brief(reward)} - {brief(mean)}){divisor} = {brief(advantage)}"
 
 
 def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) -> Iterator[str]:
@@ -119,13 +113,11 @@ def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) ->
     low, high = 1 - eps, 1 + eps_high
     gain = clipped_surrogate(ratio, advantage, eps, eps_high)
     ids = [rollout.groups[0].completions[i][t : t + 1] for i, t in zip(chosen, within, strict=True)]
-    which = "The least certain token of the best, a middle and the worst completion"
-    yield f"4. {which}, update {len(step.updates)} of {len(step.updates)}"
-    names = [f"o_{i + 1}[{t + 1}]" for i, t in zip(chosen, within, strict=True)]
-    yield columns("   o_i[t]", names)
+    update = f"update {len(step.updates)} of {len(step.updates)}"
+    yield f"4. The least certain token of the best, a middle and the worst completion, {update}"
+    yield columns("   o_i[t]", [f"o_{i + 1}[{t + 1}]" for i, t in zip(chosen, within, strict=True)])
     yield columns("   its text", [repr(policy.decode(i))[: NUMBER - 1] for i in ids])
-    none = [math.nan] * len(chosen)
-    reference = none if step.ref_logprobs is None else step.ref_logprobs[at]
+    reference = ratio * math.nan if step.ref_logprobs is None else step.ref_logprobs[at]
     table = (
         ("log pi", last.logprobs[at], "models/policy.py:Policy.logprobs"),
         ("log pi_old, at first update", step.old_logprobs[at], "grpo/loop.py:policy_pass"),
@@ -148,7 +140,7 @@ def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) ->
 
 
 def loss(step: Step, config: Config) -> Iterator[str]:
-    """Yield the loss, and each completion's share of it."""
+    """Yield the loss, each completion's share of it, the gradient's norm and the learning rate."""
     last, row = step.updates[-1], step.rollout.row
     where = "grpo/loop.py:policy_pass"
     yield beside("5. The sum of the tokens' losses, by completion and in all", where)
@@ -159,14 +151,10 @@ def loss(step: Step, config: Config) -> Iterator[str]:
     if config.loss == "grpo" and (last.ratio == 1).all() and total.abs() < 1e-6:
         yield "   0 but for rounding: the advantages sum to 0, and completions weigh the same."
         yield "   Its derivative by a log pi is not 0 but -w A, and that moves the weights."
-
-
-def update(step: Step, config: Config) -> Iterator[str]:
-    """Yield the gradient's norm and the learning rate."""
-    last, most = step.updates[-1], config.max_grad_norm
-    held = "longer than" if last.grad_norm > most else "within"
+    yield ""
+    held = "longer than" if last.grad_norm > config.max_grad_norm else "within"
     yield beside("6. g = d loss / d weights of the LoRA", "grpo/optim.py:optimizer_step")
-    yield f"   |g| = {brief(last.grad_norm)}, {held} --max-grad-norm {most:g}"
+    yield f"   |g| = {brief(last.grad_norm)}, {held} --max-grad-norm {config.max_grad_norm:g}"
     rate = f"   AdamW moves the weights, at learning rate {brief(last.learning_rate)}"
     yield beside(rate, "grpo/optim.py:learning_rate")
 
@@ -187,11 +175,6 @@ def effect(step: Step, after: Tensor, best: int, worst: int) -> Iterator[str]:
 def beside(text: str, place: str) -> str:
     """Return a line with the place in the code at its right end."""
     return text + place.rjust(WIDTH - len(text))
-
-
-def printable(line: str) -> str:
-    """Replace characters that could control the terminal, and cut the line to its width."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:WIDTH]
 
 
 def columns(label: str, values: Sequence[str], place: str = "") -> str:

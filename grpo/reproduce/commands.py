@@ -9,7 +9,7 @@ from typing import Literal
 
 from grpo.reproduce.paper_tables import EXPERT, Arm, Table
 from grpo.settings.errors import UsageError
-from grpo.settings.flags import check_options, names_in, option
+from grpo.settings.flags import check_options, flag, names_in, option
 
 NEEDS_JUDGE = "needs an expert model; add --judge URL --judge-model NAME, or --judge hf:FOLDER"
 _opt = functools.partial(option, "table")
@@ -36,37 +36,52 @@ class Plan:
         if self.scale == "phantom" and any((self.data, self.unseen, self.judge, self.judge_model)):
             raise UsageError("--data, --unseen and --judge go with --scale 2b; leave them out")
 
+    def chosen(self, table: Table) -> list[Arm]:
+        """Return the arms to run, with those that they start from."""
+        numbers = {str(number): arm for number, arm in enumerate(table.arms, start=1)}
+        asked = numbers if self.arms is None else self.arms.split(",")
+        try:
+            chosen = [numbers[number.strip()] for number in asked]
+        except KeyError:
+            raise UsageError(f"--arms {self.arms}: give numbers from 1 to {len(numbers)}") from None
+        names = {arm.name for arm in chosen} | {arm.after for arm in chosen}
+        return [arm for arm in table.arms if arm.name in names]
 
-def arms(table: Table, plan: Plan) -> list[Arm]:
-    """Return the arms to run, with those that they start from."""
-    if plan.arms is None:
-        return list(table.arms)
-    numbers = {str(number): arm for number, arm in enumerate(table.arms, start=1)}
-    try:
-        chosen = [numbers[number.strip()] for number in plan.arms.split(",")]
-    except KeyError:
-        raise UsageError(f"--arms {plan.arms}: give numbers from 1 to {len(numbers)}") from None
-    names = {arm.name for arm in chosen} | {arm.after for arm in chosen}
-    return [arm for arm in table.arms if arm.name in names]
+    def folder(self, name: str) -> Path:
+        """Return the folder of a table's runs."""
+        return Path(self.out) / f"{name}-{self.scale}"
 
+    def flags(self, name: str, table: Table, arm: Arm, seed: int = 1) -> list[str]:
+        """Return the command line of one run of train.py, without its run folder."""
+        recipe, own = name, f"{table.flags.get(self.scale, '')} {arm.flags}"
+        if self.scale == "phantom":
+            recipe, own = "phantom", without_expert(own)
+        words = ["--recipe", recipe, *own.split(), "--seed", str(seed)]
+        for given in ("steps", "eval_size", "data", "judge", "judge_model"):
+            if value := getattr(self, given):
+                words += [flag(given), str(value)]
+        if arm.after:
+            words += ["--init", f"sft:{self.folder(name) / f'{slug(arm.after)}-{seed}'}"]
+        return words
 
-def flags_of(name: str, table: Table, arm: Arm, plan: Plan, seed: int) -> list[str]:
-    """Return the command line of one run of train.py, without its run folder."""
-    phantom = plan.scale == "phantom"
-    own = f"{table.flags[plan.scale]} {arm.flags}"
-    own = without_expert(own) if phantom else own
-    words = ["--recipe", "phantom" if phantom else name, *own.split(), "--seed", str(seed)]
-    for flag in ("steps", "eval_size", "data", "judge", "judge_model"):
-        if value := getattr(plan, flag):
-            words += ["--" + flag.replace("_", "-"), str(value)]
-    if arm.after:
-        words += ["--init", f"sft:{folder_of(name, plan) / f'{slug(arm.after)}-{seed}'}"]
-    return words
+    def stands_in(self, arm: Arm) -> list[str]:
+        """Say what `without_expert` replaces in this arm."""
+        return [f"{EXPERT[name]} for {name}" for name in judged(arm) if self.scale == "phantom"]
 
+    def lacks_judge(self, arm: Arm) -> bool:
+        """Whether an arm needs an expert model and there is none; a sentence encoder is none."""
+        return self.scale != "phantom" and bool(judged(arm)) and not self.experts
 
-def folder_of(name: str, plan: Plan) -> Path:
-    """Return the folder of a table's runs."""
-    return Path(plan.out) / f"{name}-{plan.scale}"
+    @property
+    def experts(self) -> list[str]:
+        """The judges of --judge that give verdicts: all but the sentence encoders."""
+        return [name for name in names_in(self.judge or "") if not name.startswith("embed:")]
+
+    def judged_metrics(self) -> list[str]:
+        """Return evaluate.py's flags for what the judges can measure; the last --metrics counts."""
+        encoders = len(names_in(self.judge or "")) > len(self.experts)
+        metrics = ["reasoning", "correctness"] * bool(self.experts) + ["similarity"] * encoders
+        return ["--metrics", ",".join(["perplexity", *metrics])] if metrics else []
 
 
 def without_expert(flags: str) -> str:
@@ -83,31 +98,6 @@ def without_expert(flags: str) -> str:
 def judged(arm: Arm) -> list[str]:
     """Return the rewards of an arm that need an expert model."""
     return [reward for reward in EXPERT if f"{reward}=" in arm.flags]
-
-
-def stands_in(arm: Arm, plan: Plan) -> list[str]:
-    """Say what `without_expert` replaces in this arm."""
-    return [f"{EXPERT[reward]} for {reward}" for reward in judged(arm) if plan.scale == "phantom"]
-
-
-def lacks_judge(arm: Arm, plan: Plan) -> bool:
-    """Whether an arm needs an expert model and there is none; a sentence encoder is none."""
-    return plan.scale != "phantom" and bool(judged(arm)) and not judges_of(plan)[0]
-
-
-def judges_of(plan: Plan) -> tuple[list[str], list[str]]:
-    """Return the judges of --judge that give verdicts, and the sentence encoders."""
-    judges = names_in(plan.judge or "")
-    encoders = [judge for judge in judges if judge.startswith("embed:")]
-    return [judge for judge in judges if judge not in encoders], encoders
-
-
-def judged_metrics(plan: Plan) -> list[str]:
-    """Return evaluate.py's flags for what the judges can measure; the last --metrics counts."""
-    experts, encoders = judges_of(plan)
-    metrics = ["perplexity"] * bool(experts or encoders)
-    metrics += ["reasoning", "correctness"] * bool(experts) + ["similarity"] * bool(encoders)
-    return ["--metrics", ",".join(metrics)] if metrics else []
 
 
 def slug(name: str) -> str:

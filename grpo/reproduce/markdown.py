@@ -26,40 +26,30 @@ class Model:
 
     row: str
     name: str  # of the model in the evaluations
-    arm: dict[str, Any]
-
-    @property
-    def evaluation(self) -> dict[str, Any]:
-        return self.arm["evaluation"]
+    evaluation: dict[str, Any]
+    unseen: dict[str, dict[str, Any]]  # data set -> evaluation
 
     def cells(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """Return the figures by modality, as means over the seeds if the arm has several."""
         seeds = evaluation.get("seeds", {}).get(self.name.removeprefix("trained"))
         return seeds or evaluation["results"][self.name]
 
-    def metrics(self, modality: str) -> dict[str, float | None]:
-        """Return the figures of --metrics, as means over the seeds if the arm has several."""
-        alone = self.evaluation["metrics"].get(self.name, {}).get(modality, {})
-        return self.cells(self.evaluation)[modality].get("metrics", alone)
-
 
 def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
     """Return the page: accuracies, other figures, unseen sets, what was paid, and the paper."""
     records = {arm.name: record["arms"][arm.name] for arm in arms}
     done = {name: found for name, found in records.items() if "skipped" not in found}
-    models = list(_models(done))
+    models = _models(done)
     phantoms = [PHANTOMS] * (record["scale"] == "phantom")
     rules = [f"{arm}: {', '.join(f['stands_in'])}." for arm, f in done.items() if f["stands_in"]]
     skipped = [f"{arm}: {f['skipped']}." for arm, f in records.items() if "skipped" in f]
+    tables = _accuracies(models), _figures(models), _unseen(models), _paid(done, arms)
     blocks = [
         f"# {table.about}",
         f"`{record['command']}`",
         SEEDS,
         *phantoms,
-        _markdown(_accuracies(models)),
-        _markdown(_figures(models)),
-        _markdown(_unseen(models)),
-        _markdown(_paid(done, arms)),
+        *map(_markdown, tables),
         f"The paper: {table.paper}.",
         " ".join([RULES, *rules]) if rules else "",
         " ".join([*skipped, table.out_of_scope]).strip(),
@@ -68,21 +58,21 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def _models(done: dict[str, Any]) -> Iterator[Model]:
-    """Yield every base once, then every arm, in all ways of asking."""
-    bases: dict[str, Model] = {}
-    trained = []
+def _models(done: dict[str, Any]) -> list[Model]:
+    """Return every base once, then every arm, in all ways of asking."""
+    rows: dict[str, dict[str, Model]] = {"base": {}, "trained": {}}
     for arm, found in done.items():
         for model in found["evaluation"]["results"]:
             name, *way = model.split(", ")
-            if name == "trained":
-                trained.append(Model(model.replace("trained", arm, 1), model, found))
-            elif name == "base":
-                asked = way or [found["prompt"]] * (found["prompt"] != "reason")
+            row = model.replace("trained", arm, 1)
+            if name == "base":
                 scratch = ["scratch"] * (found["init"] == "base")
+                asked = way or [found["prompt"]] * (found["prompt"] != "reason")
                 row = ", ".join([name, *scratch, *asked])
-                bases.setdefault(row, Model(row, model, found))
-    yield from [*bases.values(), *trained]
+            if name in rows:
+                made = Model(row, model, found["evaluation"], found["unseen"])
+                rows[name].setdefault(row, made)
+    return [*rows["base"].values(), *rows["trained"].values()]
 
 
 def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
@@ -103,7 +93,8 @@ def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
     yield ["in distribution", *head, "same text when permuted, %, first seed", *metrics]
     for model in models:
         home = model.evaluation["trained_on"]
-        cell, figures = model.cells(model.evaluation)[home], model.metrics(home)
+        cell = model.cells(model.evaluation)[home]
+        figures = cell.get("metrics", model.evaluation["metrics"].get(model.name, {}).get(home, {}))
         permuted = model.evaluation["controls"].get(model.name, {}).get("permuted_options", {})
         values = [figures.get(name) for name in metrics]
         yield [
@@ -119,7 +110,7 @@ def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
 
 def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield the strict accuracy on data sets never trained on; open questions apart."""
-    sets = list(models[0].arm["unseen"])
+    sets = list(models[0].unseen)
     if sets:
         yield ["never trained on, strict, %", *sets]
         for model in models:
@@ -127,7 +118,7 @@ def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
 
 
 def _by_modality(model: Model, data: str) -> Iterator[str]:
-    evaluation = model.arm["unseen"][data]
+    evaluation = model.unseen[data]
     cells = model.cells(evaluation)
     for modality, found in evaluation["results"][model.name].items():
         opened = found["open"]

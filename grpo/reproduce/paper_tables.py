@@ -7,7 +7,7 @@ not at hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # At phantom scale there is no expert model: a rule that knows the true findings replaces it.
 EXPERT = {"semantic": "findings", "reasoning": "findings", "correctness": "accuracy"}
@@ -20,8 +20,8 @@ class Arm:
     name: str
     flags: str = ""
     paper: str = "-"
-    after: str = ""  # the arm whose adapter it starts from
     minutes: float = 6.5  # about, of one run and its evaluation at phantom scale on 2 CPU cores
+    after: str = ""  # the arm whose adapter it starts from
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,17 @@ class Table:
     about: str
     paper: str  # what is known of its result as a whole
     arms: tuple[Arm, ...]
-    flags: dict[str, str]  # scale -> flags of all arms
     evaluation: str  # flags of evaluate.py
-    unseen: dict[str, tuple[str, ...]]  # scale -> data sets never trained on
     downloads: str  # at 2B scale
+    flags: dict[str, str] = field(default_factory=dict)  # scale -> flags of all arms
+    unseen: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> never trained on
     out_of_scope: str = ""
 
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct, 4.4 GB"
 SFT = "--method sft"
+SFT_REASONS = f"{SFT} --sft-target reasoning"
+REASONING = "--reward format=1,correctness=1,reasoning=1"
 
 TABLES = {
     "medvlm-r1": Table(
@@ -50,15 +52,10 @@ TABLES = {
             Arm("SFT", SFT, "94.00 / 54.33 / 34.00 (unverified)", minutes=2.0),
             Arm("GRPO", "", "95.33 / 70.33 / 69.00 (unverified)", minutes=3.0),
             Arm(
-                "GRPO, no thinking",
-                "--prompt direct",
-                "none; Med-R1 (2503.13939) prefers it",
-                minutes=3.0,
+                "GRPO, no thinking", "--prompt direct", "none; Med-R1 (2503.13939) prefers it", 3.0
             ),
         ),
-        flags={"phantom": "", "2b": ""},
         evaluation="--controls none",
-        unseen={"phantom": (), "2b": ()},
         downloads=f"{MODEL}; its 600 + 900 questions within Medical_Multimodal_Evaluation_Data",
     ),
     "rarl": Table(
@@ -70,16 +67,13 @@ TABLES = {
         arms=(
             Arm("SFT, answers", SFT, minutes=5.0),
             Arm(
-                "SFT, reasoning (privileged)",
-                f"{SFT} --sft-target reasoning",
-                "57.08, human evaluation (summary)",
-                minutes=5.0,
+                "SFT, reasoning (privileged)", SFT_REASONS, "57.08, human evaluation (summary)", 5.0
             ),
             Arm("GRPO", "--reward format=1,correctness=1"),
-            Arm("+ reasoning reward", "--reward format=1,correctness=1,reasoning=1"),
+            Arm("+ reasoning reward", REASONING),
             Arm(
                 "+ diversity prompting",
-                "--reward format=1,correctness=1,reasoning=1 --diversity explain,direct,open",
+                f"{REASONING} --diversity explain,direct,open",
                 "64.86; VQA-RAD +4.17, SLAKE +9.18, PathVQA +4.41 (summary)",
             ),
         ),
@@ -105,9 +99,7 @@ TABLES = {
             Arm("Dr.GRPO", "--loss dr_grpo --scale-rewards none", "61.09"),
             Arm("GRPO, shuffled options", "--shuffle-options"),
         ),
-        flags={"phantom": "", "2b": ""},
         evaluation="--controls fast --metrics perplexity",
-        unseen={"phantom": (), "2b": ()},
         downloads=f"{MODEL}, for one row Qwen/Qwen2-VL-2B, as large; PMC-VQA 2.3 GB",
         out_of_scope="Their DPO and full-tuning rows are out of scope.",
     ),

@@ -20,17 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.reproduce.commands import (
-    NEEDS_JUDGE,
-    Plan,
-    arms,
-    flags_of,
-    folder_of,
-    judged_metrics,
-    lacks_judge,
-    slug,
-    stands_in,
-)
+from grpo.reproduce.commands import NEEDS_JUDGE, Plan, slug
 from grpo.reproduce.markdown import page
 from grpo.reproduce.paper_tables import TABLES, Arm, Table
 from grpo.run.atomic import write_json
@@ -57,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"name a table: {', '.join(TABLES)}; as python -m grpo.reproduce rarl")
     table = TABLES[name]
     plan = Plan(**parse_flags(Plan, flags, f"grpo.reproduce {name}", table.about))
-    chosen = arms(table, plan)
+    chosen = plan.chosen(table)
     if plan.dry_run:
         print(announcement(name, table, chosen, plan))
         return
-    if all(lacks_judge(arm, plan) for arm in chosen):
+    if all(map(plan.lacks_judge, chosen)):
         raise UsageError(f"--arms {plan.arms}: {NEEDS_JUDGE}")
     record = {
         "command": shlex.join(["python", "-m", "grpo.reproduce", *argv]),
@@ -69,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "scale": plan.scale,
         "arms": {arm.name: run_arm(name, table, arm, plan) for arm in chosen},
     }
-    text, folder = page(record, table, chosen), folder_of(name, plan)
+    text, folder = page(record, table, chosen), plan.folder(name)
     write_json(folder / "table.json", record)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -77,28 +67,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_arm(name: str, table: Table, arm: Arm, plan: Plan) -> dict[str, Any]:
     """Return the record of an arm: all its runs and their evaluation, made now if missing."""
-    if lacks_judge(arm, plan):
+    if plan.lacks_judge(arm):
         return {"skipped": NEEDS_JUDGE}
-    folder = folder_of(name, plan)
+    folder = plan.folder(name)
     runs = [folder / f"{slug(arm.name)}-{seed}" for seed in range(1, plan.seeds + 1)]
     for seed, run in enumerate(runs, start=1):
-        train(run, flags_of(name, table, arm, plan, seed))
-    flags = [*table.evaluation.split(), *judged_metrics(plan)]
+        train(run, plan.flags(name, table, arm, seed))
+    flags = [*table.evaluation.split(), *plan.judged_metrics()]
     if len(runs) > 1:
         flags += ["--compare", ",".join(map(str, runs[1:]))]
     found = evaluate(runs[0], f"evaluation-{plan.seeds}.json", flags)
     unseen = {}
-    for data in names_in(plan.unseen or "") or table.unseen[plan.scale]:
+    for data in names_in(plan.unseen or "") or table.unseen.get(plan.scale, ()):
         file = f"evaluation-{slug(data)}-{plan.seeds}.json"
         unseen[data] = evaluate(runs[0], file, ["--data", data, *flags])
     config = Config.load(runs[0] / "config.json")
     questions = config.steps * config.prompts_per_step
     return {
-        "command": shlex.join(["python", "train.py", *flags_of(name, table, arm, plan, 1)]),
-        "stands_in": stands_in(arm, plan),
-        "init": config.init,
-        "prompt": config.prompt,
-        "steps": config.steps,
+        "command": shlex.join(["python", "train.py", *plan.flags(name, table, arm)]),
+        "stands_in": plan.stands_in(arm),
+        **{name: getattr(config, name) for name in ("init", "prompt", "steps")},
         "examples": questions,
         "completions": questions * config.group_size if config.method == "grpo" else 0,
         "seconds": [sum(step["time/step"] for step in history(run)) for run in runs],
@@ -153,10 +141,10 @@ def announcement(name: str, table: Table, chosen: list[Arm], plan: Plan) -> str:
     phantom = plan.scale == "phantom"
     lines = [table.about, f"scale {plan.scale}, seeds 1 to {plan.seeds}"]
     for arm in chosen:
-        if lacks_judge(arm, plan):
+        if plan.lacks_judge(arm):
             lines.append(f"{arm.name}: skipped, needs --judge URL --judge-model NAME")
             continue
-        flags = flags_of(name, table, arm, plan, 1)
+        flags = plan.flags(name, table, arm)
         config = Config.from_flags(flags)
         time = f"about {arm.minutes:g} min" if phantom else "time not measured,"
         questions = config.steps * config.prompts_per_step

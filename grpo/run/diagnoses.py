@@ -35,19 +35,15 @@ def no_signal(history: History, config: Config) -> str | None:
 def equal_completions(history: History, config: Config) -> str | None:
     """In a quarter of the groups or more, all completions are the same text."""
     share = _mean(history, "same_text")
-    if not share >= 0.25:
-        return None
     found = f"in {100 * share:.0f} % of groups all completions are equal"
-    return f"{found}: raise {_now(config, 'temperature')}"
+    return f"{found}: raise {_now(config, 'temperature')}" if share >= 0.25 else None
 
 
 def truncated(history: History, config: Config) -> str | None:
     """One completion in 20 or more reached the length limit before its end."""
-    share = _mean(history, "completions/clipped_ratio")
-    if not share >= 0.05:
-        return None
-    found = f"{100 * share:.0f} % of completions are truncated at {config.max_completion_length}"
-    return f"{found} tokens: raise {_now(config, 'max_completion_length')}"
+    share, most = _mean(history, "completions/clipped_ratio"), config.max_completion_length
+    found = f"{100 * share:.0f} % of completions are truncated at {most} tokens"
+    return f"{found}: raise {_now(config, 'max_completion_length')}" if share >= 0.05 else None
 
 
 def kl_above_1(history: History, config: Config) -> str | None:

@@ -22,8 +22,6 @@ from grpo.settings.config import Config
 LONGEST = 1000  # characters of a completion that are shown
 ENDS = 20  # steps at either end of a run that `what_changed` compares the means of
 
-Ask = Callable[[Example], dict[str, str]]
-
 
 class Progress:
     """Shows on stderr what happens in a run: a context manager; call `show` after every step."""
@@ -32,7 +30,7 @@ class Progress:
         self,
         config: Config,
         title: str,
-        ask: Ask,
+        ask: Callable[[Example], dict[str, str]],
         before: Sequence[dict[str, float]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,10 +83,9 @@ def numbers(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """
     if "reward" not in metrics:
         return [("loss", f"{metrics['loss']:.3f}")]
-    parts = [key for key in metrics if key.startswith("rewards/")]
     return [
         ("reward", f"{metrics['reward']:.2f}"),
-        *((key.split("/")[1], f"{metrics[key]:.2f}") for key in parts),
+        *((k.split("/")[1], f"{v:.2f}") for k, v in metrics.items() if k.startswith("rewards/")),
         ("signal", f"{1 - metrics['frac_reward_zero_std']:.0%}"),
         *([("kl", f"{metrics['kl']:.3f}")] if "kl" in metrics else []),
         ("length", f"{metrics['completions/mean_length']:.0f}"),
@@ -96,7 +93,7 @@ def numbers(metrics: dict[str, float]) -> list[tuple[str, str]]:
     ]
 
 
-def sampled(step: Step, ask: Ask, width: int) -> str:
+def sampled(step: Step, ask: Callable[[Example], dict[str, str]], width: int) -> str:
     """Return the first completion of a step in lines of `width`: what was asked, what it earned."""
     rollout = step.rollout
     text, parts = rollout.texts[0][0], {k: v[0, 0].item() for k, v in rollout.parts.items()}

@@ -47,10 +47,11 @@ class Screen:
         self.title, self.steps, self.before, self.clock = title, steps, done, clock
         self.start, self.last_line = clock(), -math.inf
         self.plain = not terminal_width()
-        form = "{desc} {percentage:3.0f}%|{bar}| "
-        form += "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        fmt = (
+            "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        )
         both = {"file": sys.stderr, "dynamic_ncols": True, "leave": True, "disable": self.plain}
-        self.bar = tqdm(total=steps, initial=done, desc=title, bar_format=form, position=0, **both)
+        self.bar = tqdm(total=steps, initial=done, desc=title, bar_format=fmt, position=0, **both)
         self.numbers = tqdm(bar_format="{desc}", position=1, **both)
 
     def step(self, done: int, words: Sequence[str], phases: str) -> None:
@@ -79,9 +80,8 @@ class Screen:
 
     def width(self) -> int:
         """Return the characters that fit into a line."""
-        if self.plain:
-            return PLAIN_WIDTH
-        return max(terminal_width() - 1, 1)  # some terminals wrap after the last column
+        wide = terminal_width() - 1  # some terminals wrap after the last column
+        return PLAIN_WIDTH if self.plain else max(wide, 1)
 
 
 def fitted(words: Sequence[str], width: int) -> str:

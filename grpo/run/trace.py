@@ -31,21 +31,18 @@ from torch import Tensor
 from grpo.advantages import zero_variance
 from grpo.interfaces import Example
 from grpo.loss import clip_bounds
-from grpo.metrics import Step
-from grpo.rollout import Rollout
+from grpo.metrics import PER_TOKEN, Step
 from grpo.run.atomic import write_whole
 from grpo.run.metrics_log import finite
 from grpo.settings.config import Config
 
 MOST_GROUPS = 64
-BY_UPDATE = ("logprobs", "ratio", "kl", "entropy", "loss")  # one number per token and update
 
 Describe = Callable[[Example], tuple[dict[str, Any], list[bytes]]]
-Pieces = Callable[..., list[str]]
 
 
 def write_trace(
-    folder: Path, step: Step, config: Config, describe: Describe, pieces: Pieces
+    folder: Path, step: Step, config: Config, describe: Describe, pieces: Callable[..., list[str]]
 ) -> None:
     """Write the record of a step into `folder`; the JSON file comes last and completes it.
 
@@ -58,11 +55,10 @@ def write_trace(
         facts, pictures = describe(example)
         images = [_keep_image(folder, png) for png in pictures]
         groups.append({**facts, "images": images, **_group(step, b, pieces)})
-    updates = [
-        finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
-        | {"grad_norm_by_layer": finite(update.grad_norm_by_layer)}
-        for update in step.updates
-    ]
+    updates = []
+    for update in step.updates:
+        numbers = finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
+        updates.append({**numbers, "grad_norm_by_layer": finite(update.grad_norm_by_layer)})
     _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
     record = {
         "step": int(step.metrics["step"]),
@@ -92,15 +88,14 @@ def _tensors(step: Step) -> dict[str, Tensor]:
         "old_logprobs": step.old_logprobs[:n],
         "ref_logprobs": torch.full_like(step.weights[:n], math.nan) if ref is None else ref[:n],
     }
-    for name in BY_UPDATE:  # (U, N)
+    for name in PER_TOKEN:  # (U, N)
         tensors[name] = torch.stack([getattr(update, name)[:n] for update in step.updates])
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _group(step: Step, b: int, pieces: Pieces) -> dict[str, Any]:
+def _group(step: Step, b: int, pieces: Callable[..., list[str]]) -> dict[str, Any]:
     """Return the completions of group b, ready for JSON."""
-    rollout: Rollout = step.rollout
-    group, rewards = rollout.groups[b], rollout.rewards[b]
+    rollout, group, rewards = step.rollout, step.rollout.groups[b], step.rollout.rewards[b]
     completions = [
         {
             "text": text,

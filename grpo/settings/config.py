@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,20 +194,6 @@ class Config:
                     print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
             return cls(**{**RECIPES[name], **given, "recipe": name})
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> Config:
-        """Make a Config of what `to_dict` returned; absent settings take their defaults.
-
-        Raises UsageError, which begins with `where`, for an unknown setting or a bad value.
-        """
-        if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
-            problem = f"unknown setting {unknown[0]}: another version of the program wrote it"
-            raise UsageError(f"{where}: {problem}; use that version, or take the setting out")
-        try:
-            return cls(**values)
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-
     def to_dict(self) -> dict[str, Any]:
         """Return all settings by name, ready for JSON."""
         return dataclasses.asdict(self)
@@ -219,14 +205,22 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
-        """Read what `save` wrote. Raises UsageError for a missing, foreign or newer file."""
+        """Read what `save` wrote; absent settings take their defaults.
+
+        Raises UsageError, which names the file, for a missing, foreign or newer one or a bad value.
+        """
         try:
             values = {**json.loads(Path(path).read_text(encoding="utf-8"))["config"]}
+            if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
+                problem = f"unknown setting {unknown[0]}: another version of the program wrote it"
+                raise UsageError(f"{problem}; use that version, or take the setting out")
+            return cls(**values)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
         except OSError:
             raise UsageError(f"{path}: cannot be read; name the folder of a run") from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(f"{path}: not the config.json of a run; name another run") from None
-        return cls.from_dict(values, where=str(path))
 
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write {"config": all settings, "overrides": those not the recipe's, **extra} as JSON."""

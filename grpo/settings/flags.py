@@ -60,9 +60,8 @@ def check_options(options: Any) -> None:
             object.__setattr__(options, field.name, value)  # the dataclass is frozen
         if choices:
             check_names(field.name, [value], choices)
-        elif problem := _problem(value, kind, field.metadata["bounds"]):
-            such_as = f"{problem} such as {shown(field.default)}"
-            raise UsageError(f"{flag(field.name)} {value}: {such_as}")
+        elif why := _problem(value, kind, field.metadata["bounds"]):
+            raise UsageError(f"{flag(field.name)} {value}: {why} such as {shown(field.default)}")
 
 
 def _problem(value: Any, kind: type, bounds: Mapping[str, float]) -> str:
@@ -194,10 +193,8 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:
 
 def _read(kind: type, optional: bool, text: str) -> Any:
     """Return typed text as a value of this kind; text that cannot be read stays text."""
-    if optional and text.lower() == "none":
-        return None
     try:
-        return kind(text)
+        return None if optional and text.lower() == "none" else kind(text)
     except ValueError:
         return text
 

@@ -7,7 +7,7 @@ import functools
 import typing
 from typing import Any, Literal
 
-from grpo.settings.config import Way
+from grpo.settings.config import Dtype, Way
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_names, check_options, names_in, option
 
@@ -16,7 +16,6 @@ _how = functools.partial(option, "how it is asked")
 _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
-WAYS = typing.get_args(Way)
 METRICS = ("perplexity", "reasoning", "correctness", "similarity")
 AS_RUN = "run"  # the run's own value, for the settings to which "none" is a value
 
@@ -58,15 +57,13 @@ class Options:
     device: str | None = _run(None, "auto, cpu, cuda or cuda:N.")
     threads: int | None = _run(None, "CPU threads; 0 for torch's own choice.", ge=0)
     cache: str = _run(AS_RUN, "Folder for image features; auto or none.")
-    dtype: Literal["run", "auto", "float32", "bfloat16"] = _run(
-        AS_RUN, "Of the base model; an export has this dtype."
-    )
+    dtype: Literal["run", Dtype] = _run(AS_RUN, "Of the base model; an export has this dtype.")
 
     def __post_init__(self) -> None:
         check_options(self)
         check_file("--json", self.json)
         check_file("--markdown", self.markdown)
-        check_names("prompt", self.ways, WAYS)
+        check_names("prompt", self.ways, typing.get_args(Way))
         check_names("metrics", self.measured, METRICS)
         if "open" in self.ways[:-1]:  # it hides the options that the later ways show
             raise UsageError(f"--prompt {self.prompt}: put open last")

@@ -1,16 +1,19 @@
 """Named configurations, every value with its source.
 
-A setting that a recipe leaves out has Config's default, which is ours: no source gives it. "ours"
-marks a value that no paper gives, or that our set-up needs different. MedVLM-R1 is arXiv 2502.19634
-and the code released with it, RARL is 2506.06600, Zhu et al. 2505.13973. The full text of the last
-two was not at hand: "paper" marks what their abstracts and pages say, "summary" what third parties
-say of them.
+A setting that a recipe leaves out has Config's default, which is ours where no source is named
+here. "ours" marks a value that no paper gives, or that our set-up needs different. MedVLM-R1 is
+arXiv 2502.19634 and the code released with it, RARL is 2506.06600, Zhu et al. 2505.13973. The full
+text of the last two was not at hand: "paper" marks what their abstracts and pages say, "summary"
+what third parties say of them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+# What the papers' recipes share: the model of all three (paper; Zhu et al.: summary); MedVLM-R1
+# reports no validation, and its released script has 512 tokens (for the others both are ours).
+PAPERS = {"model": "Qwen/Qwen2-VL-2B-Instruct", "val_size": 0, "max_completion_length": 512}
 RECIPES: dict[str, dict[str, Any]] = {
     # The tiny model on generated phantom images, for a laptop CPU. All numbers are ours.
     "phantom": {
@@ -25,72 +28,52 @@ RECIPES: dict[str, dict[str, Any]] = {
         "length_cap": 24,  # words; three lesions take 16
         "kl_coef": 0.0,  # the run is short, and should leave the base's habits behind
     },
-    # MedVLM-R1: 600 MRI questions, tested on MRI, CT and X-ray.
+    # MedVLM-R1: 600 MRI questions, tested on MRI, CT and X-ray. Config's defaults are its values:
+    #   paper: modality MRI, ood CT,XRAY; train_size 600 (the released code takes 500); eval_size
+    #     300 of each modality; reward format=1,accuracy=1, the plain sum, 0 to 2
+    #   released script: prompts_per_step 4 (2 GPUs x 1 prompt x 2 accumulated); max_pixels 401,408,
+    #     which are 512 visual tokens; the shuffle's seed 42
+    #   released trainer: temperature 1, fixed there; loss grpo, the mean of each completion, then
+    #     of the batch; scale_rewards group; updates_per_rollout 1, so that the clip never acts
+    #   TRL's default at the time (0 today): kl_coef 0.04, k3 in the loss
+    #   Trainer's defaults: lr_schedule linear, warmup_steps 0, max_grad_norm 1, weight_decay 0
+    #   ours: steps 300, which are 600 questions x 2 epochs / 4 prompts; lora_r 16, lora_alpha 32;
+    #     learning_rate 1e-5, for LoRA: the paper tuned all weights at 1e-6
     "medvlm-r1": {
-        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
+        **PAPERS,
         "data": "huatuo",  # the collection its released code reads; fetched from the hub
-        "modality": "MRI",  # paper
-        "ood": "CT,XRAY",  # paper
-        "train_size": 600,  # paper; the released code takes 500
-        "eval_size": 300,  # paper: 300 of each modality
-        "val_size": 0,  # no validation is reported
         "group_size": 4,  # released script: --num_generations 4
-        "prompts_per_step": 4,  # released script: 2 GPUs x 1 prompt x 2 accumulated
-        "steps": 300,  # 600 questions x 2 epochs / 4 prompts
-        "max_completion_length": 512,  # released script
-        "temperature": 1.0,  # released trainer, fixed there
-        "reward": "format=1,accuracy=1",  # paper: the plain sum, 0 to 2
-        "loss": "grpo",  # released trainer: mean of each completion, then of the batch
-        "scale_rewards": "group",  # released trainer
-        "kl_coef": 0.04,  # TRL's default at the time (0 today); k3 in the loss
-        "updates_per_rollout": 1,  # released trainer; the clip then never acts
-        "learning_rate": 1e-5,  # ours, for LoRA: the paper tuned all weights at 1e-6
-        "lora_r": 16,  # ours
-        "lora_alpha": 32,  # ours
-        "lr_schedule": "linear",  # Trainer's default, as are the next three
-        "warmup_steps": 0,
-        "max_grad_norm": 1.0,
-        "weight_decay": 0.0,
-        "max_pixels": 401_408,  # released script: 512 visual tokens
-        "seed": 42,  # released script's shuffle
     },
     # RARL: LoRA, a reward for the answer and one for the reasoning, diversity prompting. Its
-    # formulae, weights, prompts, learning rate, group size and beta were not found.
+    # formulae, weights, prompts, learning rate, group size and beta were not found. By Config's
+    # defaults: loss grpo (paper: GRPO), prompt reason (paper: reasoning prompting at inference).
     "rarl": {
-        "model": "Qwen/Qwen2-VL-2B-Instruct",  # paper
+        **PAPERS,
         "data": "silvar-med",  # summary: a subset of it; wants --data silvar-med:FOLDER
         "modality": "ALL",  # it names none
         "ood": "none",  # unseen are other data sets: evaluate.py --data vqa-rad and others
         "train_size": 1000,  # summary: 500 to 1,000
-        "val_size": 0,
         "lora_r": 8,  # summary
         "lora_alpha": 16,  # ours
         "diversity": "explain,direct,open",  # summary: explanation-required, short-form, open-ended
-        "prompt": "reason",  # paper: reasoning prompting at inference
         "reward": "format=1,correctness=1,reasoning=1",  # paper: both; judged: ours
         "steps": 500,  # ours: 1,000 questions x 2 epochs / 4 prompts
-        "max_completion_length": 512,  # ours, as MedVLM-R1
-        "loss": "grpo",  # paper: GRPO
     },
     # Zhu et al.: what each of four dimensions does to medical GRPO. This is their plain GRPO; the
     # dimensions are flags: --init base or sft:RUN; --reward ...,semantic=1 --judge ...;
     # --reward ...,length-ecr=1 or length-cwr=1; --loss dr_grpo --scale-rewards none and
-    # --shuffle-options. Beta, learning rate and steps were not found.
+    # --shuffle-options. Beta, learning rate and steps were not found. By Config's defaults:
+    # group_size 8, loss grpo, reward format=1,accuracy=1, which the others are added to (summary);
+    # kl_coef 0.04 (summary: with KL; the value is ours, as MedVLM-R1).
     "clinical": {
-        "model": "Qwen/Qwen2-VL-2B-Instruct",  # summary
+        **PAPERS,
         "data": "pmc-vqa",  # summary
         "modality": "ALL",  # it names none
         "ood": "none",
         "train_size": 10_000,  # summary
         "eval_size": 7_000,  # summary
-        "val_size": 0,
-        "reward": "format=1,accuracy=1",  # summary: what the others are added to
-        "group_size": 8,  # summary
         "steps": 2_500,  # ours: one epoch
-        "max_completion_length": 512,  # ours, as MedVLM-R1
         "length_cap": 200,  # ours, words
-        "loss": "grpo",  # summary
-        "kl_coef": 0.04,  # summary: with KL; the value is ours, as MedVLM-R1
     },
 }
 
@@ -100,7 +83,7 @@ BIG_ENOUGH = 15.5e9
 
 def choose(device: str) -> tuple[str, str]:
     """Return the recipe for this machine and the reason in a few words; `device` as in Config."""
-    return recipe_for(None if device == "cpu" else _cuda_bytes(device))
+    return recipe_for(None if device == "cpu" else cuda_bytes(device))
 
 
 def recipe_for(memory: float | None) -> tuple[str, str]:
@@ -119,7 +102,8 @@ def recipe_for(memory: float | None) -> tuple[str, str]:
     return "medvlm-r1", size
 
 
-def _cuda_bytes(device: str) -> float | None:
+def cuda_bytes(device: str) -> float | None:
+    """Return the memory of the CUDA device; None if there is none."""
     import torch  # here, because the import takes seconds and --help does not need it
 
     if not torch.cuda.is_available():

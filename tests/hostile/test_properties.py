@@ -168,9 +168,13 @@ def test_a_name_of_a_modality_is_fit_for_a_file(text: str) -> None:
 
 @checked
 @given(st.dictionaries(st.sampled_from(sorted(Config().to_dict())) | anything, values, max_size=3))
-def test_settings_are_taken_or_refused_in_words(changes: dict[str, Any]) -> None:
+def test_settings_are_taken_or_refused_in_words(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "config.json"
+    file.write_text(json.dumps({"config": changes}))
     try:
-        Config.from_dict(changes)
+        Config.load(file)
     except UsageError as error:
         assert one_line(str(error)).isprintable()  # noqa: PT017
 

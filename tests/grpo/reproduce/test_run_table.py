@@ -9,18 +9,18 @@ from statistics import fmean
 
 import pytest
 
-from grpo.reproduce import commands as arms
 from grpo.reproduce import run_table as reproduce
+from grpo.reproduce.commands import Plan
 from grpo.reproduce.paper_tables import TABLES, Arm
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from tests.programs import Program
 
-PHANTOM, LARGE = arms.Plan(), arms.Plan(scale="2b", judge="http://judge/v1")
+PHANTOM, LARGE = Plan(), Plan(scale="2b", judge="http://judge/v1")
 
 
-def config(name: str, arm: Arm, plan: arms.Plan) -> Config:
-    return Config.from_flags(arms.flags_of(name, TABLES[name], arm, plan, 1))
+def config(name: str, arm: Arm, plan: Plan) -> Config:
+    return Config.from_flags(plan.flags(name, TABLES[name], arm))
 
 
 def test_every_arm_is_a_command_of_train_py() -> None:
@@ -46,20 +46,20 @@ def test_phantoms_have_a_rule_where_the_paper_has_an_expert_and_the_row_says_so(
     (arm,) = (arm for arm in TABLES["clinical"].arms if arm.name == "+ semantic")
 
     assert config("clinical", arm, PHANTOM).reward == "format=1,accuracy=1,findings=1"
-    assert arms.stands_in(arm, PHANTOM) == ["findings for semantic"]
+    assert PHANTOM.stands_in(arm) == ["findings for semantic"]
     assert config("clinical", arm, LARGE).reward == "format=1,accuracy=1,semantic=1"
-    assert arms.stands_in(arm, LARGE) == []
-    assert arms.lacks_judge(arm, arms.Plan(scale="2b"))
+    assert LARGE.stands_in(arm) == []
+    assert Plan(scale="2b").lacks_judge(arm)
 
 
 def test_an_arm_brings_the_one_that_it_starts_from() -> None:
     table = TABLES["clinical"]
-    names = [arm.name for arm in arms.arms(table, arms.Plan(arms="4"))]
+    names = [arm.name for arm in Plan(arms="4").chosen(table)]
 
     assert names == ["SFT", "GRPO after SFT"]
     for wrong in ("10", "0", "-1", "two"):
         with pytest.raises(UsageError, match="give numbers from 1 to 9"):
-            arms.arms(table, arms.Plan(arms=wrong))
+            Plan(arms=wrong).chosen(table)
     with pytest.raises(UsageError, match="needs an expert model"):
         reproduce.main(["rarl", "--scale", "2b", "--arms", "4", "--judge", "embed:x"])
 

@@ -18,6 +18,23 @@ def test_every_recipe_is_a_choice_and_makes_a_valid_config() -> None:
         assert Config(**values, recipe=name).to_dict().items() >= values.items()
 
 
+def test_the_published_values_hold_also_where_they_are_defaults() -> None:
+    """Of MedVLM-R1's paper and released code; another default must not change the recipe."""
+    published = {
+        "modality": "MRI", "ood": "CT,XRAY", "train_size": 600, "eval_size": 300, "val_size": 0,
+        "group_size": 4, "prompts_per_step": 4, "steps": 300, "max_completion_length": 512,
+        "temperature": 1.0, "reward": "format=1,accuracy=1", "loss": "grpo", "kl_coef": 0.04,
+        "scale_rewards": "group", "updates_per_rollout": 1, "learning_rate": 1e-5, "lora_r": 16,
+        "lora_alpha": 32, "lr_schedule": "linear", "warmup_steps": 0, "max_grad_norm": 1.0,
+        "weight_decay": 0.0, "max_pixels": 401_408, "seed": 42,
+    }  # fmt: skip
+    assert Config(**recipes.RECIPES["medvlm-r1"]).to_dict().items() >= published.items()
+    for name in ("rarl", "clinical"):
+        made = Config(**recipes.RECIPES[name])
+        assert (made.loss, made.prompt, made.group_size) == ("grpo", "reason", 8), name
+        assert (made.kl_coef, made.max_completion_length) == (0.04, 512), name
+
+
 def test_the_machine_chooses_the_recipe() -> None:
     memories = {None: "phantom", 8e9: "phantom", 15.8e9: "medvlm-r1", 141e9: "medvlm-r1"}
     assert {memory: recipes.recipe_for(memory)[0] for memory in memories} == memories

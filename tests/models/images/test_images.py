@@ -16,14 +16,14 @@ from PIL import Image
 from transformers import Qwen2VLModel
 
 from data.images import ImageFile
-from grpo.settings.recipes import RECIPES
+from grpo.settings.config import Config
 from models.loading import load as loading
 from models.open_policy import load_policy
 from models.policy import Policy
 from tests.models.each import failures
 from tests.tiny import PREPROCESSOR, Question
 
-MAX_PIXELS = RECIPES["medvlm-r1"]["max_pixels"]
+MAX_PIXELS = Config().max_pixels  # as MedVLM-R1
 # Width, height and how many tokens of 28 x 28 pixels the image becomes.
 SIZES = [
     (448, 448, 16 * 16),
