@@ -124,8 +124,7 @@ class Scorer:
         size = self.options.batch_size * world()
         with progress_bar(len(examples), "scoring") as bar:
             for i in range(0, len(examples), size):
-                # The images of this batch and the next
-                self.policy.prefetch(share(examples[i : i + 2 * size]))
+                self.policy.prefetch(share(examples[i : i + 2 * size]))  # this batch and the next
                 yield from by_all(respond, examples[i : i + size])
                 bar.update(min(size, len(examples) - i))
 
@@ -158,17 +157,13 @@ class Scorer:
 
 
 def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Config, Path, Path]]:
-    """The runs of --compare, as `scored_policy` gives them, by the names of their rows.
-
-    Raises UsageError for one that does not compare.
-    """
+    """The runs of --compare by the names of their rows. Raises UsageError for one that differs."""
     found = {}
     taken = {*MODELS, Path(options.run or "").resolve().name}
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
         other, adapter, folder = scored_policy(named)
-        other = with_names(other)
-        asked = load_tests(other)
+        asked = load_tests(other := with_names(other))
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
         if label in taken:
@@ -185,9 +180,7 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
     return found
 
 
-def evaluate(
-    options: Options, config: Config, adapter: Path | None, folder: Path
-) -> dict[str, Any]:
+def evaluate(options: Options, config: Config, adapter: Path | None, folder: Path) -> Any:
     """The table of a model, its controls, and the runs beside it."""
     tests = load_tests(config)
     others = rivals(options, config, tests)
@@ -204,6 +197,7 @@ def evaluate(
     answers = Scorer(policy, config, options, folder).ask(tests, models, controls, judges)
     seeds, greedy = {config.seed: "trained"}, replace(options, samples=0)
     for label, (other, its_adapter, its_folder) in others.items():
+        del policy  # two large models need not be held at once
         policy = open_policy(other, its_adapter)
         beside = Scorer(policy, other, greedy, its_folder).ask(tests, ["trained"], judges=judges)
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
@@ -232,9 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
         elif options.image:
             images = (ImageFile(Path(options.image)),)
-            question = VQAExample(
-                options.image, images, options.question, options.choices, 0, "", ""
-            )
+            facts = (options.image, images, options.question, options.choices)
+            question = VQAExample(*facts, gold=0, modality="", question_type="")
             way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides them
             scorer = Scorer(open_policy(config, adapter), config, options, folder)
             print(text.one(*scorer.predict(questions.asked([question], way))))

@@ -3,7 +3,6 @@
     python train.py --modality MRI --group-size 8
     python train.py --explain           one step, in the paper's equations
     python train.py --dry-run           what memory it takes, and what fits
-    python train.py --help
 
 Flags make a configuration, which makes rewards, questions and a policy; grpo/loop.py trains it.
 """
@@ -63,11 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKED) -> str:
-    """Rewards, questions, policy, the steps, the scores; returns what to print at the end.
-
-    With `explains` the first step is all there is, and a text about it; in a dry run, the plan of
-    its memory.
-    """
+    """Rewards, questions, policy, the steps, the scores; returns what to print at the end: of a dry
+    run the plan of its memory, with `explains` a text about the first step."""
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
     point = Point() if explains else starting_point(config)
@@ -78,7 +74,6 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     judges, reward = open_rewards(config)
     examples, validation, tests, skipped = load_questions(config)
     target = sft_target(config, examples)
-
     adapter = starting_adapter(config)
     policy = open_policy(config, adapter)
     plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
@@ -86,7 +81,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
         return plan
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
-    # As if the run had begun earlier, by the seconds that it has already taken
+    # A resumed run counts the seconds that it had taken before.
     started -= restore(point.checkpoint, policy, optimizer, begun_with)
 
     draw = training_draw(examples, config)
@@ -101,9 +96,9 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     label = f"{config.recipe}-{config.modality}-g{config.group_size}"
     run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
+    title = f"{config.method} on {config.modality}"
+    progress = Progress(config, title, asked_and_gold, before=history(run))
     with Stop(run, config.quiet) as stop:
-        title = f"{config.method} on {config.modality}"
-        progress = Progress(config, title, asked_and_gold, before=history(run))
         with Recorder(checkpointer, stop, progress, described, policy.chat.pieces) as record:
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):

@@ -31,8 +31,8 @@ def load_tests(config: Config, skipped: Skips = None) -> Tests:
         try:
             examples = load_split(of_one, "test", config.eval_size, skipped)
         except UsageError as error:
-            unseen = modality != config.modality
-            raise UsageError(f"{error}; or leave it out of --ood" if unseen else error) from None
+            remedy = "; or leave it out of --ood" if modality in config.ood_modalities else ""
+            raise UsageError(f"{error}{remedy}") from None
         if not examples:
             remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
             raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")
@@ -43,7 +43,7 @@ def load_tests(config: Config, skipped: Skips = None) -> Tests:
 
 
 def asked(examples: Sequence[VQAExample], way: str) -> list[VQAExample]:
-    """The same questions asked in another way, a key of `data.prompts.INSTRUCTIONS` or "open"."""
+    """The same questions asked in another way, a key of `data.example.INSTRUCTIONS` or "open"."""
     return [one_asked(example, way) for example in examples]
 
 

@@ -1,4 +1,8 @@
-"""`VQAExample`: one question about images, closed or open. No other form leaves data/."""
+"""`VQAExample`: one question about images, closed or open, and the words around it.
+
+No other form of a question leaves data/. This is the one place of templates: training, evaluation,
+pretraining and rewards all meet here, so a prompt cannot differ between them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +10,17 @@ from string import ascii_uppercase
 from typing import Any
 
 from data.images import ImageSource
-from data.prompts import completion_text, user_text
+
+_LETTER = "give one letter inside <answer> </answer>, nothing else."
+_LOOK = "what the image shows and what follows from it"
+# Ways of asking -> the sentence on the form of the answer. RARL (arXiv 2506.06600) mixes questions
+# that want an explanation, a short form, and no options. The last is the way "open", for questions
+# that have options: `one_asked` removes them.
+INSTRUCTIONS = {
+    "reason": f"Reason inside <think> </think>, then {_LETTER}",
+    "explain": f"Explain inside <think> </think> {_LOOK}, then {_LETTER}",
+    "direct": _LETTER.capitalize(),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class VQAExample:
     question_type: str
     reasoning: str = ""  # the reference reasoning, where the data has one
     dataset: str = ""
-    asked: str = "reason"  # a way of asking: a key of data.prompts.INSTRUCTIONS
+    asked: str = "reason"  # a way of asking: a key of INSTRUCTIONS
     constant: bool = False  # its answer is known without looking: data.splits.constant_answers
     references: tuple[str, ...] = ()  # of an open question: every wording that counts as right
     findings: tuple[str, ...] | None = None  # what the image shows, one phrase each; None: unknown
@@ -58,13 +72,43 @@ class VQAExample:
 
     @property
     def prompt(self) -> str:
-        """The user's turn, as `data.prompts` words it."""
+        """The user's turn."""
         return user_text(self.question, self.options, self.asked)
 
     def completion(self, reasoning: str | None, answer: str | None = None) -> str:
         """An answer in the format, the right one by default; `reasoning` None: no think block."""
         right = self.letter if self.options else self.answer
         return completion_text(reasoning, right if answer is None else answer)
+
+
+def user_text(question: str, options: Sequence[str], asked: str = "reason") -> str:
+    """The user's turn: the question, one line an option, one sentence on the form of the answer.
+
+    Without options the answer is wanted in words.
+
+    >>> print(user_text("Which side is the lesion on?", ["left", "right"]))
+    Which side is the lesion on?
+    A) left
+    B) right
+    Reason inside <think> </think>, then give one letter inside <answer> </answer>, nothing else.
+    """
+    instruction = INSTRUCTIONS[asked]
+    if not options:
+        instruction = instruction.replace("one letter", "a few words")
+    lettered = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
+    return "\n".join([question, *lettered, instruction])
+
+
+def completion_text(reasoning: str | None, answer: str) -> str:
+    """A whole well-formed completion, the target of supervised training; None: asked directly.
+
+    >>> completion_text("The bright spot lies left.", "A")
+    '<think>The bright spot lies left.</think><answer>A</answer>'
+    >>> completion_text(None, "A")
+    '<answer>A</answer>'
+    """
+    think = "" if reasoning is None else f"<think>{reasoning}</think>"
+    return f"{think}<answer>{answer}</answer>"
 
 
 def one_asked(example: VQAExample, way: str) -> VQAExample:

@@ -44,7 +44,7 @@ def processes() -> Iterator[None]:
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
             yield
-            _meet()
+            gathered(None)  # none leaves before all are done
     except BaseException as error:
         if not _first(store):
             raise SystemExit(getattr(error, "code", 2)) from None
@@ -116,11 +116,6 @@ def _or_end(collective: Function) -> Function:
             raise UsageError(f"another process of this run is gone ({said})") from None
 
     return guarded  # type: ignore[return-value]
-
-
-@_or_end
-def _meet() -> None:
-    dist.barrier()
 
 
 @_or_end

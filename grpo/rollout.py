@@ -69,7 +69,7 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
         )
         scored = score_groups(policy, share(examples), groups, reward)
         if world() > 1:
-            scored = exchanged(policy, examples, scored)
+            scored = exchange(policy, examples, scored)
         filled |= zip(slots, scored, strict=True)
 
         # Equal rewards: every advantage of the group would be 0. What is left at the end stays.
@@ -84,10 +84,7 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
         groups=[scored.group for scored in whole],
         texts=[scored.texts for scored in whole],
         rewards=_tensor(policy, [scored.rewards for scored in whole]),
-        parts={
-            name: _tensor(policy, [scored.parts[name] for scored in whole])
-            for name in whole[0].parts
-        },
+        parts={n: _tensor(policy, [one.parts[n] for one in whole]) for n in whole[0].parts},
         redrawn=redrawn,
     )
 
@@ -102,21 +99,15 @@ def score_groups(
     repeated = [example for example, rows in zip(examples, texts, strict=True) for _ in rows]
     totals, parts = reward(repeated, [text for rows in texts for text in rows])
     scored, end = [], 0
-    for example, group, rows in zip(examples, groups, texts, strict=True):
-        start, end = end, end + len(rows)
-        scored.append(
-            ScoredGroup(
-                example=example,
-                group=group,
-                texts=rows,
-                rewards=list(totals[start:end]),
-                parts={name: list(part[start:end]) for name, part in parts.items()},
-            )
-        )
+    for example, group, said in zip(examples, groups, texts, strict=True):
+        start, end = end, end + len(said)
+        own = {name: list(part[start:end]) for name, part in parts.items()}
+        rewards = list(totals[start:end])
+        scored.append(ScoredGroup(example, group, texts=said, rewards=rewards, parts=own))
     return scored
 
 
-def exchanged(
+def exchange(
     policy: Policy, examples: Sequence[Example], scored: Sequence[ScoredGroup]
 ) -> list[ScoredGroup]:
     """The groups of all processes, one for each of `examples`; they travel as JSON."""
@@ -131,14 +122,11 @@ def exchanged(
     records = in_order(gathered(records))
     # Now every process has computed the features of its own images: with a cache on disk, encoding
     # all prompts here only reads it.
-    return [
-        ScoredGroup(
-            example=example,
-            group=policy.completed(prompt, record["ids"], record["truncated"]),
-            **record["scores"],
-        )
-        for example, prompt, record in zip(examples, policy.encode(examples), records, strict=True)
-    ]
+    exchanged = []
+    for example, prompt, record in zip(examples, policy.encode(examples), records, strict=True):
+        group = policy.completed(prompt, record["ids"], record["truncated"])
+        exchanged.append(ScoredGroup(example, group, **record["scores"]))
+    return exchanged
 
 
 def _tensor(policy: Policy, values: Sequence[Sequence[float | None]]) -> Tensor:

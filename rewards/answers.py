@@ -1,4 +1,5 @@
-"""Read the answer of a completion: the one extractor, used in training and in evaluation.
+"""Read the answer of a completion: the one extractor, used in training and in evaluation; and the
+columns of a reward function, what is known about each completion's question, by name.
 
 A completion in our format is `<think>...</think><answer>B</answer>`. Answers are read from the one
 answer block alone. Running text is never searched for a letter: there, "A" is an article and "I" a
@@ -7,9 +8,15 @@ B". Tags count in lower case only. All functions take time linear in the text.
 """
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 
-from rewards.columns import Texts
 from rewards.words import exact_match
+
+Texts = Sequence[str]
+Values = list[float | None]
+
+# The value of a column that the caller leaves out or passes empty. All other columns are required.
+DEFAULTS = {"references": (), "asked": "reason"}
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -185,3 +192,20 @@ def medvlm_r1_format(text: str) -> float:
     """
     edges = text.startswith("<think>") and text.endswith("</answer>")
     return float(edges and re.search(r"</think>\s*<answer>", text) is not None)
+
+
+def rows(
+    completions: Sequence[str], columns: Mapping[str, Sequence], *names: str
+) -> Iterator[tuple]:
+    """Yield, for each completion, its text and its entry in each named column.
+
+    Raises TypeError if a required column is missing, ValueError if a column has another length.
+
+    >>> list(rows(["<answer>B</answer>"], {"letters": ["AB"]}, "letters", "asked"))
+    [('<answer>B</answer>', 'AB', 'reason')]
+    """
+    known = {name: [value] * len(completions) for name, value in DEFAULTS.items()}
+    known |= {name: column for name, column in columns.items() if name not in DEFAULTS or column}
+    if missing := [name for name in names if name not in known]:
+        raise TypeError(f"missing column {missing[0]!r}")
+    return zip(completions, *(known[name] for name in names), strict=True)

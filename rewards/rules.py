@@ -11,8 +11,16 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
-from rewards.answers import answer_letter, answer_text, answered_right, medvlm_r1_reward, reasoning
-from rewards.columns import Texts, Values, rows
+from rewards.answers import (
+    Texts,
+    Values,
+    answer_letter,
+    answer_text,
+    answered_right,
+    medvlm_r1_reward,
+    reasoning,
+    rows,
+)
 from rewards.words import normalised, token_f1, words
 
 MATCHED = 64  # most stated findings that are compared; a thousand would be no report

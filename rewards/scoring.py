@@ -23,8 +23,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from rewards import rules
-from rewards.answers import answered_right, is_formatted
-from rewards.columns import Texts, Values, rows
+from rewards.answers import Texts, Values, answered_right, is_formatted, rows
 
 RewardFunction = Callable[..., Sequence[float | None]]
 

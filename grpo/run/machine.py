@@ -70,7 +70,5 @@ def peak_memory(device: torch.device) -> float:
 
 def memory_metrics(device: torch.device, cuts: int) -> dict[str, float]:
     """The largest peak of all processes, and how often memory ran out in the step's passes."""
-    return {
-        "memory/peak_mb": max(gathered(peak_memory(device))),
-        "memory/cuts": sum(gathered(cuts)),
-    }
+    peak, total = max(gathered(peak_memory(device))), sum(gathered(cuts))
+    return {"memory/peak_mb": peak, "memory/cuts": total}

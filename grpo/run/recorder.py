@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from grpo.distributed import gathered, rank
@@ -82,29 +81,17 @@ class Recorder:
                 self.stop.halt(f"after step {done} of {self.config.steps}, and saved")
             self.stop.now()
             return
-        if isinstance(error, Exception):
-            self._save_what_can_be()
-            if checkpoints(self.run) and can_be_mended(error):
-                raise Halted(reason(error, self.run), self.run) from None
-
-    def _save_what_can_be(self) -> None:
-        """The last step recorded, if policy and optimizer are still as it left them."""
-        if self.checkpointer.unmoved:
+        if isinstance(error, Exception) and self.checkpointer.unmoved:
             with suppress(Exception):  # the first error is the one to report
                 self.checkpointer.save()
                 save_adapter(self.run, self.checkpointer.policy)
-
-
-def can_be_mended(error: Exception) -> bool:
-    """Whether the same settings can go on once what the error names is mended."""
-    return isinstance(error, (UsageError, OSError)) and not isinstance(error, SettingsError)
-
-
-def reason(error: Exception, run: Path) -> str:
-    """The error in one line."""
-    if isinstance(error, OSError):
-        return f"{error.filename or run}: {error.strerror}"
-    return str(error)
+        # A SettingsError needs other settings: the same command cannot go on.
+        mendable = isinstance(error, (UsageError, OSError)) and not isinstance(error, SettingsError)
+        if mendable and checkpoints(self.run):
+            why = str(error)
+            if isinstance(error, OSError):
+                why = f"{error.filename or self.run}: {error.strerror}"
+            raise Halted(why, self.run) from None
 
 
 class SkippedSteps:

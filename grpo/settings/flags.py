@@ -123,7 +123,9 @@ def parse_flags(
             value |= {"dest": field.name, "default": argparse.SUPPRESS}
             group.add_argument(*map(flag, names), help=_help(field, presets or {}), **value)
     words = sys.argv[1:] if argv is None else argv
-    typed, unknown = parser.parse_known_args([_dashed(word) for word in words])
+    # The name of a flag may have underscores; a value, also one after "=", stays as it is.
+    dashed = [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in words]
+    typed, unknown = parser.parse_known_args(dashed)
     if unknown:
         parser.refuse(unknown[0])
     return vars(typed)
@@ -176,11 +178,6 @@ def shown(value: Any) -> str:
     ('1e-05', 'none')
     """
     return "none" if value is None else str(value)
-
-
-def _dashed(word: str) -> str:
-    """Replace the underscores of a flag by dashes; a value, also one after "=", stays as it is."""
-    return re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word)
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:

@@ -27,9 +27,8 @@ import torch
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from data.example import VQAExample
+from data.example import VQAExample, completion_text, user_text
 from data.phantom import questions as phantom
-from data.prompts import completion_text, user_text
 from models.pretrain_phantom.untrained import make_model, make_tokenizer
 
 POOL = 6_000  # pretraining questions a modality

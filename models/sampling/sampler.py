@@ -10,9 +10,8 @@ Nothing is read from generation_config: Qwen2-VL's has top_k=1, which makes all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -67,13 +66,9 @@ class Rollout:
         return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
 
 
-class Sampler(Protocol):
-    """Draws all completions of a task: `sample_eagerly`, or a GraphSampler on a GPU.
-
-    Raises SettingsError if logits are not finite, and the device's own error if memory runs out.
-    """
-
-    def __call__(self, task: Task) -> Rollout: ...
+# Draws all completions of a task: `sample_eagerly`, or a GraphSampler on a GPU. Raises
+# SettingsError if logits are not finite, and the device's own error if memory runs out.
+Sampler = Callable[[Task], Rollout]
 
 
 class Record:

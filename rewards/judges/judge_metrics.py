@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.answers import reasoning
-from rewards.columns import Texts
+from rewards.answers import Texts, reasoning
 from rewards.evaluation.predictions import Row
 from rewards.judges.judge import Judge, open_judges
 from rewards.judges.judge_rewards import correctness_inquiry, explanation_inquiry, value

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from string import ascii_uppercase
 
-from rewards.columns import Texts
+from rewards.answers import Texts
 from rewards.judges.interface import Inquiry
 
 LIMIT = 4000  # most characters of one text

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from rewards import answers
-from rewards.columns import Texts, Values, rows
+from rewards.answers import Texts, Values, rows
 from rewards.judges import judge_prompts
 from rewards.judges.interface import Inquiry, Verdict
 from rewards.judges.judge import Judge

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.example import VQAExample
+from data.example import VQAExample, completion_text, user_text
 from data.images import ImageFile
-from data.prompts import completion_text, user_text
 from grpo.settings.errors import UsageError
 from rewards.answers import answer_letter, is_formatted
 
