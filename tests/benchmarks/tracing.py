@@ -18,7 +18,6 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import rewards.scoring
 from data.load import load_split
 from data.showing import described
 from data.training_questions import question_order
@@ -28,7 +27,7 @@ from grpo.run.trace import write_trace
 from grpo.settings.config import Config
 from grpo.settings.recipes import RECIPES
 from models.open_policy import open_policy
-from train import reward_function
+from train import open_rewards
 
 
 def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
@@ -36,7 +35,7 @@ def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
     policy = open_policy(config)
     examples = load_split(config, "train", config.train_size, set())
     draw = question_order(examples, config.seed, config.prompts_per_step)
-    reward = reward_function(rewards.scoring.parse_rewards(config.reward))
+    _, reward = open_rewards(config)
     start = time.process_time()
     optimizer = adamw(policy.parameters(), config)
     for step in grpo(policy, optimizer, draw, reward, config):

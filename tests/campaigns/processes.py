@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from safetensors.torch import load_file
 
-import rewards.scoring
 from data.load import load_split
 from data.training_questions import question_order
 from grpo.distributed import processes, rank
@@ -42,7 +41,7 @@ from tests.grpo.cases import draw as asked
 from tests.grpo.cases import reward as paid
 from tests.models.plain import after_head
 from tests.tiny import make_model
-from train import reward_function
+from train import open_rewards
 
 ROOT = Path(__file__).parents[2]
 STEPS, PROCESSES = 20, (1, 2, 3)
@@ -64,7 +63,7 @@ def worker(out: Path) -> None:
     """Under torchrun: every step's completions, and the adapter that drew them."""
     torch.set_num_threads(1)
     config, policy, draw = started()
-    reward = reward_function(rewards.scoring.parse_rewards(config.reward))
+    _, reward = open_rewards(config)
     with processes():
         policy.save(out / "adapter-0")
         steps = grpo(policy, adamw(policy.parameters(), config), draw, reward, config)
