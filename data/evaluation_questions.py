@@ -28,14 +28,10 @@ def load_tests(config: Config, skipped: Skips = None) -> Tests:
     tests = {}
     for modality in (config.modality, *config.ood_modalities):
         of_one = replace(config, modality=modality)
-        try:
-            examples = load_split(of_one, "test", config.eval_size, skipped)
-        except UsageError as error:
-            remedy = "; or leave it out of --ood" if modality in config.ood_modalities else ""
-            raise UsageError(f"{error}{remedy}") from None
+        examples = load_split(of_one, "test", config.eval_size, skipped)
         if not examples:
-            remedy = "use --eval-size 300" if not config.eval_size else "leave it out of --ood"
-            raise UsageError(f"--data {config.data}: no {modality} test question; {remedy}")
+            problem = f"--data {config.data}: no {modality} test question"
+            raise UsageError(f"{problem}; use --eval-size 300, or leave it out of --ood")
         constant = constant_answers_in(config.data, modality)
         marked = [replace(e, constant=has_constant_answer(e, constant)) for e in examples]
         tests[modality] = asked(marked, config.prompt)

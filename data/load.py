@@ -57,7 +57,7 @@ def load(
     if not there:
         counts = Counter(example.modality for example in listing.examples).most_common(20)
         has = ", ".join(f"{name} ({count})" for name, count in counts)
-        raise UsageError(f"{spec} has no {modality} questions; choose from what it has: {has}")
+        raise UsageError(f"{spec} has no {modality} questions; in --modality and --ood, use {has}")
     splits = splits_of(spec, seed)
     pool = [example for example in there if splits[example.id] == split]
     taken, unreadable = take_readable(balanced_order(pool, seed), size)

@@ -85,10 +85,9 @@ class Passes:
     def _halved(self) -> list[Pass]:
         smaller = [part for one in self.plan for part in halves(*one)]
         if len(smaller) == len(self.plan):
-            raise SettingsError(
-                "out of memory with one completion at a time; use --gradient-checkpointing on, "
-                "or another --out with a smaller --max-completion-length or --max-pixels"
-            )
+            remedy = "another --out with a smaller --max-completion-length or --max-pixels"
+            problem = "out of memory with one completion at a time"
+            raise SettingsError(f"{problem}; use --gradient-checkpointing on, or {remedy}")
         self.cuts += 1
         return smaller
 

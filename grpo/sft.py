@@ -42,9 +42,8 @@ def sft(
         sum_gradients(policy.parameters())
         update = optimizer_step(optimizer, step, config, losses)
         clock.lap("update")
-        numbers = {"loss": losses.sum().item(), **update, **clock.times()}
-        suspects = [examples[b] for b in passes.suspects]
-        yield Step({"step": step + 1, **numbers}, suspects=suspects)
+        metrics = {"step": step + 1, "loss": losses.sum().item(), **update, **clock.times()}
+        yield Step(metrics, suspects=[examples[b] for b in passes.suspects])
 
 
 def target_pass(groups: Groups, at: Tensor, policy: Policy, losses: Tensor) -> None:

@@ -98,7 +98,7 @@ def before_the_first_step(
     plan = planned(sizes, work)
     if plan.peak > limit:
         takes = f"the largest step takes about {mb(plan.peak)}, more than {mb(limit)}"
-        print(f"train.py: {takes}; {remedy(sizes, work, limit)}", file=sys.stderr)
+        print(f"train.py: {takes}; what fits: {fitting(sizes, work, limit)}", file=sys.stderr)
     if not asked.dry_run and sizes.on_cpu:
         return ""
     peaks: dict[str, float] = {}
@@ -109,7 +109,7 @@ def before_the_first_step(
             if not policy.out_of_memory(error):
                 raise
             ran_out = "the largest step, tried out, ran out of memory"
-            print(f"train.py: {ran_out}; {remedy(sizes, work, limit)}", file=sys.stderr)
+            print(f"train.py: {ran_out}; what fits: {fitting(sizes, work, limit)}", file=sys.stderr)
     if not asked.dry_run:
         return ""
     fits = f"fits {mb(limit)}: {fitting(sizes, work, limit)}"
@@ -176,11 +176,6 @@ def measured(plan: Plan, peaks: dict[str, float]) -> list[str]:
         *(f"  {name:20}{size:10,.1f}" for name, size in peaks.items()),
         f"{'peak, measured':22}{most:10,.1f}  (predicted: {off:+.1%})",
     ]
-
-
-def remedy(sizes: Sizes, work: Work, limit: int) -> str:
-    """What to change so that it fits."""
-    return f"what fits: {fitting(sizes, work, limit)}"
 
 
 def fitting(sizes: Sizes, work: Work, limit: int) -> str:

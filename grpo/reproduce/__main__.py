@@ -3,6 +3,5 @@
 from grpo.reproduce.run_table import main
 from grpo.settings.errors import exit_on_usage_error
 
-if __name__ == "__main__":
-    with exit_on_usage_error("grpo.reproduce"):
-        main()
+with exit_on_usage_error("grpo.reproduce"):
+    main()

@@ -43,11 +43,7 @@ class Checkpoint:
 
     folder: Path
     state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Steps that were done."""
-        return self.state["step"]
+    step: int  # steps that were done
 
 
 @dataclass
@@ -153,7 +149,7 @@ def opened(folder: Path) -> Checkpoint:
         raise UsageError(f"checkpoint {folder}: {error.filename}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"checkpoint {folder}: damaged: {error}") from None
-    return Checkpoint(folder, state)
+    return Checkpoint(folder, state, state["step"])
 
 
 def origin(questions: str, adapter: Path | None) -> str:

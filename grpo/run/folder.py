@@ -90,9 +90,8 @@ def newest_run(root: Path = Path("runs")) -> Path:
     """The run under `root` that finished last. Raises UsageError if none has."""
     runs = sorted(root.glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
     if not runs:
-        raise UsageError(
-            f"no finished run under {root}/; train one: python train.py --modality MRI"
-        )
+        remedy = "train one: python train.py --modality MRI"
+        raise UsageError(f"no finished run under {root}/; {remedy}")
     return runs[-1].parent
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from grpo.distributed import gathered, rank, world
 
@@ -15,9 +15,10 @@ AT_ONCE = 2.0  # seconds in which a terminal's signal and torchrun's are one
 
 
 class Halted(BaseException):
-    """A run that ended before its end, and can go on. The text is one line; `code` the exit's.
+    """A run was stopped early and can go on. The text is one line, `code` the exit code.
 
-    As KeyboardInterrupt it is no Exception: a signal comes anywhere, and none may swallow it.
+    Like KeyboardInterrupt it is no Exception: a signal may come anywhere, and no `except Exception`
+    may catch it.
     """
 
     def __init__(self, why: str, run: Path, code: int = 2) -> None:
@@ -26,10 +27,10 @@ class Halted(BaseException):
 
 
 class Stop:
-    """SIGINT and SIGTERM, while it is entered: a wish that is granted between two steps.
+    """While active, SIGINT and SIGTERM ask the run to stop after the current step.
 
-    A second one ends the program at once. From `now` on, the first one raises Halted where it is.
-    A signal that the parent of this process ignores stays ignored, as SIGINT in a background job.
+    A second signal ends the program at once. After `now`, the first one raises Halted immediately.
+    A signal that the parent process ignores stays ignored, such as SIGINT in a background job.
     """
 
     def __init__(self, run: Path, quiet: bool) -> None:
@@ -44,12 +45,12 @@ class Stop:
                 self.before[number] = signal.signal(number, self._heard)
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def wanted(self) -> bool:
-        """Whether a signal has come, to this process or to another of the run: all stop alike."""
+        """Whether this or another process of the run has had a signal. All processes must ask."""
         self.heard = max(gathered(self.own))
         return self.heard > 0
 
@@ -59,7 +60,7 @@ class Stop:
         raise Halted(f"stopped by {name} {where}", self.run, 128 + self.heard)
 
     def now(self) -> None:
-        """From here on nothing is lost by stopping at once."""
+        """Everything is saved: from here on a signal stops the run at once."""
         self.waits = False
         self.heard = self.heard or self.own
         if self.heard:

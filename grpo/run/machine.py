@@ -49,11 +49,9 @@ def warn_of_changes(before: dict[str, Any], now: dict[str, dict[str, Any]]) -> N
 
 def git_commit() -> str | None:
     """The commit of this checkout; None without one, or without git."""
-    command = ["git", "rev-parse", "HEAD"]
+    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -44,10 +44,9 @@ class Recorder:
     def __enter__(self) -> Recorder:
         before = history(self.run)
         self.skipped = SkippedSteps(self.config, before)
-        with ExitStack() as files:
-            self.log = files.enter_context(MetricsLog(self.run, self.config))
-            files.enter_context(self.progress)
-            self.files = files.pop_all()
+        self.files = ExitStack()
+        self.log = self.files.enter_context(MetricsLog(self.run, self.config))
+        self.files.enter_context(self.progress)
         self.checkpointer.note(len(before), self.log.bytes)
         return self
 
@@ -58,8 +57,8 @@ class Recorder:
         """
         number = int(step.metrics["step"])
         if step.metrics.get("memory/cuts"):
-            problem = f"step {number}: out of memory, and done again in halves"
-            print(f"train.py: {problem}; --dry-run says what fits at once", file=sys.stderr)
+            again = "out of memory, and done again in halves; --dry-run says what fits at once"
+            print(f"train.py: step {number}: {again}", file=sys.stderr)
         if sentence := self.skipped.see(step):
             print(f"train.py: {sentence}", file=sys.stderr)
         if self.describe and step.rollout and not rank() and number in self.config.traced_steps:

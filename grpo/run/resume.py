@@ -92,10 +92,8 @@ def check_settings(config: Config, run: Path) -> None:
     free = {*NO_SAY, *(["steps"] if config.lr_schedule == "constant" else [])}
     for name, value in now.items():
         if name not in free and before[name] != value:
-            raise UsageError(
-                f"{flag(name)} {shown(value)}: the run in {run} has {shown(before[name])}; "
-                "use the same, or another --out"
-            )
+            problem = f"the run in {run} has {shown(before[name])}; use the same, or another --out"
+            raise UsageError(f"{flag(name)} {shown(value)}: {problem}")
 
 
 def going_on(words: Sequence[str], run: Path) -> str:

@@ -129,10 +129,9 @@ class VisionCache:
 
     def _refuse_training(self) -> None:
         if any(parameter.requires_grad for parameter in self.model.visual.parameters()):
-            raise UsageError(
-                "the vision tower has trainable weights, so image features cannot be kept; "
-                "freeze it (requires_grad_(False)) and train the language model only"
-            )
+            problem = "the vision tower has trainable weights, so image features cannot be kept"
+            remedy = "freeze it (requires_grad_(False)) and train the language model only"
+            raise UsageError(f"{problem}; {remedy}")
 
     @cached_property
     def _tower(self) -> str:
@@ -176,8 +175,7 @@ class VisionCache:
             if not out_of_memory(error):
                 raise
             problem = f"image {key}: out of memory in the vision tower"
-            raise SettingsError(
-                f"{problem}; use another --out with a smaller --max-pixels"
-            ) from None
+            remedy = "use another --out with a smaller --max-pixels"
+            raise SettingsError(f"{problem}; {remedy}") from None
         (features,) = getattr(output, "pooler_output", output)  # one image in, one tensor out
         return features.cpu().clone(), tuple(patches[1][0].tolist())

@@ -136,10 +136,9 @@ def _if_it_fits(sampler: Sampler, task: Task) -> Rollout | None:
 def _halves(task: Task) -> list[Task]:
     """Two tasks with half of the prompts each, or with half of the only prompt's completions."""
     if task.rows == 1:
-        raise SettingsError(
-            f"example {task.prompts[0].id}: out of memory with one completion at a time; use a "
-            "smaller --max-completion-length or a smaller --max-pixels"
-        )
+        problem = f"example {task.prompts[0].id}: out of memory with one completion at a time"
+        remedy = "use a smaller --max-completion-length or a smaller --max-pixels"
+        raise SettingsError(f"{problem}; {remedy}")
     half = len(task.prompts) // 2
     parts = [(slice(half), task.group_size), (slice(half, None), task.group_size)]
     if not half:
