@@ -27,6 +27,7 @@ class Passes:
         self.policy = policy
         self.cuts = 0  # how often memory ran out
         self.suspects: list[int] = []  # the group that made the gradient not finite
+        # (N,) holds the tokens of group 0, then those of group 1, ...; each group has its places.
         lengths = torch.tensor([sum(map(len, group.completions)) for group in groups])
         self._group_of = torch.repeat_interleave(lengths)  # (N,) the group of every token
         places = torch.arange(int(lengths.sum()), device=policy.device).split(lengths.tolist())
@@ -61,6 +62,7 @@ class Passes:
                 return self._halved()
             if self.suspects or not torch.is_grad_enabled():
                 continue  # the group is known already, or no gradient is computed
+            # Gradients add up over passes: looked at after each, the one that spoils them is known.
             if get_total_norm(self._gradients()).isfinite():
                 continue
             if len(groups) > 1:  # run again to name it: this step will not update anyway
@@ -83,6 +85,7 @@ class Passes:
         return True
 
     def _halved(self) -> list[Pass]:
+        # All passes are cut: the others are about as large, and would run out of memory next.
         smaller = [part for one in self.plan for part in halves(*one)]
         if len(smaller) == len(self.plan):
             remedy = "another --out with a smaller --max-completion-length or --max-pixels"
@@ -114,5 +117,6 @@ def halves(groups: Groups, at: Tensor) -> list[Pass]:
             [replace(group, completions=group.completions[rows], truncated=group.truncated[rows])]
             for rows in (slice(half), slice(half, None))
         ]
+    # Tokens lie completion by completion, so the first part has the first n places.
     n = sum(len(ids) for group in parts[0] for ids in group.completions)
     return [(list(parts[0]), at[:n]), (list(parts[1]), at[n:])]

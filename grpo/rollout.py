@@ -67,6 +67,7 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
             temperature=config.temperature,
             max_completion_length=config.max_completion_length,
         )
+        # r_i of this process's share; every process then needs all groups, for A_i and the loss
         scored = score_groups(policy, share(examples), groups, reward)
         if world() > 1:
             scored = exchange(policy, examples, scored)
@@ -95,6 +96,7 @@ def score_groups(
     """r_i of every completion: all texts of these groups go to `reward` in one call."""
     if not groups:
         return []
+    # Rewards read the text. What trains are the sampled ids: text is never encoded again.
     texts = [[policy.decode(ids) for ids in group.completions] for group in groups]
     repeated = [example for example, rows in zip(examples, texts, strict=True) for _ in rows]
     totals, parts = reward(repeated, [text for rows in texts for text in rows])
