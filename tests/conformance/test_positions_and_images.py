@@ -216,7 +216,7 @@ def test_trl_1_16_a_mismatch_of_images_is_an_error(trained):
     Here, it raises, wherever the two meet, and nothing is scored or drawn blind."""
     group = group_of(trained, QUESTIONS[0], (3, 4))
     (features,) = group.prompt.features
-    for wrong in (features[:-1], torch.cat([features, features[:1]])):
+    for wrong in (features[:-1], features[:1], torch.cat([features, features[:1]])):
         blind = dataclasses.replace(group.prompt, features=(wrong,))
         with pytest.raises(RuntimeError):
             trained.logprobs([dataclasses.replace(group, prompt=blind)], 1.0)
