@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tests.conformance.mutations import MUTATIONS
+from tests.conformance.mutations_of_programs import PROGRAMS
 
 HERE = Path(__file__).parent
 ROWS = re.findall(r"^\| (\d+)(?: †)? \| (.+?) \| (.+?) \| (.+?) \|$",
@@ -52,6 +53,7 @@ def test_every_docstring_says_in_two_lines_what_went_wrong_and_what_is_asserted(
 
 
 def test_the_small_bugs_are_counted_and_each_has_a_name_of_its_own():
+    every = [*MUTATIONS, *PROGRAMS]
     for file in (HERE / "README.md", HERE.parents[1] / "README.md"):
-        assert re.findall(r"(\d+) small bugs", file.read_text("utf-8")) == [str(len(MUTATIONS))]
-    assert len({name for name, *_ in MUTATIONS}) == len(MUTATIONS)
+        assert re.findall(r"(\d+) small bugs", file.read_text("utf-8")) == [str(len(every))]
+    assert len({name for name, *_ in every}) == len(every)
