@@ -30,8 +30,7 @@ def load_tests(config: Config, skipped: Skips = None) -> Tests:
         of_one = replace(config, modality=modality)
         examples = load_split(of_one, "test", config.eval_size, skipped)
         if not examples:
-            problem = f"--data {config.data}: no {modality} test question"
-            raise UsageError(f"{problem}; use --eval-size 300, or leave it out of --ood")
+            raise UsageError(f"no {modality} test question of {config.data}; use --eval-size 300")
         constant = constant_answers_in(config.data, modality)
         marked = [replace(e, constant=has_constant_answer(e, constant)) for e in examples]
         tests[modality] = asked(marked, config.prompt)

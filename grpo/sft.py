@@ -35,8 +35,8 @@ def sft(
         prompts = policy.encode(examples)
         groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]
         passes = Passes(policy, groups, torch.ones(len(groups), dtype=torch.bool))
-        n = sum(len(group.completions[0]) for group in groups)
-        losses = torch.zeros(n, device=policy.device)  # (N,)
+        # (N,) the tokens of all targets
+        losses = torch.zeros(sum(len(g.completions[0]) for g in groups), device=policy.device)
         passes.run(target_pass, policy, losses)
         summed(losses)
         sum_gradients(policy.parameters())

@@ -33,6 +33,7 @@ from grpo.interfaces import Example
 from grpo.loss import clip_bounds
 from grpo.metrics import PER_TOKEN, Step
 from grpo.run.atomic import write_whole
+from grpo.run.folder import NO_SAY
 from grpo.run.metrics_log import finite
 from grpo.settings.config import Config
 
@@ -59,10 +60,12 @@ def write_trace(
     for update in step.updates:
         numbers = finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
         updates.append({**numbers, "grad_norm_by_layer": finite(update.grad_norm_by_layer)})
+    # Without paths and the like: the record of a resumed run is that of the unbroken one.
+    settings = {name: value for name, value in config.to_dict().items() if name not in NO_SAY}
     _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
     record = {
         "step": int(step.metrics["step"]),
-        "settings": {**config.to_dict(), "clip_eps_high": high},
+        "settings": {**settings, "clip_eps_high": high},
         "updates": updates,
         "metrics": finite(step.metrics),
         "groups": groups,
