@@ -77,12 +77,12 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     adapter = starting_adapter(config)
     policy = open_policy(config, adapter)
     plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
-    if memory.dry_run:
-        return plan
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
     # A resumed run counts the seconds that it had taken before.
     started -= restore(point.checkpoint, policy, optimizer, begun_with)
+    if memory.dry_run:
+        return plan
 
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)

@@ -69,15 +69,17 @@ class Recorder:
         self.stop_requested = self.stop.wanted()
         if self.stop_requested or self.config.due(self.config.save_every, number):
             self.checkpointer.save()
+        if self.stop_requested:  # here, so that a full disk ends the run as one that can go on
+            save_adapter(self.run, self.checkpointer.policy)
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self.files.close()
         if error is None:
-            save_adapter(self.run, self.checkpointer.policy)
             if self.stop_requested:
                 done = self.checkpointer.step
                 gathered(done)  # torchrun ends all processes with the first one
                 self.stop.halt(f"after step {done} of {self.config.steps}, and saved")
+            save_adapter(self.run, self.checkpointer.policy)
             self.stop.now()
             return
         if isinstance(error, Exception) and self.checkpointer.unmoved:
@@ -115,11 +117,9 @@ class SkippedSteps:
         suspects = gathered([example.id for example in step.suspects])  # of every process
         known = ", ".join(name for names in suspects for name in names)
         names = f" (question {known})" if known else ""
-        number = int(step.metrics["step"])
-        problem = f"step {number}: a loss, log-prob or gradient is not finite{names}"
+        problem = f"step {step.metrics['step']}: a loss, log-prob or gradient is not finite{names}"
         if self.in_a_row < self.most:
-            left_out = f"{step.metrics['skipped_updates']:.0%} of its updates left out"
-            return f"{problem}; {left_out}"
+            return f"{problem}; {step.metrics['skipped_updates']:.0%} of its updates left out"
         raise SettingsError(
             f"{problem}, as in {self.in_a_row} steps in a row; use another --out with a smaller "
             "--learning-rate or --dtype float32, or take the row out of the data"

@@ -33,10 +33,12 @@ from grpo.interfaces import Example
 from grpo.loss import clip_bounds
 from grpo.metrics import PER_TOKEN, Step
 from grpo.run.atomic import write_whole
-from grpo.run.folder import NO_SAY
 from grpo.run.metrics_log import finite
 from grpo.settings.config import Config
 
+# What the loss of a traced step follows from; no path, and no address of a judge.
+SETTINGS = ("group_size", "loss", "scale_rewards", "kl_coef", "clip_eps", "temperature")
+SETTINGS += ("updates_per_rollout", "max_completion_length")
 MOST_GROUPS = 64
 
 Describe = Callable[[Example], tuple[dict[str, Any], list[bytes]]]
@@ -60,8 +62,7 @@ def write_trace(
     for update in step.updates:
         numbers = finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
         updates.append({**numbers, "grad_norm_by_layer": finite(update.grad_norm_by_layer)})
-    # Without paths and the like: the record of a resumed run is that of the unbroken one.
-    settings = {name: value for name, value in config.to_dict().items() if name not in NO_SAY}
+    settings = {name: getattr(config, name) for name in SETTINGS}
     _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
     record = {
         "step": int(step.metrics["step"]),

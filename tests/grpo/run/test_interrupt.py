@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
+from grpo.loop import grpo
+from grpo.optim import adamw
 from grpo.run import interrupt
+from grpo.run.checkpoint import Checkpointer, newest
 from grpo.run.interrupt import Halted, Stop
+from grpo.run.progress import Progress
+from grpo.run.recorder import Recorder
+from tests.grpo.cases import config, draw, reward
 
 
 def test_a_signal_during_the_exchange_of_signals_is_not_lost(tmp_path, monkeypatch):
@@ -24,3 +31,22 @@ def test_a_signal_during_the_exchange_of_signals_is_not_lost(tmp_path, monkeypat
         assert stop.wanted()
         with pytest.raises(Halted, match="stopped by SIGTERM after step 3"):
             stop.halt("after step 3")
+
+
+def test_a_stopped_run_whose_adapter_cannot_be_written_can_go_on(fresh, tmp_path):
+    """A full disk, or what lies in the way: the checkpoint is there, so the command is named."""
+    c, policy = config(steps=5, save_every=0, sample_every=0), fresh()
+    optimizer = adamw(policy.parameters(), c)
+    (tmp_path / "adapter").write_text("in the way")
+    checkpointer = Checkpointer(tmp_path, policy, optimizer, c, "origin", time.monotonic())
+
+    def run(stop: Stop) -> None:
+        progress = Progress(c, "grpo", lambda question: {})
+        with Recorder(checkpointer, stop, progress) as record:
+            for step in grpo(policy, optimizer, draw, reward, c):
+                signal.raise_signal(signal.SIGTERM)
+                record.record(step)
+
+    with Stop(tmp_path, quiet=True) as stop, pytest.raises(Halted, match="adapter: cannot be"):
+        run(stop)
+    assert newest(tmp_path).step == 1
