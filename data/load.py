@@ -139,7 +139,8 @@ def read(spec: str) -> Listing:
     try:
         listing = reader.read(path)
     except NoFiles:
-        raise UsageError(f"{name}:{path}: no data there; expected {reader.EXPECTED}") from None
+        what = "no data there" if path.exists() else "no file or folder there"
+        raise UsageError(f"{name}:{path}: {what}; expected {reader.EXPECTED}") from None
     if not listing.examples:
         raise UsageError(f"{spec} has no usable question: {summary(listing.skipped)}")
     return listing

@@ -33,7 +33,7 @@ def read(path: Path) -> Listing:
             **fields(raw, id="qid"),
             "image": find(raw.get("image_name")) if find else raw["image"],
             "dataset": "VQA-RAD",
-            "split": _split(raw.get("phrase_type"), file),
+            "split": _split(raw.get("phrase_type") if find else None, file),
         }
 
     return read_files(path, files, json_list if find else parquet_rows, to_row)

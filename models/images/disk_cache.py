@@ -7,6 +7,7 @@ any time: its features are computed again.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +23,7 @@ Grid = tuple[int, int, int]  # patches of an image: time (1), height, width
 Features = tuple[Tensor, Grid]  # (t*h*w/4, hidden) on the CPU, in the tower's dtype
 
 LIMIT = 20 * 10**9  # bytes in the folder; the least recently used files are removed first
+LEFTOVER = 3600  # seconds after which a half-written file is that of a killed run
 STRIDE = LIMIT // 20  # bytes that a run writes between two scans of the folder
 
 
@@ -75,15 +77,16 @@ class FeatureFiles:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _make_room(self) -> None:
-        """Remove the least recently used files until another stride fits.
-
-        Files that killed runs left half written are removed in their turn, as any other.
-        """
+        """Remove what killed runs left half written, then the least recently used files until
+        another stride fits."""
         files = []
         for path in self.folder.glob("??/*"):
             with suppress(OSError):  # another run has removed it
                 stat = path.stat()
-                files.append((stat.st_mtime, stat.st_size, path))
+                if path.suffix == ".safetensors":
+                    files.append((stat.st_mtime, stat.st_size, path))
+                elif path.suffix == ".tmp" and stat.st_mtime < time.time() - LEFTOVER:
+                    path.unlink()
         over = sum(size for _, size, _ in files) - (LIMIT - STRIDE)
         for _, size, path in sorted(files):
             if over <= 0:

@@ -82,26 +82,27 @@ def _files(folder: Path) -> Iterator[str]:
         yield f"lacks {', '.join(lacking)}{remedy}"
     for name in chain.from_iterable(NEEDED):
         if name in sizes:
-            yield from _damage(folder / name)
+            yield from _damage(folder, name)
     if WEIGHTS not in sizes:
         for shard in sorted(set(read_json(folder / INDEX)["weight_map"].values())):
-            yield from _damage(folder / shard)
+            yield from _damage(folder, shard)
 
 
-def _damage(file: Path) -> Iterator[str]:
+def _damage(folder: Path, name: str) -> Iterator[str]:
     """Whether a file is damaged. One of weights says in its header how long it must be."""
+    file = folder / name
     if not file.is_file():
-        yield f"{file.name} is missing{AGAIN}"
+        yield f"{name} is missing{AGAIN}"
     with file.open("rb") as opened:
         if opened.read(24) == b"version https://git-lfs.":
-            yield f"{file.name} is a git-lfs pointer, not the file itself; run git lfs pull there"
+            yield f"{name} is a git-lfs pointer, not the file itself; run git lfs pull there"
     try:
         if file.suffix == ".json":
             read_json(file)
         elif file.suffix == ".safetensors":
             safe_open(file, framework="pt")
     except (ValueError, OSError, SafetensorError) as error:
-        yield f"{file.name} is damaged or only half downloaded ({error}){AGAIN}"
+        yield f"{name} is damaged or only half downloaded ({error}){AGAIN}"
 
 
 def _detours(source: str) -> Iterator[str]:

@@ -27,7 +27,8 @@ def parquet_bytes(rows: Iterable[dict[str, Any]], form: str = "struct", group: i
         return {"bytes": content, "path": None} if form == "struct" else content
 
     struct = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    columns = {name: [row.get(name) for row in rows] for name in ("question", "answer")}
+    names = dict.fromkeys(("question", "answer", *(name for row in rows for name in row)))
+    columns = {name: [row.get(name) for row in rows] for name in names if name != "image"}
     images = [held(row.get("image")) for row in rows]
     image = pyarrow.array(images, struct if form == "struct" else pyarrow.binary())
     buffer = io.BytesIO()

@@ -186,7 +186,10 @@ def test_the_screen_and_the_file_show_the_same(
         ([], "no data set; name it first"),
         (["--modality", "MRI"], "no data set"),
         (["nope"], "no data set 'nope'"),
-        (["omnimedvqa:/not/here"], "no data there; expected the folder that holds Images/"),
+        (
+            ["omnimedvqa:/not/here"],
+            "no file or folder there; expected the folder that holds Images/",
+        ),
         (["phantom:typo"], "no phantom set 'typo'"),
         (["phantom", "--modality", "PET"], "--modality PET: phantom has MRI, CT, XRAY"),
         (["phantom", "--modality", ","], "--modality ,: phantom has MRI, CT, XRAY"),

@@ -40,6 +40,16 @@ def test_images_are_read_from_the_row_they_stand_in(
     assert [e.images for e in by_file] == [e.images for e in examples]
 
 
+def test_a_parquet_row_has_the_split_of_its_file_whatever_its_columns(
+    tmp_path: Path, parquet: Any
+) -> None:
+    """Only the OSF JSON tells a row's split by its phrase type."""
+    rows = [rad(i) | {"phrase_type": "freeform"} for i in range(3)]
+    name = TRAIN.replace("train", "test")
+    spec = write(tmp_path, name, parquet(rows))
+    assert set(read(spec).splits.values()) == {"test"}
+
+
 def test_the_files_may_lie_in_the_folder_itself(tmp_path: Path, parquet: Any) -> None:
     for name in (f"{TRAIN}.parquet", "._train.parquet"):
         (tmp_path / name).write_bytes(parquet([rad(3)]) if name[0] != "." else b"of a Mac")

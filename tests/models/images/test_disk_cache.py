@@ -117,15 +117,29 @@ def test_files_that_vanish_while_room_is_made_disturb_nothing(files, monkeypatch
     assert names(files) == {"d4"}
 
 
-def test_what_a_killed_run_left_half_written_goes_when_it_is_the_oldest(files, size):
+def test_what_a_killed_run_left_half_written_goes_when_it_is_old(files):
     write(files, "a1")
     old, new = (files.folder / "a1" / name for name in ("old.tmp", "new.tmp"))
     for file in (old, new):
-        file.write_bytes(b"half" * (size // 4))
-    os.utime(old, (time.time() - 7200,) * 2)
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - feature_files.LEFTOVER - 60,) * 2)
     write(files, "b2")
     assert not old.exists()
     assert new.exists()  # perhaps another run is writing it
+
+
+def test_a_full_folder_loses_features_only(files, size):
+    """A file that another run is writing stays, and so does one that is not ours."""
+    write(files, "a1", used=30)
+    live, foreign = (files.folder / "a1" / name for name in ("live.tmp", "notes.txt"))
+    for file, age in ((live, 1800), (foreign, 10**6)):
+        file.write_bytes(b"half" * size)
+        os.utime(file, (time.time() - age,) * 2)
+    for name in ("b2", "c3", "d4"):
+        write(files, name)
+    assert live.exists()
+    assert foreign.exists()
+    assert files.read("a1") is None
 
 
 TWO = """
