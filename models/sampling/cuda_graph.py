@@ -60,8 +60,12 @@ class Graph:
                 step()
             torch.cuda.current_stream().wait_stream(self.stream)
             self.graph = torch.cuda.CUDAGraph()
+            # Other threads may use the GPU meanwhile, as NCCL's does ("thread_local"). The outer
+            # `with` restores the stream, which torch does not if the capture's end raises.
+            capture = torch.cuda.graph(self.graph, self.pool, self.stream, "thread_local")
             try:
-                self._capture(step)
+                with torch.cuda.stream(self.stream), capture:
+                    step()
             except BaseException:
                 # torch ends its pool only after a capture that ended well. Until then its allocator
                 # gives no cached memory back, and another capture into this pool is an error.
@@ -69,13 +73,6 @@ class Graph:
                     torch._C._cuda_endAllocateToPool(device.index, self.pool)
                     torch._C._cuda_releasePool(device.index, self.pool)
                 raise
-
-    def _capture(self, step: Step) -> None:
-        # Other threads may use the GPU meanwhile, as NCCL's does ("thread_local"). The outer `with`
-        # restores the stream, which torch does not if the capture's end raises.
-        how = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.stream(self.stream), torch.cuda.graph(self.graph, **how):
-            step()
 
     def replay(self) -> None:
         self.graph.replay()
