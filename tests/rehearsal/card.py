@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.attention.bias import CausalBias
+from torch.utils._python_dispatch import _disable_current_modes
 
 import models.matmul
 from tests.rehearsal.claimed import Claimed, Kernels, Rehearsal, on_cuda
@@ -76,8 +78,12 @@ def _patch_torch(patch: pytest.MonkeyPatch, rehearsal: Rehearsal, card: SimpleNa
     # Recomputed tensors are compared by device too: what autograd kept need not be claimed.
     frame = torch.utils.checkpoint._CheckpointFrame
     patch.setattr(frame, "check_recomputed_tensors_match", lambda *_: None)
+    # No tensor of a class of its own can be made while `Kernels` watches how it is made.
+    patch.setattr(CausalBias, "__new__", _new_bias)
     # Its own way of calling would hide the operations inside; on a GPU it changes nothing.
     patch.setattr(models.matmul.Widening, "__torch_function__", _straight)
+    # Gradients in a backward pass are plain tensors. A GPU needs no float32 copies for them.
+    patch.setattr(models.matmul, "has_bfloat16", lambda: True)
 
 
 def _memory(card: SimpleNamespace) -> dict[str, Any]:
@@ -92,6 +98,11 @@ def _memory(card: SimpleNamespace) -> dict[str, Any]:
         "max_memory_allocated": lambda device=None: 1,
         "max_memory_reserved": lambda device=None: 1,
     }
+
+
+def _new_bias(cls: type[CausalBias], *_: Any) -> CausalBias:
+    with _disable_current_modes():
+        return Tensor.__new__(cls)
 
 
 def _straight(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -8,7 +8,8 @@ result of attention the layout in memory that the card's kernel gives it (attent
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.rehearsal import attention
-from tests.rehearsal.counts import (
-    ATTENTION, CAPTURED, KERNELS, PADDED, PLANS, TO_DEVICE, TO_HOST, WAITS, Counts, line,
-)  # fmt: skip
+from tests.rehearsal import attention, counts
+from tests.rehearsal.counts import Counts, line
 
 CUDA = torch.device("cuda", 0)
 FROM_DATA = ("tensor", "as_tensor", "asarray", "new_tensor")  # of Python numbers or a host tensor
@@ -116,7 +115,7 @@ class Rehearsal(TorchFunctionMode):
             if name in ("numpy", "__array__"):
                 raise TypeError(f"can't convert cuda:0 device type tensor to numpy, {line()}")
             if name in ("__format__", "__repr__", "tolist"):
-                self.refuse_or_count(TO_HOST, name)
+                self.refuse_or_count(counts.TO_HOST, name)
                 return func(plain(first), *args[1:])
             self._check_devices(name, args, tensors)
             if func is F.scaled_dot_product_attention:
@@ -150,7 +149,7 @@ class Rehearsal(TorchFunctionMode):
         there = on_cuda(kwargs["device"])
         with torch._C.DisableTorchFunction():
             if there and name in FROM_DATA:
-                self.refuse_or_count(TO_DEVICE, name)
+                self.refuse_or_count(counts.TO_DEVICE, name)
             here = {**kwargs, "device": "cpu"} if there else kwargs
             found = self._call(func, plain(args), plain(here), there)
             return claim(found) if there else plain(found)
@@ -166,19 +165,28 @@ class Rehearsal(TorchFunctionMode):
         fused = func in FUSED
         if fused:
             self.launched(func.__name__)
-        before, self.on_device = self.on_device, on_device and not fused
-        try:
+        with self._on_device(on_device and not fused):
             found = func(*args, **kwargs)
-        finally:
-            self.on_device = before
         if isinstance(found, Tensor):
             return found if isinstance(found, Claimed) else found.as_subclass(Claimed)
         is_shape = isinstance(found, torch.Size)
         return claim(found) if isinstance(found, tuple | list) and not is_shape else found
 
+    @contextmanager
+    def _on_device(self, value: bool) -> Iterator[None]:
+        before, self.on_device = self.on_device, value
+        try:
+            yield
+        finally:
+            self.on_device = before
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """Inside, operations are the rehearsal's own, and none is counted."""
+        return self._on_device(False)
+
     def launched(self, name: str) -> None:
         """Count an operation that launches a kernel, or records one."""
-        self.counts.add(CAPTURED if self.capturing else KERNELS, name)
+        self.counts.add(counts.CAPTURED if self.capturing else counts.KERNELS, name)
 
     def _move(self, name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`to` and its kin: another device, another dtype, or both."""
@@ -190,7 +198,7 @@ class Rehearsal(TorchFunctionMode):
         dtypes = [word for word in words if isinstance(word, torch.dtype)]
         dtypes += [place.dtype for place in places if isinstance(place, Tensor)]
         if there != here:
-            self.refuse_or_count(TO_DEVICE if here else TO_HOST, name)
+            self.refuse_or_count(counts.TO_DEVICE if here else counts.TO_HOST, name)
         with torch._C.DisableTorchFunction():
             found = plain(tensor)
             if dtypes and dtypes[0] != tensor.dtype:
@@ -207,7 +215,9 @@ class Rehearsal(TorchFunctionMode):
         if in_backward() or name in TWO_DEVICES:
             # The engine hands gradients out as plain tensors, so in backward none is checked.
             if name == "copy_" and isinstance(args[0], Claimed) != isinstance(args[1], Claimed):
-                self.refuse_or_count(TO_DEVICE if isinstance(args[0], Claimed) else TO_HOST, name)
+                self.refuse_or_count(
+                    counts.TO_DEVICE if isinstance(args[0], Claimed) else counts.TO_HOST, name
+                )
             return
         if name in INDEXING:
             self._check_index(name, *args[:3])
@@ -226,27 +236,27 @@ class Rehearsal(TorchFunctionMode):
         indices = [leaf for leaf in tree_leaves(index) if isinstance(leaf, Tensor)]
         for leaf in indices:
             if mine and not isinstance(leaf, Claimed):
-                self.refuse_or_count(TO_DEVICE, f"{name} by an index on the CPU")
+                self.refuse_or_count(counts.TO_DEVICE, f"{name} by an index on the CPU")
             if not mine and isinstance(leaf, Claimed) and leaf.dim():
                 raise Refused(f"{name}: a CPU tensor by an index on cuda:0, {line()}")
         if isinstance(value, Tensor) and isinstance(value, Claimed) != mine:
             if indices and value.dim():
                 raise Refused(f"{name}: the value is on another device, {line()}")
             if value.dim() or not mine:  # one number of the host is an argument of the kernel
-                self.refuse_or_count(TO_DEVICE if mine else TO_HOST, name)
+                self.refuse_or_count(counts.TO_DEVICE if mine else counts.TO_HOST, name)
 
     def _attend(self, call: attention.Call) -> Tensor:
         """Attention by the kernel that the card takes."""
         chosen = attention.kernel(call, self.capability)
         masked = " with a mask" if call.mask is not None else ""
-        self.counts.add(ATTENTION, chosen + masked)
+        self.counts.add(counts.ATTENTION, chosen + masked)
         self.launched(f"attention by {chosen}")
         if chosen == "efficient" and (bytes_ := attention.padded_bytes(call)):
-            self.counts.add(PADDED, "bytes", bytes_)
+            self.counts.add(counts.PADDED, "bytes", bytes_)
             self.launched("pad of a mask")
         if chosen == "cudnn" and call.shapes not in self.plans:
             self.plans.add(call.shapes)
-            self.counts.add(PLANS, "plan")
+            self.counts.add(counts.PLANS, "plan")
         return attention.laid_out(attention.compute(call), call.query, chosen)
 
 
@@ -264,7 +274,7 @@ class Kernels(TorchDispatchMode):
         if self.rehearsal.on_device or in_backward():
             name = func._schema.name.removeprefix("aten::")
             if waits(func, name, args):
-                self.rehearsal.refuse_or_count(WAITS, name)
+                self.rehearsal.refuse_or_count(counts.WAITS, name)
             elif launches(func, name):
                 self.rehearsal.launched(name)
         return func(*args, **(kwargs or {}))

@@ -19,11 +19,16 @@ class Recording(Recorded):
     A capture executes nothing, and a CPU executes everything, so what was written is set back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rehearsal: Rehearsal) -> None:
         TorchDispatchMode.__init__(self)
+        self.rehearsal = rehearsal
         self.replays = 0
         self.operations: list[tuple[Any, Any, Any, Any]] = []
         self._before: dict[int, tuple[Any, Any]] = {}
+
+    def _keep_what_is_written(self, func: Any, args: Any, kwargs: Any) -> None:
+        with self.rehearsal.uncounted():
+            super()._keep_what_is_written(func, args, kwargs)
 
     def restore(self) -> None:
         for storage, content in self._before.values():
@@ -58,7 +63,9 @@ def graph_classes(rehearsal: Rehearsal) -> dict[str, Any]:
 
         def replay(self) -> None:
             if self.recording is None:
-                raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture")
+                raise RuntimeError(
+                    "Called CUDAGraph::replay without a preceding successful capture"
+                )
             rehearsal.counts.add(REPLAYS, "replay")
             self.recording.replay()
 
@@ -66,7 +73,7 @@ def graph_classes(rehearsal: Rehearsal) -> dict[str, Any]:
     def graph(
         cuda_graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any
     ) -> Iterator[None]:
-        recording = Recording()
+        recording = Recording(rehearsal)
         rehearsal.capturing = True
         try:
             with recording:
