@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.attention.bias import CausalBias
 from torch.utils._python_dispatch import _disable_current_modes
 
 import models.matmul
-from tests.rehearsal.claimed import Claimed, Kernels, Rehearsal, on_cuda
+from tests.rehearsal.claimed import CUDA, Claimed, Kernels, Rehearsal, on_cuda
 from tests.rehearsal.counts import SYNCHRONISED
 from tests.rehearsal.graphs import graph_classes
 
@@ -70,11 +71,7 @@ def _patch_torch(patch: pytest.MonkeyPatch, rehearsal: Rehearsal, card: SimpleNa
     for name, value in names.items():
         patch.setattr(torch.cuda, name, value)
     patch.setattr(nn.Module, "to", _moving(nn.Module.to))
-    # CUDA takes one kernel for many small tensors if it knows their class.
-    for name in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
-        module = import_module(name)
-        types = [*module._foreach_supported_types, Claimed]
-        patch.setattr(module, "_foreach_supported_types", types)
+    _patch_lists_of_tensors(patch)
     # Recomputed tensors are compared by device too: what autograd kept need not be claimed.
     frame = torch.utils.checkpoint._CheckpointFrame
     patch.setattr(frame, "check_recomputed_tensors_match", lambda *_: None)
@@ -84,6 +81,26 @@ def _patch_torch(patch: pytest.MonkeyPatch, rehearsal: Rehearsal, card: SimpleNa
     patch.setattr(models.matmul.Widening, "__torch_function__", _straight)
     # Gradients in a backward pass are plain tensors. A GPU needs no float32 copies for them.
     patch.setattr(models.matmul, "has_bfloat16", lambda: True)
+
+
+def _patch_lists_of_tensors(patch: pytest.MonkeyPatch) -> None:
+    """CUDA has kernels for many small tensors at once, which torch takes by class and device."""
+    for name in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
+        module = import_module(name)
+        types = [*module._foreach_supported_types, Claimed]
+        patch.setattr(module, "_foreach_supported_types", types)
+    for name in ("torch.optim.optimizer", "torch.nn.utils.clip_grad"):
+        module = import_module(name)
+        grouped = partial(_grouped, module._group_tensors_by_device_and_dtype)
+        patch.setattr(module, "_group_tensors_by_device_and_dtype", grouped)
+
+
+def _grouped(real: Any, lists: Any, *more: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
+    """Tensors by device and dtype, with the device that they claim."""
+    return {
+        (CUDA if isinstance(found[0][0][0], Claimed) else device, dtype): found
+        for (device, dtype), found in real(lists, *more).items()
+    }
 
 
 def _memory(card: SimpleNamespace) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tests.models.sampling.recorded import Recorded
 from tests.rehearsal.claimed import Rehearsal
@@ -67,7 +68,9 @@ def graph_classes(rehearsal: Rehearsal) -> dict[str, Any]:
                     "Called CUDAGraph::replay without a preceding successful capture"
                 )
             rehearsal.counts.add(REPLAYS, "replay")
-            self.recording.replay()
+            # A replay refuses nothing and is one launch, so nobody need watch its operations.
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                self.recording.replay()
 
     @contextmanager
     def graph(

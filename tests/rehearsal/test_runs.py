@@ -19,7 +19,8 @@ from tests.rehearsal.counts import Counts
 
 TASK = [
     *("--recipe", "phantom", "--train-size", "24", "--prompts-per-step", "2", "--ood", "CT"),
-    *("--eval-size", "0", "--cache", "none", "--threads", "1", "--device", "cuda", "--quiet"),
+    *("--max-completion-length", "24", "--eval-size", "0", "--cache", "none", "--threads", "1"),
+    *("--device", "cuda", "--quiet"),
 ]
 GRPO = [*TASK, "--group-size", "4", "--kl-coef", "0.04", "--updates-per-rollout", "2"]
 ALL = [(card, dtype) for card in ("sm80", "sm90") for dtype in ("bfloat16", "float32")]
@@ -40,7 +41,7 @@ def test_a_run_trains_validates_and_is_resumed_on_an_a100(tmp_path: Path) -> Non
     """In bfloat16, with two updates a rollout, a reference and the sampler of CUDA graphs."""
     run = tmp_path / "run"
     flags = [*GRPO, "--dtype", "bfloat16", "--lr-schedule", "constant", "--out", run]
-    flags += ["--val-size", "4", "--eval-every", "1", "--warmup-steps", "0"]
+    flags += ["--val-size", "2", "--eval-every", "1", "--warmup-steps", "0"]
     first = rehearse(train.main, "sm80", *flags, "--steps", "1")
     again = rehearse(train.main, "sm80", *flags, "--steps", "2", "--resume", "auto")
     for found in (first, again):
