@@ -74,7 +74,10 @@ def graph_classes(rehearsal: Rehearsal) -> dict[str, Any]:
 
     @contextmanager
     def graph(
-        cuda_graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any
+        cuda_graph: CUDAGraph,
+        pool: Any = None,
+        stream: Stream | None = None,
+        capture_error_mode: str = "global",
     ) -> Iterator[None]:
         recording = Recording(rehearsal)
         rehearsal.capturing = True
@@ -92,5 +95,6 @@ def graph_classes(rehearsal: Rehearsal) -> dict[str, Any]:
         "current_stream": lambda device=None: default,
         "device": nullcontext,
         "graph": graph,
+        "graph_pool_handle": object,
         "stream": nullcontext,
     }
