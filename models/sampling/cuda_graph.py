@@ -115,7 +115,7 @@ class GraphSampler:
     def _decode(self, task: Task) -> Rollout:
         """Windows of WINDOW steps, until every row has ended."""
         at, record = self.buffers, Record(task)
-        for start in range(0, task.max_length, WINDOW):
+        for start in range(task.first, task.max_length, WINDOW):
             live = len(record.row)
             if not live:
                 break

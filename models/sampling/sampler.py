@@ -40,6 +40,7 @@ class Task:
     temperature: float
     max_length: int
     keep_logprobs: bool = False
+    first: int = 0  # token to begin with; the plan of memory draws the last ones only
 
     @property
     def rows(self) -> int:
@@ -180,6 +181,7 @@ def sample_eagerly(task: Task) -> Rollout:
     prompts, group_size = task.prompts, task.group_size
     layers, device = Layers(task.language_model), task.banned.device
     cache = _new_cache(task, layers)
+    cache.slot = task.first
     # The first token of all G completions is drawn from the prompt's one last hidden state.
     last = prefill(layers, cache.prefill_attention, prompts, task.embeds)  # (B, hidden)
     hidden = last.repeat_interleave(group_size, dim=0)  # (rows, hidden)
@@ -191,7 +193,7 @@ def sample_eagerly(task: Task) -> Rollout:
     uniforms = None if task.uniforms is None else task.uniforms.to(device)
     record = Record(task)
 
-    for step in range(task.max_length):
+    for step in range(task.first, task.max_length):
         logits = law(task.head(hidden), task.temperature or 1.0, task.banned)  # (live, V)
         tokens = _choose(task, logits, uniforms, record.row, step)  # (live,)
         logprobs = None

@@ -29,13 +29,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from models.dry_run import largest_step
+from models.probe import loading_bytes, longest_prompt, probe, process_bytes
+
 from data.load import load_split
 from data.training_questions import in_all_ways
 from grpo.settings.config import Config
-from models.dry_run import largest_step
 from models.memory import MB, plan, sizes_of
 from models.open_policy import open_policy
-from models.probe import loading_bytes, longest_prompt, probe, process_bytes
 from tests.models.hub import make_hub_folder, random_weights, write, write_weights
 from tests.tiny import NoiseImage
 
