@@ -55,9 +55,10 @@ class Peaks:
 
     @classmethod
     def read(cls, file: Path) -> Peaks:
-        """From JSON. Raises OSError, ValueError or TypeError."""
+        """From JSON. Raises OSError, ValueError, TypeError or KeyError."""
         found = json.loads(file.read_text())
-        return cls(**found | {"sizes": Sizes(*found["sizes"])})
+        found["fewer"], found["sizes"] = tuple(found["fewer"]), Sizes(*found["sizes"])
+        return cls(**found)
 
 
 def mb(size: int) -> str:
@@ -69,21 +70,25 @@ def fitting(
 ) -> str:
     """The largest group size and completion length that fit `room` bytes, as flags, by whether the
     step is checkpointed. The last group size is checked by `step`, a fake step of that size."""
-    found = []
-    for on, known in peaks.items():
-        sizes, samples = known.sizes, "sampling" in known.phases
-        size, length = largest(known, room, sizes.size, sizes.length)
-        if step and samples and on == max(peaks) and 1 < size < MOST:
-            checked = step(on, size)
-            nearer, length = largest(checked, room, sizes.size, sizes.length)
-            size = size if checked.peak <= room else min(size - 1, nearer)
-        flags = [f"--group-size {size}" + " or more" * (size >= MOST)] if size > 1 else []
-        flags += [f"--max-completion-length {length}"] if length else []
-        if not samples:
-            flags = ["this run"] if known.peak <= room else []
-        found += [f"{' or '.join(flags)} {WAYS[on]}"] if flags else []
+    first, *_ = peaks.values()
+    asked, samples = (first.sizes.size, first.sizes.length), "sampling" in first.phases
+    found = {on: largest(known, room, *asked) for on, known in peaks.items()}
+    unsure = [on for on, (size, _) in found.items() if samples and 1 < size < MOST]
+    if step and unsure:
+        on, size = unsure[-1], found[unsure[-1]][0]
+        checked = step(on, size)
+        nearer, length = largest(checked, room, *asked)
+        found[on] = (size if checked.peak <= room else min(size - 1, nearer), length)
+    fits = [f"{flags} {WAYS[on]}" for on, most in found.items() if (flags := as_flags(*most))]
+    if not samples:
+        fits = [f"this run {WAYS[on]}" for on, known in peaks.items() if known.peak <= room]
     nothing = "nothing of this; use a smaller --max-completion-length, --max-pixels or --model"
-    return "; ".join(found) or nothing
+    return "; ".join(fits) or nothing
+
+
+def as_flags(size: int, length: int) -> str:
+    flags = [f"--group-size {size}" + " or more" * (size >= MOST)] if size > 1 else []
+    return " or ".join(flags + [f"--max-completion-length {length}"] * (length > 0))
 
 
 def largest(peaks: Peaks, room: int, size: int, length: int) -> tuple[int, int]:

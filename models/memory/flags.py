@@ -37,10 +37,10 @@ def memory_flags(words: Sequence[str]) -> tuple[list[str], MemoryFlags]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
-    limit = {"type": read_limit, "nargs": "?", "const": "", "dest": "limit"}
-    parser.add_argument("--memory-limit", "--memory_limit", **limit)
+    parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
     found, rest = parser.parse_known_args(words)
-    return rest, MemoryFlags(found.dry_run, found.limit)
+    text = found.memory_limit
+    return rest, MemoryFlags(found.dry_run, None if text is None else read_limit(text))
 
 
 def read_limit(text: str) -> int:

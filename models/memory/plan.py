@@ -132,7 +132,7 @@ def kept(folder: Path | None, settings: tuple, measure: Callable[[], Peaks]) -> 
     for source in sorted((*root.glob("models/**/*.py"), *root.glob("grpo/*.py"))):
         digest.update(source.read_bytes())
     file = (folder or Path()) / "plans" / f"{digest.hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError, TypeError):  # none, or damaged
+    with suppress(OSError, ValueError, TypeError, KeyError):  # none, or damaged
         if folder:
             return Peaks.read(file)
     peaks = measure()
