@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,10 @@ from grpo.run.steps import largest_step
 from grpo.settings.config import Config
 from models.loading.load import load
 from models.lora import attach
-from models.memory.fake_step import NEVER, Peaks, Watch, fake_step
+from models.memory.fake_step import NEVER, Peaks, fake_step
 from models.open_policy import Parts, load_policy
 from models.policy import Policy
+from tests.benchmarks.memory import make_model, tracked
 from tests.tiny import NoiseImage, Question
 
 QUESTION = Question("Which side is the lesion on?", (NoiseImage(1, 140, 140),))  # 25 image tokens
@@ -49,45 +48,13 @@ def planned(
     return fake_step(parts, device, on, config.prompts_per_step, step)
 
 
-class WatchedPolicy(Policy):
-    """A real policy that tells a Watch which phase begins, as FakePolicy does."""
-
-    watch: Watch
-
-    def encode(self, *args: Any) -> Any:
-        self.watch.begin("vision tower")
-        return super().encode(*args)
-
-    def sample(self, *args: Any, **kwargs: Any) -> Any:
-        self.watch.begin("sampling")
-        return super().sample(*args, **kwargs)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        self.watch.begin("reference")
-        with super().reference():
-            yield
-
-    def logprobs(self, *args: Any) -> Any:
-        if torch.is_grad_enabled():
-            self.watch.begin("update")
-        return super().logprobs(*args)
-
-
 def measured(
     folder: Path, config: Config, question: Question = QUESTION, on: bool = False, **given: Any
 ) -> tuple[int, dict[str, int]]:
     """Bytes held before a real step, and at most in each of its phases, by torch's tracker."""
     switch = "on" if on else "off"
     policy = load_policy(str(folder), device="cpu", gradient_checkpointing=switch, **given)
-    policy.__class__ = WatchedPolicy
-    policy.chat.eos, policy.watch = NEVER, Watch()
-    policy.watch.track_external(policy.model)
-    with policy.watch:
-        largest_step(policy, config, question, "A text.")
-        policy.watch.begin("after")
-    del policy.watch.peaks["before"]
-    return policy.watch.held, policy.watch.peaks
+    return tracked(policy, config, question)
 
 
 def growth(held: int, phases: dict[str, int]) -> dict[str, int]:
@@ -183,3 +150,17 @@ def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     assert on_gpu.sizes.budget == 4096
     assert on_cpu.phases["sampling"] < on_gpu.phases["sampling"]
     assert on_gpu.phases["update"] - on_cpu.phases["update"] > cache / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("on", [False, True])
+def test_the_peak_of_29_million_parameters_is_planned(tmp_path, dtype, on):
+    """To 0.1 % of the growth over what is held before the step; asked for are 5 %."""
+    folder, config = Path(make_model("29M", tmp_path / "29M")), config_of(8, 64)
+    question = Question("Which side is the lesion on?", (NoiseImage(1, 448, 448),))
+    fake = planned(folder, config, question, on, dtype=dtype)
+    held, phases = measured(folder, config, question, on, dtype=dtype)
+    grown = max(phases.values()) - held
+    assert fake.peak - fake.held == pytest.approx(grown, rel=0.001)
+    assert grown > 60_000_000
