@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import CausalBias
 from torch.utils._python_dispatch import _disable_current_modes
 
-import models.matmul
+import models.linear
 from tests.rehearsal.claimed import CUDA, Claimed, Kernels, Rehearsal, on_cuda
 from tests.rehearsal.counts import SYNCHRONISED
 from tests.rehearsal.graphs import graph_classes
@@ -78,9 +78,9 @@ def _patch_torch(patch: pytest.MonkeyPatch, rehearsal: Rehearsal, card: SimpleNa
     # No tensor of a class of its own can be made while `Kernels` watches how it is made.
     patch.setattr(CausalBias, "__new__", _new_bias)
     # Its own way of calling would hide the operations inside; on a GPU it changes nothing.
-    patch.setattr(models.matmul.Widening, "__torch_function__", _straight)
+    patch.setattr(models.linear.Widening, "__torch_function__", _straight)
     # Gradients in a backward pass are plain tensors. A GPU needs no float32 copies for them.
-    patch.setattr(models.matmul, "has_bfloat16", lambda: True)
+    patch.setattr(models.linear, "has_bfloat16", lambda: True)
 
 
 def _patch_lists_of_tensors(patch: pytest.MonkeyPatch) -> None:
