@@ -23,7 +23,8 @@ from models.policy import Policy
 
 # The settings that a policy is loaded with, besides its model, its adapter and its cache.
 LOADED = (
-    "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing", "seed",
+    "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing",
+    "cuda_graphs", "seed",
 )  # fmt: skip
 
 # What each instruction-tuned model was before its instruction tuning.
@@ -111,6 +112,7 @@ def load_policy(
     dtype: str = "auto",
     device: str = "auto",
     gradient_checkpointing: str = "auto",
+    cuda_graphs: str = "auto",
     cache: Path | None = None,
     seed: int = 0,
 ) -> Policy:
@@ -127,8 +129,8 @@ def load_policy(
     if adapter is not None:
         lora.read(tuned, Path(adapter))
         lora.add_reference(tuned)
-    checkpointing = gradient_checkpointing == "on"
-    return Policy(tuned.to(place), tokenizer, processor, checkpointing=checkpointing, cache=cache)
+    switches = {"checkpointing": gradient_checkpointing == "on", "graphs": cuda_graphs}
+    return Policy(tuned.to(place), tokenizer, processor, cache=cache, **switches)
 
 
 def without_weights(config: Config, device: torch.device, adapter: Path | None) -> Parts:

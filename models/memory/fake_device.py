@@ -63,9 +63,10 @@ class FakeDevice(TorchFunctionMode):
 
 
 def read(func: Callable, x: Tensor) -> Any:
-    """What the host reads of a fake tensor: True, or 0. Every read of a step ends here: the tokens
-    drawn, whether they had a probability, whether the gradient is finite, its norm."""
-    made = torch.ones if x.dtype == torch.bool else torch.zeros
+    """What the host reads of a fake tensor: True or 1.0, and token 0. Every read of a step ends
+    here: the tokens drawn, their probabilities, whether the gradient is finite, its norm."""
+    counts = not x.is_floating_point() and x.dtype != torch.bool
+    made = torch.zeros if counts else torch.ones
     with torch._C.DisableTorchFunction():
         return func(made(x.shape, dtype=x.dtype))
 

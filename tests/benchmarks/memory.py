@@ -112,7 +112,7 @@ def planned(config: Config, question: Question) -> Peaks:
     parts, device = without_weights(config, CPU, None), CPU
     on = config.gradient_checkpointing == "on"
     step = partial(largest_step, config=config, example=question, text="")
-    return fake_step(parts, device, on, config.prompts_per_step, step)
+    return fake_step(parts, device, on, config, step)
 
 
 def tracked(policy: Policy, config: Config, question: Question) -> tuple[int, dict[str, int]]:

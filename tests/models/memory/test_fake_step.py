@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from grpo.run.steps import largest_step
 from grpo.settings.config import Config
 from models.loading.load import load
 from models.lora import attach
+from models.memory import fake_device
 from models.memory.fake_step import NEVER, Peaks, fake_step
 from models.open_policy import Parts, load_policy
 from models.policy import Policy
@@ -45,7 +47,7 @@ def planned(
     def step(policy: Policy) -> None:
         largest_step(policy, config, question, "A text.")
 
-    return fake_step(parts, device, on, config.prompts_per_step, step)
+    return fake_step(parts, device, on, config, step)
 
 
 def measured(
@@ -68,7 +70,7 @@ class Operations(TorchDispatchMode):
     tensors: torch does not take fake tensors in lists.
     """
 
-    ASIDE = ("new_empty", "to", "_local_scalar_dense")
+    ASIDE = ("new_empty", "to", "_local_scalar_dense", "unbind")  # a fake tolist() takes apart
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,6 +91,18 @@ class Operations(TorchDispatchMode):
                     self.seen.append((short(name), *shapes))
         return made
 
+    def pausing(self, read: Callable) -> Callable:
+        """`read` whose own operations, which make what the host reads, are not recorded."""
+
+        def paused(func: Callable, x: torch.Tensor) -> Any:
+            before, self.records = self.records, False
+            try:
+                return read(func, x)
+            finally:
+                self.records = before
+
+        return paused
+
 
 def is_number(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.is_floating_point()
@@ -101,13 +115,14 @@ def short(name: str) -> str:
     )
 
 
-def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder):
+def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder, monkeypatch):
     """Completions of two tokens, so that the fake sampler draws all of them."""
     config, seen = config_of(3, 2), []
     policy = load_policy(str(tiny_folder), device="cpu")
     policy.chat.eos = NEVER
     for fake in (True, False):
         with Operations() as operations:
+            monkeypatch.setattr(fake_device, "read", operations.pausing(fake_device.read))
 
             def step(policy: Policy, operations: Operations = operations) -> None:
                 operations.records = True
@@ -115,13 +130,11 @@ def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder):
                 operations.records = False
 
             if fake:
-                fake_step(parts_of(tiny_folder), CPU, False, 1, step)
+                fake_step(parts_of(tiny_folder), CPU, False, config, step)
             else:
                 step(policy)
         seen.append(operations.seen)
-    read = [("zeros", (25, 64)), ("zeros", ())]  # features and norms, as the host reads them
-    seen = [[each for each in one if each not in read] for one in seen]
-    assert len(seen[1]) > 2000
+    assert len(seen[1]) > 1900
     differ = [pair for pair in zip(*seen, strict=False) if pair[0] != pair[1]]
     assert (differ[:1], len(seen[0])) == ([], len(seen[1]))
 
