@@ -75,12 +75,13 @@ def attention_of_gpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **other: Any
 ) -> Tensor:
     """Attention by the kernels of a GPU: flash, or the memory-efficient one if there is a mask."""
-    aten, given = torch.ops.aten, (query, key, value)
+    aten, inputs = torch.ops.aten, (query, key, value)
     if type(attn_mask) in (Tensor, FakeTensor):  # not a CausalBias, which flash needs no mask for
-        return aten._scaled_dot_product_efficient_attention(*given, attn_mask, query.requires_grad)[
-            0
-        ]
-    return aten._scaled_dot_product_flash_attention(*given, 0.0, True)[0]
+        keep = query.requires_grad
+        found, *_ = aten._scaled_dot_product_efficient_attention(*inputs, attn_mask, keep)
+    else:
+        found, *_ = aten._scaled_dot_product_flash_attention(*inputs, 0.0, True)
+    return found
 
 
 def make_fake(model: nn.Module, first: Tensor) -> None:
