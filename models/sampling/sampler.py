@@ -174,8 +174,8 @@ def sample_eagerly(task: Task) -> Rollout:
     """Draw all completions of a task; see Sampler. One forward pass computes all live rows."""
     layers, device = Layers(task.language_model), task.banned.device
     cache = KVCache(layers, task.embeds, task.group_size, task.max_length)
-    cache.slot = task.first
     attention = partial(storing_attention, cache.prompts, 1)
+    cache.slot = task.first
     # The first token of all G completions is drawn from the prompt's one last hidden state.
     last, position = prefill(layers, attention, task.prompts, task.embeds)  # (B, hidden), (B,)
     hidden = last.repeat_interleave(task.group_size, dim=0)  # (rows, hidden)
