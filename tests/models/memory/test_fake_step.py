@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 from grpo.run.steps import largest_step
 from grpo.settings.config import Config
+from models import lora
 from models.loading.load import load
 from models.lora import attach
 from models.memory import fake_device
 from models.memory.fake_step import NEVER, Peaks, fake_step
 from models.open_policy import Parts, load_policy
 from models.policy import Policy
+from models.sampling import cuda_graph
 from tests.benchmarks.memory import make_model, tracked
 from tests.tiny import NoiseImage, Question
 
@@ -163,6 +166,21 @@ def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     assert on_gpu.sizes.budget == 4096
     assert on_cpu.phases["sampling"] < on_gpu.phases["sampling"]
     assert on_gpu.phases["update"] - on_cpu.phases["update"] > cache / 2
+
+
+def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks():
+    """`is_cpu` and `is_cuda` can be claimed, `device` cannot: torch's own code reads it."""
+    there = fake_device.FakeDevice(CUDA)
+    with there:
+        assert there.first.is_cuda
+        assert not there.first.is_cpu
+    files = [
+        *Path(lora.__file__).parent.glob("*.py"),
+        *Path(cuda_graph.__file__).parent.glob("*.py"),
+    ]
+    asked = {file.name: re.findall(r"(\w+)\.device\.type", file.read_text()) for file in files}
+    found = {name: {*names} - {"self"} for name, names in asked.items()}
+    assert {name: names for name, names in found.items() if names} == {}, "ask is_cpu or is_cuda"
 
 
 @pytest.mark.slow
