@@ -40,7 +40,7 @@ from models.memory.fitting import MB, Peaks
 from models.open_policy import open_policy, without_weights
 from models.policy import Policy
 from tests.benchmarks.same_work import memory_mb
-from tests.models.hub import make_hub_folder, random_weights, write, write_weights
+from tests.models.hub import INDEX, make_hub_folder, random_weights, write, write_weights
 from tests.tiny import NoiseImage, Question
 
 CPU = torch.device("cpu")
@@ -98,13 +98,20 @@ def make_model(name: str, folder: Path) -> str:
     place = os.environ.get("MEDVQA_DATA")
     if name == "2B" and not place:
         raise SystemExit("2B: MEDVQA_DATA has no tokenizer of its; set it, or use --only")
+    make_config(name, folder, Path(place) / "qwen2vl_tokenizer" if name == "2B" else None)
+    write_weights(folder, random_weights(folder, seed=0, scale=0.02))
+    return str(folder)
+
+
+def make_config(name: str, folder: Path, tokenizer: Path | None) -> None:
+    """A folder of this model with everything but its weights."""
     sizes, tower = SHAPES[name]
-    make_hub_folder(folder, Path(place) / "qwen2vl_tokenizer" if name == "2B" else None)
+    make_hub_folder(folder, tokenizer)
+    for file in (*folder.glob("*.safetensors"), folder / INDEX):
+        file.unlink()
     config = json.loads((folder / "config.json").read_text()) | sizes
     config["vision_config"] |= tower
     write(folder / "config.json", config)
-    write_weights(folder, random_weights(folder, seed=0, scale=0.02))
-    return str(folder)
 
 
 def planned(config: Config, question: Question) -> Peaks:
