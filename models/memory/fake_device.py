@@ -63,9 +63,10 @@ class FakeDevice(TorchFunctionMode):
 
 
 def read(func: Callable, x: Tensor) -> Any:
-    """What the host reads of a fake tensor: True, or 0. Every read of a step ends here: the tokens
-    drawn, whether they had a probability, whether the gradient is finite, its norm."""
-    made = torch.ones if x.dtype == torch.bool else torch.zeros
+    """What the host reads of a fake tensor: True or 1.0, and token 0. Every read of a step ends
+    here: the tokens drawn, their probabilities, whether the gradient is finite, its norm."""
+    counts = not x.is_floating_point() and x.dtype != torch.bool
+    made = torch.zeros if counts else torch.ones
     with torch._C.DisableTorchFunction():
         return func(made(x.shape, dtype=x.dtype))
 
@@ -74,12 +75,13 @@ def attention_of_gpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **other: Any
 ) -> Tensor:
     """Attention by the kernels of a GPU: flash, or the memory-efficient one if there is a mask."""
-    aten, given = torch.ops.aten, (query, key, value)
+    aten, inputs = torch.ops.aten, (query, key, value)
     if type(attn_mask) in (Tensor, FakeTensor):  # not a CausalBias, which flash needs no mask for
-        return aten._scaled_dot_product_efficient_attention(*given, attn_mask, query.requires_grad)[
-            0
-        ]
-    return aten._scaled_dot_product_flash_attention(*given, 0.0, True)[0]
+        keep = query.requires_grad
+        found, *_ = aten._scaled_dot_product_efficient_attention(*inputs, attn_mask, keep)
+    else:
+        found, *_ = aten._scaled_dot_product_flash_attention(*inputs, 0.0, True)
+    return found
 
 
 def make_fake(model: nn.Module, first: Tensor) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from grpo.settings.config import Config
 from models.memory.fake_device import FakeDevice, make_fake
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
@@ -58,13 +59,17 @@ class FakePolicy(Policy):
     """A policy of fake tensors, whose step is short: of completions the last two tokens are drawn
     only, and of all passes the largest that the step can have is run."""
 
-    def __init__(self, watch: Watch, on_gpu: bool, prompts: int, on: bool, parts: Parts) -> None:
-        """`on` says whether passes are checkpointed; a step has so many `prompts`."""
+    def __init__(
+        self, watch: Watch, device: torch.device, on: bool, config: Config, parts: Parts
+    ) -> None:
+        """`on` says whether passes are checkpointed."""
         super().__init__(*parts, checkpointing=on, cache=None)
-        self.watch, self.prompts, self.chat.eos = watch, prompts, NEVER
-        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.watch, self.prompts, self.chat.eos = watch, config.prompts_per_step, NEVER
+        self.device = device
         self.token_budget = self.pass_tokens(on)
-        sampler = GraphSampler(partial(FakeGraph, watch)) if on_gpu else sample_eagerly
+        self.device = torch.device("cpu")  # where fake tensors lie, so that nothing waits for a GPU
+        graphs = {"auto": device.type == "cuda", "on": True, "off": False}[config.cuda_graphs]
+        sampler = GraphSampler(partial(FakeGraph, watch)) if graphs else sample_eagerly
         self.sampler = partial(draw_last, sampler)
 
     def encode(self, examples: Any, max_completion_length: int = 0) -> list[Prompt]:
@@ -121,17 +126,17 @@ class FakeGraph:
 
 
 def fake_step(
-    parts: Parts, device: torch.device, on: bool, prompts: int, step: Callable[[Policy], None]
+    parts: Parts, device: torch.device, on: bool, config: Config, step: Callable[[Policy], None]
 ) -> Peaks:
     """What `step` holds, given a policy made of `parts` that is checkpointed or not (`on`).
 
-    The step's `prompts` are all equal. After it, half of its largest pass is run too.
+    The prompts of a step are all equal. After it, half of its largest pass is run too.
     """
     there, watch = FakeDevice(device), Watch()
     make_fake(parts.model, there.first)
     watch.track_external(parts.model)
     with there, watch:
-        policy = FakePolicy(watch, there.on_gpu, prompts, on, parts)
+        policy = FakePolicy(watch, device, on, config, parts)
         step(policy)
         groups = policy.updated
         watch.begin("fewer")

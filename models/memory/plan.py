@@ -92,7 +92,7 @@ def plan_memory(
         def measure() -> Peaks:
             from models.memory.fake_step import fake_step  # most runs need no plan
 
-            return fake_step(parts, device, on, share, lambda p: step(p, one, example, text))
+            return fake_step(parts, device, on, one, lambda p: step(p, one, example, text))
 
         model = str(parts.model.get_base_model().config)
         return kept(

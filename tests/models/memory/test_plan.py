@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,7 +19,9 @@ from models.memory import plan
 from models.memory.fitting import MOST, Peaks, Sizes, estimated, fitting, largest
 from models.memory.flags import available, memory_flags, read_limit, resident
 from models.memory.longest_prompt import longest_prompt
+from models.open_policy import load_policy, without_weights
 from models.tree import plan_passes
+from tests.benchmarks.memory import make_config
 from tests.models.memory.test_fake_step import CPU, QUESTION, config_of, planned
 from tests.tiny import NoiseImage, Question
 
@@ -111,6 +119,45 @@ def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, c
         assert part in said
     assert "fits 38,147 MB: --group-size 64 or more" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_needs_no_file_of_weights(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    parts = without_weights(config_of(2, 8, "--model", str(folder)), CPU, None)
+    weights = dict(parts.model.named_parameters())
+    real = dict(load_policy(str(tiny_folder), device="cpu").model.named_parameters())
+    assert {name: w.shape for name, w in weights.items()} == {n: w.shape for n, w in real.items()}
+    assert {w.device.type for w in weights.values()} == {"meta"}
+    with pytest.raises(UsageError, match=r"lacks model\.safetensors"):
+        load_policy(str(folder), device="cpu")
+
+
+@pytest.mark.slow
+def test_two_billion_parameters_are_planned_from_a_config(tmp_path, capsys):
+    """Recipe medvlm-r1 with groups of 8 on 40 GB, a prompt of an image of 512 tokens."""
+    place = os.environ.get("MEDVQA_DATA")
+    if not place:
+        pytest.skip("MEDVQA_DATA has the tokenizer")
+    folder, data = tmp_path / "2B", f"jsonl:{tmp_path / 'data.jsonl'}"
+    make_config("2B", folder, Path(place) / "qwen2vl_tokenizer")
+    NoiseImage(1, 896, 448).open().save(tmp_path / "image.png")
+    row = {"image": "image.png", "modality": "MRI", "split": "train", "answer": "Brain"}
+    row |= {"question": "Which organ is shown in this image?", "options": ["Lung", "Brain"]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["--recipe", "medvlm-r1", "--group-size", "8", "--device", "cuda", "--dry-run"]
+    words += ["--memory-limit", "40GB", "--model", str(folder), "--data", data, "--cache", "none"]
+    words += ["--modality", "MRI", "--eval-size", "0", "--val-size", "0", "--train-size", "1"]
+    begun = time.process_time()
+    train.main(words)
+    said = capsys.readouterr().out
+    print(said, f"{time.process_time() - begun:.0f} s of a processor")
+    (line,) = [line for line in said.splitlines() if line.startswith("peak, planned")]
+    without, on = (float(word.replace(",", "")) for word in line.split()[-2:])
+    assert "weights                                                      4,213.3" in said
+    assert 12_000 < without < 20_000
+    assert 7_000 < on < without - 5_000
+    assert time.process_time() - begun < 300  # 120 on two free cores
 
 
 @pytest.mark.slow
