@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -271,7 +272,8 @@ class Kernels(TorchDispatchMode):
         self.rehearsal = rehearsal
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.rehearsal.on_device or in_backward():
+        on_device = self.rehearsal.on_device
+        if on_device or (in_backward() and not any(map(is_fake, tree_leaves(args)))):
             name = func._schema.name.removeprefix("aten::")
             if waits(func, name, args):
                 self.rehearsal.refuse_or_count(counts.WAITS, name)

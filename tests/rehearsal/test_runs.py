@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from safetensors.torch import load_file
 import evaluate
 import train
 from grpo.settings.config import Config
+from tests.programs import Program
 from tests.rehearsal import counts
 from tests.rehearsal.card import rehearsed
-from tests.rehearsal.counts import Counts
+from tests.rehearsal.counts import KINDS, Counts
 
 TASK = [
     *("--recipe", "phantom", "--train-size", "24", "--prompts-per-step", "2", "--ood", "CT"),
@@ -127,6 +130,22 @@ def test_the_memory_of_a_run_is_planned(
 ) -> None:
     rehearse(train.main, way[0], *GRPO, "--dtype", way[1], "--dry-run")
     assert "--group-size" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_counts_of_one_step_are_printed(tmp_path: Path) -> None:
+    """And an error of CUDA ends the command with 1, one of the user's with 2."""
+    words = [sys.executable, "-m", "tests.rehearsal", "--card", "sm90", "--step", "2", "train.py"]
+    flags = [*GRPO, "--steps", "2", "--out", str(tmp_path / "run")]
+    done = Program(*words, *flags).finish()
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("sm90, step 2 alone: train.py ")[1]
+    totals = {kind: int(re.findall(rf"^ *(\d+)  {kind}$", text, re.MULTILINE)[0]) for kind in KINDS}
+    assert totals[counts.REPLAYS] > 0
+    assert totals[counts.ATTENTION] > 0
+    assert f"{counts.WAITS}: {totals[counts.WAITS]}" in text
+    again = Program(*words, *flags).finish()  # the folder is taken
+    assert (again.returncode, "Traceback" in again.stderr) == (2, False)
 
 
 @pytest.mark.slow
