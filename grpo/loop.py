@@ -42,7 +42,7 @@ def grpo_step(
     policy: Policy, optimizer: AdamW, draw: Draw, reward: Reward, config: Config, step: int
 ) -> Step:
     """Sample, score, compare completions within each group, and update the policy mu times."""
-    clock, beta = Clock(), config.kl_coef
+    clock, beta = Clock(policy.device), config.kl_coef
 
     # o_1 .. o_G ~ pi_old(. | q) for B questions q, and their rewards r_i
     rollout = sample_groups(policy, draw, reward, config, step)

@@ -87,15 +87,16 @@ class Step:
 
 
 class Clock:
-    """Seconds spent in the phases of a step: `lap` ends a phase."""
+    """Seconds spent in the phases of a step on a device: `lap` ends a phase."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.start = self.last = time.perf_counter()
         self.phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        if torch.cuda.is_available():  # kernels run on: wait, or the next phase pays for them
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":  # kernels run on: wait, or the next phase pays for them
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.phases[f"time/{phase}"], self.last = now - self.last, now
 

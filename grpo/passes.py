@@ -52,8 +52,7 @@ class Passes:
             self.plan = smaller
             for gradient in self._gradients():
                 gradient.zero_()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # blocks of the old sizes would stay reserved
+            torch.cuda.empty_cache()  # blocks of the old sizes would stay reserved
 
     def _attempt(self, body: Callable[..., None], arguments: tuple[Any, ...]) -> list[Pass] | None:
         """Run every pass once. None: done; else the smaller passes to start again with."""

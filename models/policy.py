@@ -50,6 +50,7 @@ class Policy:
         *,
         checkpointing: bool,
         cache: Path | None,
+        graphs: str = "auto",
     ) -> None:
         """`model` has the adapter "default" (models/lora.py). `cache` None keeps image features in
         memory only. Raises UsageError if the vision tower is trainable."""
@@ -66,8 +67,8 @@ class Policy:
         # One tensor for sampler and scorer: a token never drawn is not in the normaliser either.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         # A GPU would wait for Python at every token; graphs launch a whole step at once.
-        on_gpu = self.device.type == "cuda"
-        self.sampler: Sampler = GraphSampler() if on_gpu else sample_eagerly
+        uses = {"auto": self.device.type == "cuda", "on": True, "off": False}[graphs]
+        self.sampler: Sampler = GraphSampler(required=graphs == "on") if uses else sample_eagerly
         self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
     # Questions to prompts

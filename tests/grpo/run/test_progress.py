@@ -58,7 +58,7 @@ def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **m
 
 def run(config: Config, *steps: Step, clock: Iterator[float] | None = None) -> None:
     ticks = clock or iter(range(1000))
-    with Progress(config, "grpo on MRI", asked_and_gold, clock=lambda: next(ticks)) as progress:
+    with Progress(config, asked_and_gold, clock=lambda: next(ticks)) as progress:
         for one in steps:
             progress.show(one)
 
@@ -121,7 +121,7 @@ def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
 def test_a_resumed_run_expects_its_steps_to_take_what_those_since_then_took(capfd):
     before = [METRICS | {"step": n} for n in range(1, 41)]
     ticks, c = iter([0, 10]), Config(steps=60, sample_every=0)
-    with Progress(c, "grpo on MRI", asked_and_gold, before, lambda: next(ticks)) as progress:
+    with Progress(c, asked_and_gold, before, lambda: next(ticks)) as progress:
         progress.show(step(41))
     assert "grpo on MRI 41/60 [0:00:10<0:03:10, " in capfd.readouterr().err
 
