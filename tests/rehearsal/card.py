@@ -17,9 +17,10 @@ from torch.nn.attention.bias import CausalBias
 from torch.utils._python_dispatch import _disable_current_modes
 
 import models.matmul
-from tests.rehearsal.claimed import CUDA, Claimed, Kernels, Rehearsal, on_cuda
+from tests.rehearsal.claimed import CUDA, Claimed, Rehearsal, on_cuda
 from tests.rehearsal.counts import SYNCHRONISED
 from tests.rehearsal.graphs import graph_classes
+from tests.rehearsal.kernels import Kernels
 
 GB = 10**9
 CARDS = {
