@@ -23,6 +23,7 @@ import torch
 import evaluate
 import grpo.loop
 import train
+from grpo.distributed import rank
 from grpo.settings.errors import exit_on_usage_error
 from rewards.scoring import RewardError
 from tests.rehearsal.card import CARDS, rehearsed
@@ -76,6 +77,8 @@ def main() -> int:
         except Exception:
             traceback.print_exc()
             code = 1
+    if rank():
+        return code
     what = f"step {words.step} alone" if words.step else "the whole run"
     print(f"\n{words.card}, {what}: {words.program} {' '.join(words.flags)}")
     print((alone if words.step else rehearsal.counts).text())

@@ -8,6 +8,7 @@ result of attention the layout in memory that the card's kernel gives it (attent
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tests.rehearsal import attention, counts
 from tests.rehearsal.counts import Counts, line
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 0)  # what a process that is alone has
 FROM_DATA = ("tensor", "as_tensor", "asarray", "new_tensor")  # of Python numbers or a host tensor
 MOVES = ("to", "cpu", "cuda", "type_as")
 INDEXING = ("__getitem__", "__setitem__", "index_put_", "index_put")
@@ -63,7 +64,10 @@ def on_cuda(item: Any) -> bool:
     """Whether a tensor, or the name of a device, is CUDA's."""
     if isinstance(item, Tensor):
         return isinstance(item, Claimed)
-    return torch.device(item).type == "cuda"
+    device = torch.device(item)
+    if device.type == "cuda" and Rehearsal.active is not None:
+        Rehearsal.active.check(device)
+    return device.type == "cuda"
 
 
 def in_backward() -> bool:
@@ -78,6 +82,10 @@ class Rehearsal(TorchFunctionMode):
     def __init__(self, capability: tuple[int, int]) -> None:
         super().__init__()
         self.capability = capability
+        self.cards = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.device = CUDA  # of all claimed tensors
+        self.current = 0  # the card of a device without a number
+        self.placed = False  # a module was moved to the device
         self.counts = Counts()
         self.capturing = False
         self.on_device = False  # an operation with claimed tensors is running
@@ -112,6 +120,21 @@ class Rehearsal(TorchFunctionMode):
                 return claim(self._attend(attention.Call(*plain(args), **plain(kwargs))))
             return self._call(func, args, kwargs)
 
+    def check(self, device: torch.device) -> None:
+        """Raise RuntimeError for a card that is not there, Refused for one beside the model's."""
+        number = self.current if device.index is None else device.index
+        if number >= self.cards:
+            raise RuntimeError("CUDA error: invalid device ordinal")
+        if self.placed and number != self.device.index:
+            raise Refused(f"cuda:{number} beside the model's {self.device}, {line()}")
+
+    def place(self, device: torch.device) -> None:
+        """Let all claimed tensors lie on this card, because a module has moved there."""
+        self.placed = False
+        self.check(device)
+        number = self.current if device.index is None else device.index
+        self.device, self.placed = torch.device("cuda", number), True
+
     def refuse_or_count(self, kind: str, name: str) -> None:
         """Count a wait or a copy. Raises Refused inside a capture."""
         if self.capturing:
@@ -128,7 +151,7 @@ class Rehearsal(TorchFunctionMode):
     def _property(self, func: Callable[..., Any], tensor: Tensor) -> Any:
         owner = func.__self__.__name__
         if owner in ("device", "is_cpu", "is_cuda"):
-            return {"device": CUDA, "is_cpu": False, "is_cuda": True}[owner]
+            return {"device": self.device, "is_cpu": False, "is_cuda": True}[owner]
         found = func(tensor)
         return claim(found) if isinstance(found, Tensor) else found
 

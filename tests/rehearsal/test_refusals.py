@@ -179,6 +179,21 @@ def test_a_module_moves_with_its_tied_weights_and_trains() -> None:
     assert (launched["_foreach_addcdiv_"], launched["addcdiv_"]) == (1, 0)
 
 
+def test_a_card_that_is_not_there_and_one_beside_the_models_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with rehearsed("sm80"):
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            torch.ones(1, device="cuda:2")
+        module = nn.Linear(4, 4).to("cuda:1")
+        assert module.weight.device == torch.device("cuda", 1)
+        with pytest.raises(Refused, match="cuda:0 beside the model's cuda:1"):
+            torch.ones(1, device="cuda")
+        torch.cuda.set_device(1)
+        assert module(torch.ones(2, 4, device="cuda")).device == torch.device("cuda", 1)
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_of_it_is_left_afterwards(failing: bool) -> None:
     def seen() -> tuple[object, ...]:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -143,6 +144,30 @@ def test_the_counts_of_one_step_are_printed(tmp_path: Path) -> None:
     assert f"{counts.WAITS}: {totals[counts.WAITS]}" in text
     again = Program(*words, *flags).finish()  # the folder is taken
     assert (again.returncode, "Traceback" in again.stderr) == (2, False)
+
+
+def torchrun(*flags: str) -> CompletedProcess[str]:
+    """train.py by two processes with a card each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = ["--nproc-per-node", "2", "-m", "tests.rehearsal", "train.py", *GRPO, *flags]
+    return Program(*launch, *words, settings={"OMP_NUM_THREADS": "1"}).finish()
+
+
+@pytest.mark.slow
+def test_two_processes_have_a_card_each_and_sum_by_nccl(tmp_path: Path) -> None:
+    done = torchrun("--dtype", "float32", "--steps", "2", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+  grpo/distributed.py:\d+ all_reduce by nccl", done.stdout)
+    assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_card_end_in_one_line(tmp_path: Path) -> None:
+    """Before anything is sampled."""
+    done = torchrun("--device", "cuda:0", "--steps", "2", "--out", str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert "need a GPU each" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
