@@ -131,7 +131,8 @@ def _straight(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = No
 
 
 def _moving(real: Any, rehearsal: Rehearsal) -> Any:
-    """nn.Module.to whose parameters and buffers claim cuda:0. A tied parameter stays one."""
+    """nn.Module.to whose parameters and buffers claim to lie on a card. A tied parameter stays
+    one; those that share memory in another way no longer do, as where a GPU gets a copy of each."""
 
     def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         words = (*args, *kwargs.values())
@@ -143,13 +144,13 @@ def _moving(real: Any, rehearsal: Rehearsal) -> Any:
         for part in module.modules():
             for name, old in part._parameters.items():
                 if old is not None and id(old) not in made:
-                    new = nn.Parameter(old.data.as_subclass(Claimed), old.requires_grad)
+                    new = nn.Parameter(old.data.clone().as_subclass(Claimed), old.requires_grad)
                     made[id(old)] = new, old
                 if old is not None:
                     part._parameters[name] = made[id(old)][0]
             for name, old in part._buffers.items():
                 if old is not None:
-                    part._buffers[name] = old.as_subclass(Claimed)
+                    part._buffers[name] = old.clone().as_subclass(Claimed)
         return module
 
     return to

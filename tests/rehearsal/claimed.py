@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -52,7 +53,7 @@ def claim(found: Any) -> Any:
 
 
 def _claim(tensor: Tensor) -> Tensor:
-    return tensor if isinstance(tensor, Claimed) else tensor.as_subclass(Claimed)
+    return tensor if isinstance(tensor, Claimed) or is_fake(tensor) else tensor.as_subclass(Claimed)
 
 
 def plain(found: Any) -> Any:
@@ -96,29 +97,49 @@ class Rehearsal(TorchFunctionMode):
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what `func` does, as CUDA would."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        name = getattr(func, "__name__", str(func))
+        if any(map(is_fake, tensors)):  # of a plan, which computes nothing
+            return func(*args, **kwargs)
         if func is Tensor.backward:
             return self._backward(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        first = args[0] if args else None
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name in MOVES and isinstance(first, Tensor):
-            return self._move(name, first, *args[1:], **kwargs)
+        if name in MOVES and isinstance(args[0], Tensor):
+            return self._move(name, *args, **kwargs)
+        if name == "pin_memory":  # of no use to a CPU
+            return args[0]
         if kwargs.get("device") is not None:
             return self._make(func, name, args, kwargs)
         if not any(isinstance(tensor, Claimed) for tensor in tensors):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            if name == "__get__":
-                return self._property(func, first)
-            if name in ("numpy", "__array__"):
-                raise TypeError(f"can't convert cuda:0 device type tensor to numpy, {line()}")
-            if name in ("__format__", "__repr__", "tolist"):
-                self.refuse_or_count(counts.TO_HOST, name)
-                return func(plain(first), *args[1:])
-            self._check_devices(name, args, tensors)
-            if func is F.scaled_dot_product_attention:
-                return claim(self._attend(attention.Call(*plain(args), **plain(kwargs))))
-            return self._call(func, args, kwargs)
+            return self._compute(func, name, tensors, args, kwargs)
+
+    def _compute(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        tensors: list[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """An operation with claimed tensors."""
+        if name == "__get__":
+            return self._property(func, args[0])
+        if name in ("numpy", "__array__"):
+            raise TypeError(f"can't convert cuda:0 device type tensor to numpy, {line()}")
+        if name in ("__format__", "__repr__", "tolist"):
+            self.refuse_or_count(counts.TO_HOST, name)
+            return func(plain(args[0]), *args[1:])
+        if name == "tensor" and not isinstance(args[0], Tensor):  # of numbers read one by one
+            for _ in filter(on_cuda, tensors):
+                self.refuse_or_count(counts.WAITS, name)
+            return func(plain(args[0]), **kwargs)
+        if name == "new_tensor":
+            self.refuse_or_count(counts.TO_DEVICE, name)
+        self._check_devices(name, args, tensors)
+        if func is F.scaled_dot_product_attention:
+            return claim(self._attend(attention.Call(*plain(args), **plain(kwargs))))
+        return self._call(func, args, kwargs)
 
     def check(self, device: torch.device) -> None:
         """Raise RuntimeError for a card that is not there, Refused for one beside the model's."""
@@ -181,7 +202,7 @@ class Rehearsal(TorchFunctionMode):
         with self._on_device(on_device and not fused):
             found = func(*args, **kwargs)
         if isinstance(found, Tensor):
-            return found if isinstance(found, Claimed) else found.as_subclass(Claimed)
+            return _claim(found)
         is_shape = isinstance(found, torch.Size)
         return claim(found) if isinstance(found, tuple | list) and not is_shape else found
 

@@ -92,6 +92,8 @@ COUNTED: dict[str, tuple[Act, dict[str, int]]] = {
         lambda x: torch.tensor([1, 2], device=x.device),
         {counts.TO_DEVICE: 1},
     ),
+    "a tensor like one on the card": (lambda x: x.new_tensor([1.0]), {counts.TO_DEVICE: 1}),
+    "a tensor of numbers on the card": (lambda x: torch.tensor([x[0], x[1]]), {counts.WAITS: 2}),
     "to the card": (lambda x: torch.ones(4).to(x.device), {counts.TO_DEVICE: 1}),
     "an index on the CPU": (lambda x: x[torch.tensor([0])], {counts.TO_DEVICE: 1}),
     "a copy from the CPU": (lambda x: x.copy_(torch.ones(4)), {counts.TO_DEVICE: 1}),
@@ -165,8 +167,10 @@ def test_a_module_moves_with_its_tied_weights_and_trains() -> None:
     with rehearsed("sm80") as rehearsal:
         first, second = nn.Linear(4, 4), nn.Linear(4, 4)
         second.weight = first.weight
+        second.bias = nn.Parameter(first.bias.data)  # the same memory
         module = nn.Sequential(first, second).to("cuda")
         assert module[0].weight is module[1].weight
+        assert module[0].bias.data_ptr() != module[1].bias.data_ptr()
         assert all(isinstance(parameter, Claimed) for parameter in module.parameters())
         optimizer = torch.optim.AdamW(module.parameters())
         module(on_card(2, 4)).sum().backward()
