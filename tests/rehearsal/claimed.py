@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.rehearsal import attention, counts
 from tests.rehearsal.counts import Counts, line
+from tests.rehearsal.products import widened
 
 CUDA = torch.device("cuda", 0)  # what a process that is alone has
 FROM_DATA = ("tensor", "as_tensor", "asarray", "new_tensor")  # of Python numbers or a host tensor
@@ -139,6 +140,11 @@ class Rehearsal(TorchFunctionMode):
         self._check_devices(name, args, tensors)
         if func is F.scaled_dot_product_attention:
             return claim(self._attend(attention.Call(*plain(args), **plain(kwargs))))
+        if kwargs.get("out_dtype") is not None:
+            with self.uncounted():
+                found = widened(func, *args, **kwargs)
+            self.launched(name)
+            return claim(found)
         return self._call(func, args, kwargs)
 
     def check(self, device: torch.device) -> None:

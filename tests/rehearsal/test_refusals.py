@@ -141,6 +141,16 @@ def test_each_wait_and_copy_is_refused_while_a_graph_is_recorded() -> None:
     assert missed == []
 
 
+def test_a_product_has_a_wider_result_than_its_half_factors() -> None:
+    with rehearsed("sm80") as rehearsal:
+        x = torch.randn(3, 64, device=CUDA).bfloat16()
+        found = torch.mm(x, x.T, out_dtype=torch.float32)
+        torch.testing.assert_close(found.cpu(), (x.float() @ x.float().T).cpu())
+        with pytest.raises(TypeError, match="out_dtype"):
+            torch.mm(x.double(), x.double().T, out_dtype=torch.float32)
+    assert rehearsal.counts.names(counts.KERNELS)["mm"] == 2  # that of the comparison too
+
+
 def test_a_graph_runs_its_operations_on_the_same_memory_and_counts_as_one_launch() -> None:
     with rehearsed("sm80") as rehearsal:
         x = on_card(4)
