@@ -35,7 +35,7 @@ class Passes:
         self.plan: list[Pass] = []
         for chosen in policy.passes([groups[b] for b in mine]):
             # In the order of the step, so that `at` ascends as the tokens of `logprobs` do.
-            members = sorted(mine[i] for i in chosen)
+            members = sorted(map(mine.__getitem__, chosen))
             at = torch.cat([places[b] for b in members])  # (n,)
             self.plan.append(([groups[b] for b in members], at))
 

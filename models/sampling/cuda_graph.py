@@ -25,14 +25,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grpo.settings.errors import SettingsError, UsageError
 from models.device import gpu_lost, out_of_memory
 from models.layers import Layers
 from models.sampling.decode_step import SLOTS, WINDOW, Buffers, Weights, step
 from models.sampling.kv_cache import prefill
-from models.sampling.sampler import Record, Rollout, Task, not_finite, sample_eagerly
+from models.sampling.sampler import Rollout, Task, sample_eagerly
 
 Step = Callable[[], None]
 
@@ -154,42 +153,39 @@ class GraphSampler:
         at, rows, size = self.buffers, task.rows, task.group_size
         at.clear(max(map(len, task.embeds)))
         attention = partial(at.prefill_attention, size)
-        last = prefill(self.weights.layers, attention, task.prompts, task.embeds)  # (B, hidden)
+        last, position = prefill(self.weights.layers, attention, task.prompts, task.embeds)
         at.hidden[:rows] = last.repeat_interleave(size, dim=0)
-        position = torch.tensor([p.next_position for p in task.prompts])
         at.position[:rows] = position.repeat_interleave(size).to(at.position.device)
 
     def _decode(self, task: Task) -> Rollout:
         """Windows of WINDOW steps, until every row has ended."""
-        at, record = self.buffers, Record(task)
+        at, rollout = self.buffers, Rollout(task)
         for start in range(0, task.max_length, WINDOW):
-            live = len(record.row)
+            live = len(rollout.row)
             if not live:
                 break
             window = slice(start, min(start + WINDOW, task.max_length))
             seen = slice(live), slice(window.stop - start)  # the part of a buffer that is used
             if task.uniforms is not None:
-                at.uniforms[seen] = task.uniforms[record.row, window].to(at.uniforms.device)
+                at.uniforms[seen] = task.uniforms[rollout.row, window].to(at.uniforms.device)
             at.column.zero_()
             for _ in range(window.stop - start):
-                self._step(live, task.temperature, task.keep_logprobs)
-            tokens = at.tokens[seen].cpu()  # the host waits here, and nowhere else
-            logprobs = at.logprobs[seen].cpu() if task.keep_logprobs else None
-            done = record.add(start, tokens, logprobs)
-            _check(task, record, start, at.probable[seen].cpu())
-            record.row = at.drop(done).apply(record.row)
-        return record.rollout()
+                self._step(live, task.temperature)
+            # The host waits here, and nowhere else.
+            done = rollout.add(start, at.tokens[seen].cpu(), at.logprobs[seen].cpu())
+            rollout.row = at.drop(done).apply(rollout.row)
+        return rollout
 
-    def _step(self, live: int, temperature: float, keep_logprobs: bool) -> None:
+    def _step(self, live: int, temperature: float) -> None:
         """One more token of the live rows, by the smallest graph that has room for them."""
         rows = len(self.buffers.hidden)
         while (half := -(-rows // 2)) >= live and half < rows:
             rows = half
-        kind = (rows, temperature, keep_logprobs)
+        kind = (rows, temperature)
         if kind in self.graphs:
             self.graphs[kind].replay()
             return
-        todo = partial(step, self.buffers.first(rows), self.weights, temperature, keep_logprobs)
+        todo = partial(step, self.buffers.first(rows), self.weights, temperature)
         beside = next(iter(self.graphs.values()), None)
         try:
             self.graphs[kind] = self.record(todo, self.buffers.hidden.device, beside)
@@ -209,12 +205,3 @@ def _recording_error(error: BaseException) -> BaseException:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0]
-
-
-def _check(task: Task, record: Record, start: int, probable: Tensor) -> None:
-    """Raise SettingsError for the first token without a probability (live, n) in its row."""
-    position = start + torch.arange(probable.shape[1])
-    wrong = ~probable & (position < record.lengths[record.row][:, None])
-    if bool(wrong.any()):
-        place = int(wrong.T.nonzero()[0, 1])
-        raise not_finite(task.prompts[record.row[place] // task.group_size])

@@ -33,7 +33,7 @@ def near(ours, theirs, tolerance=1e-5):
 def embedded(policy):
     """The prompts, and the embeddings of each (P, hidden), which want a gradient."""
     prompts = policy.encode(QUESTIONS)
-    return prompts, [policy.embed(p.input_ids, [p]).requires_grad_() for p in prompts]
+    return prompts, [policy.embed(p.input_ids, p.features).requires_grad_() for p in prompts]
 
 
 def ours(policy, prompts, embeds, wanted=None, checkpointing=False):

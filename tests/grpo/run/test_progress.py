@@ -48,7 +48,7 @@ MOVES = re.compile(r"\x1b\[A|\r|\n")  # what tqdm itself sends a terminal
 def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **metrics) -> Step:
     """A step of two groups of two completions, `text` the first of them."""
     example = VQAExample("1", (), question, ("left", "right"), 1, "MRI", "side")
-    groups = [Group(None, [torch.arange(3)] * 2, [False] * 2)] * 2
+    groups = [Group(None, [torch.arange(3)] * 2, [False] * 2, [torch.zeros(3)] * 2)] * 2
     rewards = torch.tensor([[1.25, 0.0], [0.0, 0.0]])
     parts = {"format": rewards.clone(), "findings": torch.full((2, 2), torch.nan)}
     rollout = Rollout([example] * 2, groups, [[text, "B"], ["B", "A"]], rewards, parts)
