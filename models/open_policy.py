@@ -110,7 +110,8 @@ def load_policy(
 
     With `adapter` the policy starts as that adapter, and so does its reference; r and alpha default
     to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is on
-    for a billion parameters or more on a GPU. `cache` None keeps features in memory only.
+    for a billion parameters or more on a GPU. `cuda_graphs` "auto" is on for a GPU that can record.
+    `cache` None keeps features in memory only.
     """
     place = pick_device(device)
     base, tokenizer, processor = load(model, pick_dtype(dtype, place), max_pixels)
