@@ -96,6 +96,5 @@ def graph_classes(rehearsal: Rehearsal) -> dict[str, Any]:
         "device": nullcontext,
         "graph": graph,
         "graph_pool_handle": object,
-        "is_current_stream_capturing": lambda: rehearsal.capturing,  # asked by AdamW
         "stream": nullcontext,
     }
