@@ -21,7 +21,7 @@ from data.load import fingerprint, is_drawn, with_names
 from data.showing import asked_and_gold, described
 from data.training_questions import in_all_ways, load_questions, sft_target, training_draw
 from evaluate import score_run, validate
-from grpo.distributed import processes, share, total
+from grpo.distributed import connect, processes, share, total
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
@@ -76,6 +76,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     target = sft_target(config, examples)
     adapter = starting_adapter(config)
     policy = open_policy(config, adapter)
+    connect(policy.device)
     plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
@@ -96,8 +97,7 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     label = f"{config.recipe}-{config.modality}-g{config.group_size}"
     run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
-    title = f"{config.method} on {config.modality}"
-    progress = Progress(config, title, asked_and_gold, before=history(run))
+    progress = Progress(config, asked_and_gold, before=history(run))
     with Stop(run, config.quiet) as stop:
         with Recorder(checkpointer, stop, progress, described, policy.chat.pieces) as record:
             for step in steps:

@@ -6,6 +6,7 @@ pretraining and rewards all meet here, so a prompt cannot differ between them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from string import ascii_uppercase
 from typing import Any
 
@@ -21,6 +22,10 @@ INSTRUCTIONS = {
     "explain": f"Explain inside <think> </think> {_LOOK}, then {_LETTER}",
     "direct": _LETTER.capitalize(),
 }
+
+# What a reward function is told of a question (rewards/scoring.py).
+COLUMNS = ("answer", "references", "question", "letters", "options", "modality", "question_type")
+COLUMNS += ("reasoning", "findings", "asked", "id")
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def user_text(question: str, options: Sequence[str], asked: str = "reason") -> s
     instruction = INSTRUCTIONS[asked]
     if not options:
         instruction = instruction.replace("one letter", "a few words")
-    lettered = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
+    lettered = map("{}) {}".format, ascii_uppercase, options)
     return "\n".join([question, *lettered, instruction])
 
 
@@ -127,7 +132,8 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
 
 def columns(examples: Sequence[VQAExample]) -> dict[str, list[Any]]:
     """The columns that reward functions receive: name -> one value a question."""
-    names = {"answer": "letter", "references": "right_answers"}
-    same = ("question", "letters", "options", "modality", "question_type", "reasoning", "findings")
-    names |= {name: name for name in (*same, "asked", "id")}
-    return {column: [getattr(e, name) for e in examples] for column, name in names.items()}
+    found = {}
+    for column in COLUMNS:
+        name = {"answer": "letter", "references": "right_answers"}.get(column, column)
+        found[column] = list(map(attrgetter(name), examples))
+    return found

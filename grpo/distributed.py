@@ -9,13 +9,12 @@ of sampling, judging, and passes through the model. With one process nothing is 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,9 +22,10 @@ from torch import Tensor
 
 from grpo.settings.errors import UsageError
 
-PATIENCE = timedelta(hours=1)  # for the slowest process of a step; a dead one is noticed at once
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+# How long a process waits for the others: to meet, and for the slowest one at every exchange (in
+# scoring there is one after each batch of answers). One that died is noticed at once: gloo's
+# connection breaks, and torchrun ends the processes that wait in NCCL.
+MEETING, PATIENCE = timedelta(minutes=10), timedelta(hours=1)
 
 
 @contextmanager
@@ -54,18 +54,37 @@ def processes() -> Iterator[None]:
 
 def _join() -> dist.Store:
     """Meet the other processes; each takes a GPU of its own. Raises UsageError."""
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    group = {"rank": rank(), "world_size": world(), "timeout": PATIENCE}
+    backend, group = "gloo", {"rank": rank(), "world_size": world(), "timeout": PATIENCE}
     try:
-        store, *_ = next(dist.rendezvous("env://"))
+        if torch.cuda.is_available():
+            backend = "cpu:gloo,cuda:nccl"
+            own = int(os.environ.get("LOCAL_RANK", rank()))
+            torch.cuda.set_device(own % torch.cuda.device_count())
+        store, *_ = next(dist.rendezvous("env://", timeout=MEETING))
         dist.init_process_group(backend, store=store, **group)
     except (RuntimeError, ValueError) as error:
         problem = f"{world()} processes are to meet (WORLD_SIZE), and do not: {error}"
         raise UsageError(f"{problem}; start them with torchrun, or unset WORLD_SIZE") from None
     return store
+
+
+def connect(device: torch.device) -> None:
+    """Connect the GPUs of a run's processes; `device` is this one's. On CPUs nothing is to do.
+
+    Before the first step, or two processes on one GPU would be met at the first sum, after a whole
+    rollout, as an error of NCCL. Raises UsageError if not each has a GPU of its own.
+    """
+    if world() == 1:
+        return
+    own = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else None
+    gpus = gathered(own and str(own))
+    different = {*gpus} - {None}
+    if different and len(different) < world():
+        problem = f"{world()} processes need a GPU each, and have {len(different)}"
+        remedy = "use --device cuda and one process a GPU, or --device cpu"
+        raise UsageError(f"--device {device}: {problem}; {remedy}")
+    if different:
+        summed(torch.zeros(1, device=device))
 
 
 def _first(store: dist.Store) -> bool:
@@ -102,25 +121,25 @@ def in_order(shares: Sequence[Sequence[Any]]) -> list[Any]:
     return [shares[i % size][i // size] for i in range(n)]
 
 
-def _or_end(collective: Function) -> Function:
-    """Turn the error of a collective whose other processes have died into one line."""
-
-    @functools.wraps(collective)
-    def guarded(*args: Any) -> Any:
-        try:
-            return collective(*args)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # gloo's and NCCL's
-            said = str(error).partition("\n")[0]
-            raise UsageError(f"another process of this run is gone ({said})") from None
-
-    return guarded  # type: ignore[return-value]
+@contextmanager
+def _or_end() -> Iterator[None]:
+    """Turn the error of an exchange whose other processes have died into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's and NCCL's
+        said = str(error).partition("\n")[0]
+        late = f" or {PATIENCE} late" if "imed out" in said else ""
+        raise UsageError(f"another process of this run is gone{late} ({said})") from None
 
 
-@_or_end
+@_or_end()
 def summed(values: Tensor) -> Tensor:
-    """The sum over all processes of a tensor of one shape, in place and in its own precision."""
+    """The sum over all processes of a tensor of one shape, in place and in its own precision.
+
+    By NCCL for a tensor on a GPU, by gloo for one on a CPU: as the policy's device is everywhere.
+    """
     if world() > 1:
         dist.all_reduce(values)
     return values
@@ -135,9 +154,12 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
         p.grad.copy_(part.view_as(p))
 
 
-@_or_end
+@_or_end()
 def gathered(record: Any) -> list[Any]:
-    """Every process's record, by rank. Sent as JSON: unlike pickle, reading it runs no code."""
+    """Every process's record, by rank, through gloo: no GPU has a part in it.
+
+    Sent as JSON: unlike pickle, reading it runs no code.
+    """
     if world() == 1:
         return [record]
     message = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)

@@ -27,6 +27,7 @@ class Group(Protocol):
     prompt: Prompt
     completions: list[Tensor]  # G tensors (|o_i|,) of token ids, the end of sequence included
     truncated: list[bool]  # stopped by max_completion_length, without an end of sequence
+    sampling_logprobs: list[Tensor] | None  # (|o_i|,) float32 that a token was drawn with
 
 
 Groups = Sequence[Group]
@@ -69,8 +70,15 @@ class Policy(Protocol):
     def group(self, prompt: Prompt, texts: Sequence[str]) -> Group:
         """The given texts as the completions of a prompt (supervised training)."""
 
-    def completed(self, prompt: Prompt, ids: Sequence[list[int]], truncated: list[bool]) -> Group:
-        """The given token ids as the completions of a prompt: sampled by another process."""
+    def completed(
+        self,
+        prompt: Prompt,
+        ids: Sequence[list[int]],
+        truncated: list[bool],
+        logprobs: Sequence[list[float]],
+    ) -> Group:
+        """The completions of a prompt that another process has sampled: their token ids, and the
+        log-probs that these were drawn with."""
 
     def decode(self, ids: Tensor) -> str:
         """The text of a completion (|o_i|,)."""

@@ -42,7 +42,7 @@ def grpo_step(
     policy: Policy, optimizer: AdamW, draw: Draw, reward: Reward, config: Config, step: int
 ) -> Step:
     """Sample, score, compare completions within each group, and update the policy mu times."""
-    clock, beta = Clock(), config.kl_coef
+    clock, beta = Clock(policy.device), config.kl_coef
 
     # o_1 .. o_G ~ pi_old(. | q) for B questions q, and their rewards r_i
     rollout = sample_groups(policy, draw, reward, config, step)
@@ -55,7 +55,7 @@ def grpo_step(
     # Equal rewards: no policy gradient. Without a KL term their pass would add exact zeros.
     live = ~zero_variance(rollout.rewards) | (beta > 0)  # (B,)
     scored = live[rollout.row // config.group_size]  # (N,) the tokens that go through a pass
-    tokens = Tokens(weights=weights, advantages=advantages.flatten()[rollout.row])
+    tokens = Tokens(weights, advantages.flatten()[rollout.row], policy.device)
     passes = Passes(policy, rollout.groups, live)
 
     # log pi_ref(o_t): the policy as this run began
@@ -67,7 +67,7 @@ def grpo_step(
 
     updates = []
     for update in range(config.updates_per_rollout):
-        seen = Seen(weights, update)
+        seen = Seen(tokens.weights, update)
         passes.run(policy_pass, policy, config, tokens, seen)
         summed(seen.numbers)
         sum_gradients(policy.parameters())
@@ -76,14 +76,14 @@ def grpo_step(
         updates.append(Update(**seen.by_name(scored), **gradient, grad_norm_by_layer=layers))
     clock.lap("update")
 
-    numbers = rollout_metrics(rollout) | update_metrics(updates, scored, tokens.advantages, config)
+    numbers = update_metrics(updates, rollout, advantages, scored, config)
     return Step(
-        metrics={"step": step + 1, **numbers, **clock.times()},
+        metrics={"step": step + 1, **rollout_metrics(rollout), **numbers, **clock.times()},
         rollout=rollout,
         advantages=advantages,
         weights=weights,
         old_logprobs=updates[0].logprobs,  # equal: the weights had not moved; of all processes
-        ref_logprobs=tokens.ref_logprobs if beta > 0 else None,
+        ref_logprobs=tokens.ref_logprobs.cpu() if beta > 0 else None,
         updates=updates,
         suspects=[rollout.examples[b] for b in passes.suspects],
         cuts=passes.cuts,

@@ -24,16 +24,12 @@ PER_TOKEN = ("logprobs", "ratio", "kl", "entropy", "loss")  # what a pass sees o
 GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # fields of Update, as metrics too
 
 
-@dataclass
 class Tokens:
     """What the loss needs to know of every completion token of a step, (N,) each."""
 
-    weights: Tensor
-    advantages: Tensor  # those of the token's completion
-    old_logprobs: Tensor = field(init=False)
-    ref_logprobs: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, weights: Tensor, advantages: Tensor, device: torch.device) -> None:
+        """`advantages` are those of the token's completion; `device` is the policy's."""
+        self.weights, self.advantages = weights.to(device), advantages.to(device)
         self.old_logprobs = torch.zeros_like(self.weights)
         self.ref_logprobs = torch.zeros_like(self.weights)
 
@@ -52,8 +48,9 @@ class Seen:
             self.numbers[PER_TOKEN.index(name), at] = value.detach()
 
     def by_name(self, scored: Tensor) -> dict[str, Tensor]:
-        """(N,) each, NaN for the tokens that took no pass: those not among `scored` (N,) bool."""
-        return dict(zip(PER_TOKEN, self.numbers.where(scored, nan), strict=True))
+        """(N,) each on the CPU, NaN for the tokens that took no pass: those not among `scored` (N,)
+        bool."""
+        return dict(zip(PER_TOKEN, self.numbers.cpu().where(scored, nan), strict=True))
 
 
 @dataclass
@@ -90,15 +87,16 @@ class Step:
 
 
 class Clock:
-    """Seconds spent in the phases of a step: `lap` ends a phase."""
+    """Seconds spent in the phases of a step on a device: `lap` ends a phase."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.start = self.last = time.perf_counter()
         self.phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        if torch.cuda.is_available():  # kernels run on: wait, or the next phase pays for them
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":  # kernels run on: wait, or the next phase pays for them
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.phases[f"time/{phase}"], self.last = now - self.last, now
 
@@ -125,15 +123,27 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def update_metrics(
-    updates: Sequence[Update], scored: Tensor, advantages: Tensor, config: Config
+    updates: Sequence[Update], rollout: Rollout, advantages: Tensor, scored: Tensor, config: Config
 ) -> dict[str, float]:
     """Means over the scored (N,) bool tokens, those of a pass, and over the mu updates of a step.
 
-    `advantages` are (N,). `clamped` is the share of tokens whose log-ratio, to the old policy or to
-    the reference, was held at its bound. Without a KL term there is no `kl`.
+    `advantages` are (B, G). `clamped` is the share of tokens whose log-ratio, to the old policy or
+    to the reference, was held at its bound. Without a KL term there is no `kl`.
+    `sampling_logp_difference` is |log pi_old - the log-prob that the token was drawn with|. The
+    sampler is another program than the scorer (a cache, one token at a time), so it rounds
+    otherwise; a large difference means that one of them is wrong, which the ratio cannot show.
     """
-    each = [_update_metrics(update, scored, advantages, config) for update in updates]
-    return {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
+    of_token = advantages.flatten()[rollout.row][scored]
+    each = [_update_metrics(update, scored, of_token, config) for update in updates]
+    means = {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
+    if not scored.any():
+        return means
+    difference = (updates[0].logprobs - rollout.sampling_logprobs)[scored].abs()
+    name = "sampling/sampling_logp_difference"
+    return means | {
+        f"{name}/mean": difference.mean().item(),
+        f"{name}/max": difference.max().item(),
+    }
 
 
 def _update_metrics(
@@ -144,7 +154,7 @@ def _update_metrics(
         return {"loss": 0.0, **gradient}
     ratio, kl = update.ratio[scored], update.kl[scored]
     bounds = clip_bounds(config.clip_eps, config.clip_eps_high)
-    low, high = clipped(ratio, advantages[scored], *bounds)
+    low, high = clipped(ratio, advantages, *bounds)
     limits = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
     clamped = torch.isin(ratio, limits.exp()) | torch.isin(kl, k3_kl(limits, 0 * limits))
     return {

@@ -1,5 +1,6 @@
 """AdamW over the LoRA weights, its schedule, and an update that a bad gradient cannot poison."""
 
+import math
 import re
 
 import torch
@@ -46,14 +47,15 @@ def optimizer_step(
     is updated and the moments stay as they are.
     """
     norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), config.max_grad_norm)
-    finite = bool(norm.isfinite() & seen.isfinite().all())
+    norm, all_finite = torch.stack([norm, seen.isfinite().all().to(norm)]).tolist()
+    finite = math.isfinite(norm) and all_finite
     rate = learning_rate(step, config)
     if finite:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=False)
-    return {"grad_norm": norm.item(), "learning_rate": rate, "skipped_updates": float(not finite)}
+    return {"grad_norm": norm, "learning_rate": rate, "skipped_updates": float(not finite)}
 
 
 def _parameters(optimizer: torch.optim.AdamW) -> list[Tensor]:

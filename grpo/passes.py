@@ -35,7 +35,7 @@ class Passes:
         self.plan: list[Pass] = []
         for chosen in policy.passes([groups[b] for b in mine]):
             # In the order of the step, so that `at` ascends as the tokens of `logprobs` do.
-            members = sorted(mine[i] for i in chosen)
+            members = sorted(map(mine.__getitem__, chosen))
             at = torch.cat([places[b] for b in members])  # (n,)
             self.plan.append(([groups[b] for b in members], at))
 
@@ -52,8 +52,7 @@ class Passes:
             self.plan = smaller
             for gradient in self._gradients():
                 gradient.zero_()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # blocks of the old sizes would stay reserved
+            torch.cuda.empty_cache()  # blocks of the old sizes would stay reserved
 
     def _attempt(self, body: Callable[..., None], arguments: tuple[Any, ...]) -> list[Pass] | None:
         """Run every pass once. None: done; else the smaller passes to start again with."""

@@ -30,7 +30,8 @@ class ScoredGroup:
 @dataclass
 class Rollout:
     """B groups with their rewards (B, G). `parts` holds each reward by name, (B, G); NaN: it does
-    not apply."""
+    not apply. On the CPU, where all but the passes is computed: a GPU would wait for each number.
+    """
 
     examples: list[Example]
     groups: list[Group]
@@ -40,11 +41,16 @@ class Rollout:
     redrawn: int = 0  # groups sampled and thrown away by dynamic sampling
     lengths: Tensor = field(init=False)  # (B*G,) tokens of each completion
     row: Tensor = field(init=False)  # (N,) the completion that each token belongs to
+    sampling_logprobs: Tensor = field(init=False)  # (N,) those that the tokens were drawn with
 
     def __post_init__(self) -> None:
-        lengths = [len(ids) for group in self.groups for ids in group.completions]
-        self.lengths = torch.tensor(lengths, device=self.rewards.device)
+        lengths, logprobs = [], []
+        for group in self.groups:
+            lengths += map(len, group.completions)
+            logprobs += group.sampling_logprobs
+        self.lengths = torch.tensor(lengths)
         self.row = torch.repeat_interleave(self.lengths)
+        self.sampling_logprobs = torch.cat(logprobs)
 
 
 def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, step: int) -> Rollout:
@@ -74,18 +80,20 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
         filled |= zip(slots, scored, strict=True)
 
         # Equal rewards: every advantage of the group would be 0. What is left at the end stays.
-        slots = [slot for slot in slots if zero_variance(_tensor(policy, [filled[slot].rewards]))]
+        slots = [slot for slot in slots if zero_variance(_tensor([filled[slot].rewards]))]
         if not slots or attempt == config.dynamic_sampling:
             break
         redrawn += len(slots)
 
-    whole = [filled[slot] for slot in sorted(filled)]
+    whole, parts = [filled[slot] for slot in sorted(filled)], {}
+    for name in whole[0].parts:
+        parts[name] = _tensor([scored.parts[name] for scored in whole])
     return Rollout(
         examples=[scored.example for scored in whole],
         groups=[scored.group for scored in whole],
         texts=[scored.texts for scored in whole],
-        rewards=_tensor(policy, [scored.rewards for scored in whole]),
-        parts={n: _tensor(policy, [one.parts[n] for one in whole]) for n in whole[0].parts},
+        rewards=_tensor([scored.rewards for scored in whole]),
+        parts=parts,
         redrawn=redrawn,
     )
 
@@ -97,15 +105,19 @@ def score_groups(
     if not groups:
         return []
     # Rewards read the text. What trains are the sampled ids: text is never encoded again.
-    texts = [[policy.decode(ids) for ids in group.completions] for group in groups]
-    repeated = [example for example, rows in zip(examples, texts, strict=True) for _ in rows]
-    totals, parts = reward(repeated, [text for rows in texts for text in rows])
+    texts, repeated = [], []
+    for example, group in zip(examples, groups, strict=True):
+        texts += map(policy.decode, group.completions)
+        repeated += [example] * len(group.completions)
+    totals, parts = reward(repeated, texts)
     scored, end = [], 0
-    for example, group, said in zip(examples, groups, texts, strict=True):
-        start, end = end, end + len(said)
-        own = {name: list(part[start:end]) for name, part in parts.items()}
+    for example, group in zip(examples, groups, strict=True):
+        start, end = end, end + len(group.completions)
+        own = {}
+        for name, part in parts.items():
+            own[name] = list(part[start:end])
         rewards = list(totals[start:end])
-        scored.append(ScoredGroup(example, group, texts=said, rewards=rewards, parts=own))
+        scored.append(ScoredGroup(example, group, texts[start:end], rewards=rewards, parts=own))
     return scored
 
 
@@ -117,6 +129,7 @@ def exchange(
         {
             "ids": [ids.tolist() for ids in mine.group.completions],
             "truncated": list(mine.group.truncated),
+            "logprobs": [logprobs.tolist() for logprobs in mine.group.sampling_logprobs],
             "scores": {"texts": mine.texts, "rewards": mine.rewards, "parts": mine.parts},
         }
         for mine in scored
@@ -126,12 +139,16 @@ def exchange(
     # all prompts here only reads it.
     exchanged = []
     for example, prompt, record in zip(examples, policy.encode(examples), records, strict=True):
-        group = policy.completed(prompt, record["ids"], record["truncated"])
+        drawn = (record[name] for name in ("ids", "truncated", "logprobs"))
+        group = policy.completed(prompt, *drawn)
         exchanged.append(ScoredGroup(example, group, **record["scores"]))
     return exchanged
 
 
-def _tensor(policy: Policy, values: Sequence[Sequence[float | None]]) -> Tensor:
+def _tensor(values: Sequence[Sequence[float | None]]) -> Tensor:
     """(B, G) float32, NaN for None."""
-    rows = [[nan if value is None else value for value in row] for row in values]
-    return torch.tensor(rows, dtype=torch.float32, device=policy.device)
+    flat = []
+    for row in values:
+        for value in row:
+            flat.append(nan if value is None else value)
+    return torch.tensor(flat, dtype=torch.float32).view(len(values), -1)

@@ -30,7 +30,7 @@ def sft(
     among them. Scored at temperature 1, as a likelihood must be.
     """
     for step in range(start, config.steps):
-        clock = Clock()
+        clock = Clock(policy.device)
         examples = [draw(step, slot, 0) for slot in range(config.prompts_per_step)]
         prompts = policy.encode(examples)
         groups = [policy.group(p, [target(e)]) for p, e in zip(prompts, examples, strict=True)]

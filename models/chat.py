@@ -57,10 +57,11 @@ class Chat:
         vision = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(BANNED)))
         return (ids >= len(self.tokenizer)) | torch.isin(ids, vision)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is special; half of a surrogate pair becomes "?"."""
+    def encode_text(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text; nothing in it is special unless it is the template's own (`special`). Half
+        of a surrogate pair becomes "?"."""
         text = text.encode("utf-8", "replace").decode()
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
         return ids["input_ids"]
 
     def pieces(self, ids: Tensor) -> list[str]:
@@ -74,14 +75,11 @@ class Chat:
         """
         head, before, after, tail = self._frame(len(image_tokens))
         ids, images = [], iter(image_tokens)
-        for token in self._special_ids(head):
+        for token in self.encode_text(head, special=True):
             ids += [token] * (next(images) if token == self.image_pad else 1)
         # What stands between two special tokens is tokenised as a whole, as in the plain text.
-        ids += self.encode_text(before + text + after) + self._special_ids(tail)
+        ids += self.encode_text(before + text + after) + self.encode_text(tail, special=True)
         return torch.tensor(ids), head + before + text + after + tail
-
-    def _special_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _render(self, images: int) -> tuple[str, str, str, str]:
         """The template around the user's text: (head, before, after, tail), split at the special

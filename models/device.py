@@ -1,4 +1,4 @@
-"""The device: which one, in which dtype, and how to know that its memory ran out."""
+"""The device: which one, in which dtype, and how to know that it or its memory is lost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # The texts of errors that have no class of their own; ALLOC_FAILED is cuBLAS's and cuDNN's.
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
+# After these every later call on the GPU fails in the same way, until the process ends.
+GPU_LOST = re.compile(
+    "illegal memory access|illegal instruction|misaligned address|unspecified launch failure|"
+    "device-side assert|launch timed out|hardware stack error|invalid program counter|uncorrectable"
+)
 
 
 def pick_device(device: str) -> torch.device:
@@ -37,7 +42,12 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: a GPU's by its class, a CPU's by its text."""
     classes = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, classes) or bool(NO_MEMORY.search(str(error)))
+
+
+def gpu_lost(error: BaseException) -> bool:
+    """Whether an error says that this process cannot use the GPU any more."""
+    return isinstance(error, RuntimeError) and bool(GPU_LOST.search(str(error)))

@@ -139,7 +139,7 @@ def largest_difference(policy: Policy, folder: Path) -> float:
     inputs["mm_token_type_ids"] = (ids == policy.chat.image_pad).int()
     theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
     ids = ids[0].to(policy.device)
-    layers, x = Layers(policy.language_model), policy.embed(ids, [prompt])
+    layers, x = Layers(policy.language_model), policy.embed(ids, prompt.features)
     rope = layers.rope(prompt.position_ids.to(policy.device), x)
     hidden = layers(x, rope, TreeAttention([[len(ids)]]))  # (P, hidden)
     return float((policy.head(hidden).float().cpu() - theirs).abs().max())

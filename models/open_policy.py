@@ -20,7 +20,8 @@ from models.policy import Policy
 
 # The settings that a policy is loaded with, besides its model, its adapter and its cache.
 LOADED = (
-    "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing", "seed",
+    "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing",
+    "cuda_graphs", "seed",
 )  # fmt: skip
 LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
 
@@ -101,6 +102,7 @@ def load_policy(
     dtype: str = "auto",
     device: str = "auto",
     gradient_checkpointing: str = "auto",
+    cuda_graphs: str = "auto",
     cache: Path | None = None,
     seed: int = 0,
 ) -> Policy:
@@ -119,7 +121,8 @@ def load_policy(
         lora.add_reference(tuned)
     large = sum(p.numel() for p in base.parameters()) >= LARGE and place.type == "cuda"
     checkpointing = {"auto": large, "on": True, "off": False}[gradient_checkpointing]
-    return Policy(tuned.to(place), tokenizer, processor, checkpointing=checkpointing, cache=cache)
+    switches = {"checkpointing": checkpointing, "graphs": cuda_graphs}
+    return Policy(tuned.to(place), tokenizer, processor, cache=cache, **switches)
 
 
 def stamp(model: str, adapter: Path | None, *more: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from grpo.settings.errors import UsageError
 from models import lora
 from models.attention import TreeAttention
 from models.chat import Chat, Example
@@ -50,6 +50,7 @@ class Policy:
         *,
         checkpointing: bool,
         cache: Path | None,
+        graphs: str = "auto",
     ) -> None:
         """`model` has the adapter "default" (models/lora.py). `cache` None keeps image features in
         memory only. Raises UsageError if the vision tower is trainable."""
@@ -66,8 +67,8 @@ class Policy:
         # One tensor for sampler and scorer: a token never drawn is not in the normaliser either.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         # A GPU would wait for Python at every token; graphs launch a whole step at once.
-        on_gpu = self.device.type == "cuda"
-        self.sampler: Sampler = GraphSampler() if on_gpu else sample_eagerly
+        uses = {"auto": self.device.type == "cuda", "on": True, "off": False}[graphs]
+        self.sampler: Sampler = GraphSampler(required=graphs == "on") if uses else sample_eagerly
         self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
     # Questions to prompts
@@ -89,7 +90,7 @@ class Policy:
             ids, text = self.chat.encode(example.prompt, list(map(len, features)))
             positions = rope_positions(ids, grids, self.chat.image_pad, self.merge)
             prompts.append(Prompt(ids, positions, features, text, example.id))
-            self._check_length(prompts[-1], max_completion_length)
+            prompts[-1].check_length(max_completion_length, self.max_length)
         return prompts
 
     def begin(self, prompt: Prompt, text: str) -> Prompt:
@@ -117,17 +118,19 @@ class Policy:
             return []
         if temperature == 0 and group_size != 1:
             raise ValueError("greedy completions of one prompt are all the same: group_size 1")
-        for prompt in prompts:
-            self._check_length(prompt, max_completion_length)
         u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
+        embeds = []
         with torch.no_grad():
+            for prompt in prompts:
+                prompt.check_length(max_completion_length, self.max_length)
+                embeds.append(self.embed(prompt.input_ids.to(self.device), prompt.features))
             task = Task(
                 language_model=self.language_model,
                 head=self.head,
                 banned=self.banned,
                 eos=self.chat.eos,
                 prompts=prompts,
-                embeds=[self.embed(p.input_ids.to(self.device), [p]) for p in prompts],
+                embeds=embeds,
                 group_size=group_size,
                 uniforms=u,
                 temperature=temperature,
@@ -139,12 +142,20 @@ class Policy:
     def group(self, prompt: Prompt, texts: Sequence[str]) -> Group:
         """Given texts as completions, each with an EOS. Raises UsageError if one is too long."""
         completions = [self.completion_ids(text) for text in texts]
-        self._check_length(prompt, max(map(len, completions), default=0), given=True)
+        longest = max(map(len, completions), default=0)
+        prompt.check_length(longest, self.max_length, given=True)
         return Group(prompt, completions, [False] * len(texts))
 
-    def completed(self, prompt: Prompt, ids: Sequence[list[int]], truncated: list[bool]) -> Group:
-        """Given token ids as completions. `truncated` says which were stopped by the length."""
-        return Group(prompt, [torch.tensor(o, dtype=torch.int64) for o in ids], truncated)
+    def completed(
+        self,
+        prompt: Prompt,
+        ids: Sequence[list[int]],
+        truncated: list[bool],
+        logprobs: Sequence[list[float]],
+    ) -> Group:
+        """A group that another process has sampled: see Group."""
+        completions = [torch.tensor(o, dtype=torch.int64) for o in ids]
+        return Group(prompt, completions, truncated, list(map(torch.tensor, logprobs)))
 
     def completion_ids(self, text: str, end: bool = True) -> Tensor:
         """(n,) ids of a text as a completion. Nothing in it is special; `<|im_end|>` is added."""
@@ -163,24 +174,24 @@ class Policy:
 
     def passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Indices of the groups that share a forward pass; a function of their lengths alone."""
-        return plan_passes([group.row_length for group in groups], self.token_budget)
+        return plan_passes(list(map(attrgetter("row_length"), groups)), self.token_budget)
 
     def logprobs(self, groups: Sequence[Group], temperature: float) -> tuple[Tensor, Tensor]:
         """log pi_theta(o_t | q, o_<t) (n,) of all completion tokens of these groups, and the
         entropy (n,) of each token's distribution, detached. Float32, group-major."""
         tree = pack(groups, self.device)
         layers = Layers(self.language_model, self.checkpointing)
-        embeds = self.embed(tree.input_ids, [group.prompt for group in groups])  # (T, hidden)
+        embeds = self.embed(tree.input_ids, tree.features)  # (T, hidden)
         rope = layers.rope(tree.position_ids, embeds)
         hidden = layers(embeds, rope, TreeAttention(tree.lengths), tree.wanted)  # (W, hidden)
         # The prompt's last state is gathered once a completion: its gradient is their sum.
         hidden = hidden[tree.predictors]  # (N, hidden)
         return score(self.head, hidden, tree.targets, temperature, self.banned)
 
-    def embed(self, input_ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def embed(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
         """(T, hidden): token embeddings, with the image features at the image tokens."""
         embeds = self.language_model.embed_tokens(input_ids)
-        return place_images(embeds, input_ids == self.chat.image_pad, prompts)
+        return place_images(embeds, input_ids == self.chat.image_pad, features)
 
     def pass_tokens(self, checkpointing: bool) -> int:
         """Most tokens of a pass, unless one group has more."""
@@ -230,20 +241,3 @@ class Policy:
         """Read an adapter into this policy, in place. The reference does not change. Raises
         UsageError if the adapter was made for another base, rank or set of layers."""
         lora.read(self.model, Path(folder))
-
-    def _check_length(self, prompt: Prompt, completion: int, given: bool = False) -> None:
-        """Raise UsageError if the model has no room for a completion, `given` or drawn."""
-        length = len(prompt.input_ids)
-        room = self.max_length - length
-        if completion <= room:
-            return
-        images = sum(len(feature) for feature in prompt.features)
-        remedy = "use a smaller --max-pixels or leave it out"
-        if length - images + completion > self.max_length:  # too long without any image
-            remedy = "shorten its text or leave it out"
-            if room > 0 and not given:
-                remedy = f"use --max-completion-length {room}"
-        raise UsageError(
-            f"example {prompt.id}: its prompt has {length} tokens ({images} of images), which with "
-            f"{completion} of completion is more than the model's {self.max_length}; {remedy}"
-        )

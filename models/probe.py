@@ -206,7 +206,7 @@ def _sample(policy: Policy, prompt: Prompt, work: Work, temperature: float) -> T
             banned=policy.banned,
             eos=NEVER,
             prompts=prompts,
-            embeds=[policy.embed(p.input_ids.to(policy.device), [p]) for p in prompts],
+            embeds=[policy.embed(p.input_ids.to(policy.device), p.features) for p in prompts],
             group_size=work.group_size,
             uniforms=torch.full((rows, work.completion), 0.5, dtype=torch.float64),
             temperature=temperature,

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from grpo.settings.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -30,6 +32,24 @@ class Prompt:
     def next_position(self) -> int:
         """Where a completion's positions start, on all three axes: max(prompt) + 1."""
         return int(self.position_ids.max()) + 1
+
+    def check_length(self, completion: int, most: int, given: bool = False) -> None:
+        """Raise UsageError if a model of at most `most` positions has no room for a completion,
+        `given` or drawn."""
+        length = len(self.input_ids)
+        room = most - length
+        if completion <= room:
+            return
+        images = sum(len(feature) for feature in self.features)
+        remedy = "use a smaller --max-pixels or leave it out"
+        if length - images + completion > most:  # too long without any image
+            remedy = "shorten its text or leave it out"
+            if room > 0 and not given:
+                remedy = f"use --max-completion-length {room}"
+        raise UsageError(
+            f"example {self.id}: its prompt has {length} tokens ({images} of images), which with "
+            f"{completion} of completion is more than the model's {most}; {remedy}"
+        )
 
     def followed_by(self, ids: Tensor, text: str) -> Prompt:
         """The prompt with the tokens (n,) of a text after it."""
@@ -49,11 +69,16 @@ class Group:
     prompt: Prompt
     completions: list[Tensor]  # G tensors (|o_i|,) int64, EOS included when drawn, nothing after it
     truncated: list[bool]  # no EOS was drawn: stopped by the maximum length
+    # G tensors (|o_i|,) float32: log-probs that the tokens were drawn with. None: given, not drawn
+    sampling_logprobs: list[Tensor] | None = None
 
     @property
     def row_length(self) -> int:
         """Length of the packed row. A completion's last token predicts nothing: no input."""
-        return len(self.prompt.input_ids) + sum(max(0, len(o) - 1) for o in self.completions)
+        length = len(self.prompt.input_ids)
+        for completion in self.completions:
+            length += max(0, len(completion) - 1)
+        return length
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,7 @@ class Tree:
     input_ids: Tensor  # (T,) int64
     position_ids: Tensor  # (3, T) int64
     lengths: list[list[int]]  # a list a group: number of inputs of the prompt, o_1, ... o_G
+    features: list[Tensor]  # of all images, in the order of the image tokens
     targets: Tensor  # (N,) int64: all completion tokens, group-major, then completion-major
     wanted: Tensor  # (W,) int64 into T: the positions whose hidden states predict something
     predictors: Tensor  # (N,) int64 into W: the hidden state that predicts each target
@@ -108,21 +134,26 @@ def rope_positions(
 
 def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
     """The trees of these groups, flat."""
-    ids, positions, lengths, wanted, predictors = [], [], [], [], []
+    ids, positions, lengths, wanted, predictors, targets, features = [], [], [], [], [], [], []
     start, first = 0, 0  # where the group begins, among all positions and among the wanted ones
     for group in groups:
         prompt = group.prompt
-        inputs = [completion[:-1] for completion in group.completions]
-        ids += [prompt.input_ids, *inputs]
-        # Every completion continues at max(prompt) + 1, as if it were the only one.
-        after = [(torch.arange(len(o)) + prompt.next_position).expand(3, -1) for o in inputs]
-        positions += [prompt.position_ids, *after]
-        lengths.append([len(prompt.input_ids), *map(len, inputs)])
-        # The prompt's last position predicts the first token of EVERY completion.
+        ids.append(prompt.input_ids)
+        positions.append(prompt.position_ids)
+        lengths.append([len(prompt.input_ids)])
+        targets += group.completions
+        features += prompt.features
         at = first + 1
-        for completion, given in zip(group.completions, inputs, strict=True):
+        for completion in group.completions:
+            given = completion[:-1]
+            ids.append(given)
+            # Every completion continues at max(prompt) + 1, as if it were the only one.
+            after = torch.arange(len(given)) + prompt.next_position
+            positions.append(after.expand(3, -1))
+            lengths[-1].append(len(given))
             if len(completion):
-                # Its other tokens are predicted by the token before them.
+                # The prompt's last position predicts the first token of EVERY completion; its other
+                # tokens are predicted by the token before them.
                 predictors += [first, *range(at, at + len(given))]
             at += len(given)
         wanted.append(torch.arange(start + lengths[-1][0] - 1, start + sum(lengths[-1])))
@@ -131,19 +162,20 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
         input_ids=torch.cat(ids).to(device),
         position_ids=torch.cat(positions, dim=1).to(device),
         lengths=lengths,
-        targets=torch.cat([o for group in groups for o in group.completions]).to(device),
+        features=features,
+        targets=torch.cat(targets).to(device),
         wanted=torch.cat(wanted).to(device),
         predictors=torch.tensor(predictors, dtype=torch.int64, device=device),
     )
 
 
-def place_images(embeds: Tensor, is_image: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Put the prompts' image features into embeds (T, hidden) at the image tokens (T,) bool.
+def place_images(embeds: Tensor, is_image: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Put the features of images, (n_i, hidden) each, into embeds (T, hidden) at the image tokens
+    (T,) bool.
 
     In place, which is safe: the embedding is frozen. Raises RuntimeError if the number of features
     is not that of image tokens.
     """
-    features = [feature for prompt in prompts for feature in prompt.features]
     given, wanted = sum(map(len, features)), int(is_image.sum())
     if given != wanted:  # torch would broadcast one feature to all tokens, and ignore none at all
         raise RuntimeError(f"{wanted} image tokens for {given} image features")

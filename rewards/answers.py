@@ -18,7 +18,8 @@ Values = list[float | None]
 # The value of a column that the caller leaves out or passes empty. All other columns are required.
 DEFAULTS = {"references": (), "asked": "reason"}
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+_TAG = re.compile("|".join(TAGS))
 
 # Tried only if each tag occurs once, so `.*` can end in one place and hardly backtracks.
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
@@ -45,7 +46,7 @@ def is_formatted(text: str, letters: Texts, reasons: bool = True) -> bool:
     True
     """
     tags, form = (TAGS, _FORMAT) if reasons else (TAGS[2:], _DIRECT)
-    if any(text.count(tag) != (tag in tags) for tag in TAGS) or not form.fullmatch(text):
+    if _TAG.findall(text) != tags or not form.fullmatch(text):
         return False
     return (answer_letter(text, letters) if letters else answer_text(text)) is not None
 
@@ -109,13 +110,13 @@ def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> st
     if options is None:
         return None
 
-    texts = {letter: _normal(option) for letter, option in zip(letters, options, strict=True)}
-    readings = {letter for letter, option in texts.items() if option and option == _normal(said)}
-    if labelled := _LABELLED.fullmatch(said):
-        letter = (labelled[1] or labelled[2]).upper()
-        if texts.get(letter) and texts[letter] == _normal(labelled[3]):
-            readings.add(letter)
-    return readings.pop() if len(readings) == 1 else None
+    labelled, readings = _LABELLED.fullmatch(said), []
+    for letter, option in zip(letters, options, strict=True):
+        named = labelled and (labelled[1] or labelled[2]).upper() == letter
+        wordings = [_normal(said), _normal(labelled[3])] if named else [_normal(said)]
+        if _normal(option) and _normal(option) in wordings:
+            readings.append(letter)
+    return readings[0] if len(readings) == 1 else None
 
 
 def reasoning(text: str) -> str:
@@ -204,8 +205,12 @@ def rows(
     >>> list(rows(["<answer>B</answer>"], {"letters": ["AB"]}, "letters", "asked"))
     [('<answer>B</answer>', 'AB', 'reason')]
     """
-    known = {name: [value] * len(completions) for name, value in DEFAULTS.items()}
-    known |= {name: column for name, column in columns.items() if name not in DEFAULTS or column}
-    if missing := [name for name in names if name not in known]:
-        raise TypeError(f"missing column {missing[0]!r}")
-    return zip(completions, *(known[name] for name in names), strict=True)
+    found = []
+    for name in names:
+        if name in DEFAULTS and not columns.get(name):
+            found.append([DEFAULTS[name]] * len(completions))
+        elif name in columns:
+            found.append(columns[name])
+        else:
+            raise TypeError(f"missing column {name!r}")
+    return zip(completions, *found, strict=True)

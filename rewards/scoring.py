@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import starmap
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -50,8 +51,10 @@ def format_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Va
     >>> format_reward(["Which?"] * 2, said, letters=["AB", "AB"])
     [1.0, 0.0]
     """
-    questions = rows(completions, columns, "letters", "asked")
-    return [float(is_formatted(text, letters, way != "direct")) for text, letters, way in questions]
+    values: Values = []
+    for text, letters, way in rows(completions, columns, "letters", "asked"):
+        values.append(float(is_formatted(text, letters, reasons=way != "direct")))
+    return values
 
 
 def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -65,7 +68,7 @@ def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> 
     [1.0, 1.0, 0.0]
     """
     questions = rows(completions, columns, "answer", "letters", "options", "references")
-    return [float(answered_right(*question)) for question in questions]
+    return list(map(float, starmap(answered_right, questions)))
 
 
 # The rewards that need a judge (judges/judge_rewards.py), each with the flag that names one.
@@ -175,15 +178,18 @@ def score(
     for name, column in arguments.items():
         if len(column) != n:  # else completions would be compared with other questions' answers
             raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")
-    parts = {reward.name: _call(reward, arguments) for reward in rewards}
-    totals = []
-    for i in range(n):
-        values = [(reward.weight, parts[reward.name][i]) for reward in rewards]
-        terms = [weight * value for weight, value in values if value is not None]
-        if not terms:
-            remedy = "add one that always applies, such as accuracy"
-            raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
-        totals.append(sum(terms, 0.0))
+    parts: dict[str, Values] = {}
+    totals, applied = [0.0] * n, [False] * n
+    for reward in rewards:
+        parts[reward.name] = _call(reward, arguments)
+        for i, value in enumerate(parts[reward.name]):
+            if value is not None:
+                totals[i] += reward.weight * value
+                applied[i] = True
+    if not all(applied):
+        remedy = "add one that always applies, such as accuracy"
+        i = applied.index(False)
+        raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
     return totals, parts
 
 
@@ -204,11 +210,13 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     if len(values) != n:
         given = f"{len(values)} values for {n} completions"
         raise RewardError(f"reward {name!r} returned {given}; return one for each, in order")
+    floats: Values = []
     for i, value in enumerate(values):
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             given = f"{_line(value)} for completion {i}"
             raise RewardError(f"reward {name!r} returned {given}; return a finite float, or None")
-    return [None if value is None else float(value) for value in values]
+        floats.append(None if value is None else float(value))
+    return floats
 
 
 def _line(thing: object) -> str:

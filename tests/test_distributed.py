@@ -138,6 +138,23 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
 
 
 @pytest.mark.slow
+def test_processes_without_a_gpu_each_are_refused_in_one_line():
+    problems = {
+        "one,one": "--device cuda:1: 2 processes need a GPU each, and have 1; use --device cuda",
+        "cpu,one": ": 2 processes need a GPU each, and have 1; use --device cuda",
+        "late": "another process of this run is gone or 0:00:02 late (",
+    }
+    for words, problem in problems.items():
+        done = torchrun(2, "-m", "tests.grpo.starting", words).finish()
+        assert done.returncode != 0, words
+        said = re.findall("^starting: .*$", done.stderr, re.MULTILINE)
+        assert len(said) == 1, done.stderr
+        assert problem in said[0]
+    done = torchrun(2, "-m", "tests.grpo.starting", "cpu,cpu").finish()
+    assert (done.returncode, done.stdout) == (0, "connected\n"), done.stderr
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     folder = tmp_path / "run"
     flags = [*QUICK.split(), "--eval-size", "0", "--steps", "400", "--out", str(folder)]

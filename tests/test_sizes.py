@@ -24,10 +24,9 @@ EXCEPTED = ("models/memory.py", "models/probe.py", "models/dry_run.py")
 MAX_FUNCTION_LINES = 60
 MAX_NESTING = 3  # in the files of the algorithm, grpo/*.py
 # What one step enters before backward(): files and functions of ours. A comprehension counts as a
-# function up to Python 3.11, and so does what the threads that prepare images enter meanwhile. The
-# aim is 24 files and 140 functions from grpo().
-MAX_FROM_GRPO = (25, 200)
-MAX_FROM_MAIN = (70, 495)
+# function up to Python 3.11, and so does what the threads that prepare images enter meanwhile.
+MAX_FROM_GRPO = (24, 141)
+MAX_FROM_MAIN = (70, 440)
 
 PRODUCT = [path for path in SOURCES if not path.startswith("tests/")]
 BLOCKS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.Match)

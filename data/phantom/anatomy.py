@@ -173,8 +173,9 @@ def _blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     reach = int(3 * sigma + 0.5)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()
-    for axis in (0, 1):
-        padded = np.pad(picture, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], "edge")
-        shifts = (padded.take(range(i, i + SIZE), axis) for i in range(2 * reach + 1))
-        picture = sum(weight * shifted for weight, shifted in zip(kernel, shifts, strict=True))
+    for axis, margins in enumerate([((reach, reach), (0, 0)), ((0, 0), (reach, reach))]):
+        padded = np.pad(picture, margins, "edge")
+        picture = np.zeros_like(picture)
+        for i, weight in enumerate(kernel):
+            picture += weight * padded.take(range(i, i + SIZE), axis)
     return picture

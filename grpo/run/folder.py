@@ -17,11 +17,11 @@ from grpo.run.machine import git_commit, machinery, peak_memory, warn_of_changes
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
-# Settings that do not change what is learned; device, threads and gradient_checkpointing change it
-# by rounding only.
+# Settings that do not change what is learned; device, threads, gradient_checkpointing and
+# cuda_graphs change it by rounding only.
 NO_SAY = ("out", "device", "threads", "cache", "trace_steps", "sample_every", "tensorboard")
 NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume", "gradient_checkpointing")
-NO_SAY += ("max_skipped_steps",)
+NO_SAY += ("max_skipped_steps", "cuda_graphs")
 
 
 def check_out(config: Config) -> None:

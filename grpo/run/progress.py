@@ -29,7 +29,6 @@ class Progress:
     def __init__(
         self,
         config: Config,
-        title: str,
         ask: Callable[[Example], dict[str, str]],
         before: Sequence[dict[str, float]] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -38,6 +37,7 @@ class Progress:
 
         `before` holds the metrics of the steps that a resumed run has made already.
         """
+        title = f"{config.method} on {config.modality}"
         self.screen, self.ask = Screen(title, config.steps, len(before), clock), ask
         self.diagnoses = Diagnoses(config)
         self.history = [*before]  # the metrics of every step

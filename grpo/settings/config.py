@@ -132,6 +132,7 @@ class Config:
     device: str = _run("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Dtype = _run("auto", "Of the base model; auto: bfloat16 on a GPU, else float32.")
     gradient_checkpointing: Switch = _run("auto", "Recompute activations to save memory.")
+    cuda_graphs: Switch = _run("auto", "Replay recorded decoding steps; auto: on a GPU, if it can.")
     max_pixels: int = _run(401_408, "Larger images are shrunk to it; 784 pixels a token.", ge=784)
     threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
     trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")

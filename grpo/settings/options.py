@@ -7,7 +7,7 @@ import functools
 import typing
 from typing import Any, Literal
 
-from grpo.settings.config import Dtype, Way
+from grpo.settings.config import Dtype, Switch, Way
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_names, check_options, names_in, option
 
@@ -56,6 +56,7 @@ class Options:
     batch_size: int = _run(64, "Questions answered together.", ge=1)
     device: str | None = _run(None, "auto, cpu, cuda or cuda:N.")
     threads: int | None = _run(None, "CPU threads; 0 for torch's own choice.", ge=0)
+    cuda_graphs: Literal["run", Switch] = _run(AS_RUN, "Replay recorded decoding steps.")
     cache: str = _run(AS_RUN, "Folder for image features; auto or none.")
     dtype: Literal["run", Dtype] = _run(AS_RUN, "Of the base model; an export has this dtype.")
 
@@ -100,7 +101,7 @@ class Options:
     @property
     def given(self) -> dict[str, Any]:
         """The settings of the run that were given here and so replace the run's own."""
-        names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype")
+        names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype", "cuda_graphs")
         values = {name: getattr(self, name) for name in (*names, "judge", "judge_model")}
         values["prompt"] = self.ways[0] if self.ways else None
         return {name: value for name, value in values.items() if value not in (None, AS_RUN)}

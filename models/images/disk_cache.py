@@ -34,22 +34,26 @@ class FeatureFiles:
     of the others.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, patches: int) -> None:
+        """`patches` of an image become one row of its features."""
+        self.folder, self.patches = folder, patches
         self._unseen = STRIDE  # bytes written since the last scan; the first write scans
 
     def read(self, name: str) -> Features | None:
         """The features of this name; None if there are none, or the file is damaged."""
-        if self.folder is None or not self._path(name).exists():
+        if self.folder is None:
             return None
+        path = self._path(name)
         try:
-            with safe_open(self._path(name), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 t, h, w = file.get_tensor("grid").tolist()
                 features = file.get_tensor("features")
         except (OSError, SafetensorError, ValueError, TypeError):
-            return None  # damaged: computed and written again
+            return None  # not there, or damaged: computed and written again
+        if features.ndim != 2 or len(features) * self.patches != t * h * w:
+            return None
         with suppress(OSError):  # the folder is read-only, or the file is gone
-            os.utime(self._path(name))  # a file's time is that of its last use
+            os.utime(path)  # a file's time is that of its last use
         return features, (t, h, w)
 
     def write(self, name: str, features: Tensor, grid: Grid) -> None:
@@ -79,15 +83,15 @@ class FeatureFiles:
     def _make_room(self) -> None:
         """Remove what killed runs left half written, then the least recently used files until
         another stride fits."""
-        files = []
+        files, over = [], STRIDE - LIMIT  # bytes to remove
         for path in self.folder.glob("??/*"):
             with suppress(OSError):  # another run has removed it
                 stat = path.stat()
                 if path.suffix == ".safetensors":
                     files.append((stat.st_mtime, stat.st_size, path))
+                    over += stat.st_size
                 elif path.suffix == ".tmp" and stat.st_mtime < time.time() - LEFTOVER:
                     path.unlink()
-        over = sum(size for _, size, _ in files) - (LIMIT - STRIDE)
         for _, size, path in sorted(files):
             if over <= 0:
                 return

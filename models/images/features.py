@@ -8,8 +8,6 @@ cache folder. Sampling, the policy pass and the reference pass all use the same 
 from __future__ import annotations
 
 import hashlib
-import math
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -71,13 +69,12 @@ class VisionCache:
     def __init__(self, model: nn.Module, processor: Any, cache: Path | None) -> None:
         self.model = model  # the Qwen2VLModel that holds the tower (`visual`)
         self.processor = processor
-        self.files = FeatureFiles(None if cache is None else Path(cache) / "vision")
+        folder = None if cache is None else Path(cache) / "vision"
+        self.files = FeatureFiles(folder, processor.merge_size**2)
         self._memory: OrderedDict[str, Features] = OrderedDict()
         self._memory_bytes = 0
         self._names: dict[str, str] = {}  # image key -> name of its features: opened once a run
-        # Weak, or the two would hold each other and a policy would outlive `del policy`.
-        prepare = weakref.WeakMethod(self._prepare)
-        self._prefetcher = Prefetcher(lambda image: prepare()(image))
+        self._prefetcher = Prefetcher(self._prepare)
         self._refuse_training()
 
     def prefetch(self, images: Iterable[ImageSource]) -> None:
@@ -94,27 +91,21 @@ class VisionCache:
     def features(self, image: ImageSource) -> Features:
         """The image's features (t*h*w/4, hidden) on the CPU, in the tower's dtype, and its grid."""
         self._refuse_training()
-        name = self._names.get(image.key)
+        name, kept, patches = self._names.get(image.key), None, None
         if name not in self._memory:
-            name = self._load(image)
+            name, kept, patches = self._prefetcher.take(image)
+        if name not in self._memory:  # no other image has equal pixels
+            kept = kept or self.files.read(name)  # another process may have computed them meanwhile
+            if kept is None:
+                kept = self._compute(patches or self._patches(image.open(), image.key), image.key)
+                self.files.write(name, *kept)
+            self._memory[name] = kept
+            self._memory_bytes += kept[0].nbytes
+            while self._memory_bytes > MEMORY_LIMIT and len(self._memory) > 1:
+                _, (features, _) = self._memory.popitem(last=False)
+                self._memory_bytes -= features.nbytes
         self._memory.move_to_end(name)
         return self._memory[name]
-
-    def _load(self, image: ImageSource) -> str:
-        """Bring the image's features into memory; return their name there."""
-        name, kept, patches = self._prefetcher.take(image)
-        if name in self._memory:  # another image has equal pixels
-            return name
-        kept = kept or self._read(name)  # another process may have computed them meanwhile
-        if kept is None:
-            kept = self._compute(patches or self._patches(image.open(), image.key), image.key)
-            self.files.write(name, *kept)
-        self._memory[name] = kept
-        self._memory_bytes += kept[0].nbytes
-        while self._memory_bytes > MEMORY_LIMIT and len(self._memory) > 1:
-            _, (features, _) = self._memory.popitem(last=False)
-            self._memory_bytes -= features.nbytes
-        return name
 
     def _prepare(self, image: ImageSource) -> Prepared:
         """Everything before the tower, in any thread."""
@@ -122,16 +113,17 @@ class VisionCache:
         if name is None:
             pixels = image.open()
             name = self._names[image.key] = self._name(pixels)
-        kept = self._read(name)
+        kept = self.files.read(name)
         if kept or name in self._memory:
             return Prepared(name, kept, None)
         return Prepared(name, None, self._patches(pixels or image.open(), image.key))
 
     def _refuse_training(self) -> None:
-        if any(parameter.requires_grad for parameter in self.model.visual.parameters()):
-            problem = "the vision tower has trainable weights, so image features cannot be kept"
-            remedy = "freeze it (requires_grad_(False)) and train the language model only"
-            raise UsageError(f"{problem}; {remedy}")
+        for parameter in self.model.visual.parameters():
+            if parameter.requires_grad:
+                problem = "the vision tower has trainable weights, so image features cannot be kept"
+                remedy = "freeze it (requires_grad_(False)) and train the language model only"
+                raise UsageError(f"{problem}; {remedy}")
 
     @cached_property
     def _tower(self) -> str:
@@ -148,12 +140,6 @@ class VisionCache:
         digest = hashlib.sha256(f"{self._tower} {pixels.size}".encode())
         digest.update(pixels.convert("RGB").tobytes())
         return digest.hexdigest()
-
-    def _read(self, name: str) -> Features | None:
-        kept = self.files.read(name)
-        merged = self.processor.merge_size**2  # patches that become one row of features
-        whole = kept and kept[0].ndim == 2 and len(kept[0]) * merged == math.prod(kept[1])
-        return kept if whole else None
 
     def _patches(self, pixels: Image.Image, key: str) -> Patches:
         try:

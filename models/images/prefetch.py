@@ -6,11 +6,12 @@ of the model, and nothing is sent between processes.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import repeat
 from threading import Lock, Thread, current_thread
 from typing import Any
+from weakref import WeakMethod, finalize
 
 WORKERS = 2
 LIMIT = 1 << 30  # bytes of results that wait to be taken; no image is begun above it
@@ -29,12 +30,13 @@ class Prefetcher:
     """
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._work = work
+        """`work` is a bound method, held weakly: its owner holds the prefetcher."""
+        self._work = WeakMethod(work)
         self._lock = Lock()  # guards the three below
         self._waiting: dict[str, Any] = {}  # by key, in the order to be begun
         self._begun: dict[str, Future] = {}
         self._threads: list[Thread] = []
-        weakref.finalize(self, _stop, self._waiting, self._threads)
+        finalize(self, _stop, self._waiting, self._threads)
 
     def prefetch(self, images: Sequence[Any]) -> None:
         """Compute these, in this order. Images of an earlier call that are not among them are
@@ -52,7 +54,7 @@ class Prefetcher:
             self._waiting.pop(image.key, None)
             future = self._begun.pop(image.key, None)
         self._start()  # there may be room again
-        return self._work(image) if future is None else future.result()
+        return self._work()(image) if future is None else future.result()
 
     def _start(self) -> None:
         with self._lock:
@@ -64,7 +66,7 @@ class Prefetcher:
     def _run(self) -> None:
         for image, future in iter(self._next, None):
             try:
-                future.set_result(self._work(image))
+                future.set_result(self._work()(image))
             except Exception as error:  # raised again in `take`
                 future.set_exception(error)
 
@@ -99,15 +101,14 @@ def prefetching(
     (dynamic sampling) depend on the rewards, so their images cannot be prefetched.
     """
 
-    def questions(step: int) -> list[Any]:
-        """All of a step, this process's share first: the others' are needed after sampling."""
-        whole = [draw(step, slot, 0) for slot in range(prompts_per_step)]
-        return share(whole) + whole
-
     def drawn(step: int, slot: int, attempt: int = 0) -> Any:
         if slot == 0 and attempt == 0:
-            coming = range(step, min(step + 2, steps))
-            prefetch([example for number in coming for example in questions(number)])
+            coming: list[Any] = []
+            for number in range(step, min(step + 2, steps)):
+                whole = list(map(draw, repeat(number), range(prompts_per_step), repeat(0)))
+                # This process's share first: the others' are needed after sampling.
+                coming += share(whole) + whole
+            prefetch(coming)
         return draw(step, slot, attempt)
 
     return drawn

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def file_problems(source: str) -> Iterator[str]:
 
 
 def _type(source: str) -> Iterator[str]:
-    config, _ = PreTrainedConfig.get_config_dict(source)
+    config = None
+    with suppress(TypeError):  # raised for a list by the oldest transformers admitted
+        config, _ = PreTrainedConfig.get_config_dict(source)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind is None:
         yield "no readable config.json there; give a model's own folder"

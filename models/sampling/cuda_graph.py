@@ -11,23 +11,33 @@ What that requires:
   tokens are thrown away and change nothing else, because rows share no number.
 * Addresses are fixed. Before each rollout everything that graphs have recorded is compared. If
   anything moved, all graphs are recorded again: a replay on freed memory raises no error.
+
+A driver, a library or another torch may refuse to record. `--cuda-graphs auto` then goes on with
+the plain loop, which draws the same tokens from the same random numbers.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from grpo.settings.errors import SettingsError, UsageError
+from models.device import gpu_lost, out_of_memory
 from models.layers import Layers
 from models.sampling.decode_step import SLOTS, WINDOW, Buffers, Weights, step
 from models.sampling.kv_cache import prefill
-from models.sampling.sampler import Record, Rollout, Task, not_finite
+from models.sampling.sampler import Rollout, Task, sample_eagerly
 
 Step = Callable[[], None]
+
+
+class NotRecorded(Exception):
+    """A step cannot be recorded. The text says why, in one line."""
 
 
 class Graph:
@@ -40,6 +50,8 @@ class Graph:
 
     def __init__(self, step: Step, device: torch.device, beside: Graph | None) -> None:
         """`beside` is a graph that is never replayed at the same time: they share their memory."""
+        # A pool whose graphs are all gone may not be used again, so the next graph makes a new one.
+        self.pool = torch.cuda.graph_pool_handle() if beside is None else beside.pool
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream() if beside is None else beside.stream
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -47,11 +59,19 @@ class Graph:
                 step()
             torch.cuda.current_stream().wait_stream(self.stream)
             self.graph = torch.cuda.CUDAGraph()
-            # The pool of a live graph and no handle of our own: a pool whose graphs are all gone
-            # may not be used again.
-            pool = None if beside is None else beside.graph.pool()
-            with torch.cuda.graph(self.graph, pool=pool, stream=self.stream):
-                step()
+            # Other threads may use the GPU meanwhile, as NCCL's does ("thread_local"). The outer
+            # `with` restores the stream, which torch does not if the capture's end raises.
+            capture = torch.cuda.graph(self.graph, self.pool, self.stream, "thread_local")
+            try:
+                with torch.cuda.stream(self.stream), capture:
+                    step()
+            except BaseException:
+                # torch ends its pool only after a capture that ended well. Until then its allocator
+                # gives no cached memory back, and another capture into this pool is an error.
+                with suppress(Exception):
+                    torch._C._cuda_endAllocateToPool(device.index, self.pool)
+                    torch._C._cuda_releasePool(device.index, self.pool)
+                raise
 
     def replay(self) -> None:
         self.graph.replay()
@@ -61,11 +81,14 @@ class GraphSampler:
     """Draws what `sample_eagerly` draws. Keeps buffers and graphs from one rollout to the next.
 
     `record` makes a graph from a step, a device, and a graph that was made before or None. It runs
-    the step once, and again at every `replay()`.
+    the step once, and again at every `replay()`. If it fails and is not `required`, this and every
+    later task is drawn by `sample_eagerly`.
     """
 
-    def __init__(self, record: Callable[[Step, torch.device, Any], Any] = Graph) -> None:
-        self.record = record
+    def __init__(
+        self, record: Callable[[Step, torch.device, Any], Any] = Graph, required: bool = True
+    ) -> None:
+        self.record, self.required, self.given_up = record, required, False
         self.forget()
 
     def forget(self) -> None:
@@ -75,16 +98,39 @@ class GraphSampler:
         self.weights: Weights | None = None
         self.graph_key: list[tuple] = []
 
-    @torch.inference_mode()
     def __call__(self, task: Task) -> Rollout:
-        """Draw all completions of a task; see Sampler."""
+        """Draw all completions of a task; see Sampler.
+
+        Raises SettingsError if graphs are required and cannot be recorded, and UsageError if the
+        GPU is lost.
+        """
+        if not self.given_up:
+            try:
+                return self._draw(task)
+            except NotRecorded as error:
+                self._give_up(str(error))
+        # Outside of the block: until it ends, the traceback keeps the buffers alive.
+        return sample_eagerly(task)
+
+    @torch.inference_mode()
+    def _draw(self, task: Task) -> Rollout:
         try:
             self._prepare(task)
             self._prefill(task)
             return self._decode(task)
-        except BaseException:
+        except BaseException as error:
             self.forget()  # a retry in halves may have no room beside these
+            if gpu_lost(error):
+                problem = f"the GPU is lost to this process ({_first_line(error)})"
+                raise UsageError(f"{problem}; start it again with --cuda-graphs off") from None
             raise
+
+    def _give_up(self, why: str) -> None:
+        problem = f"a decoding step cannot be recorded as a CUDA graph ({why})"
+        if self.required:
+            raise SettingsError(f"--cuda-graphs on: {problem}; use auto or off") from None
+        self.given_up = True
+        print(f"--cuda-graphs auto: {problem}; sampling goes on without graphs", file=sys.stderr)
 
     def _prepare(self, task: Task) -> None:
         """Reuse buffers and graphs if they are large enough and no weight has moved; else new ones.
@@ -107,50 +153,55 @@ class GraphSampler:
         at, rows, size = self.buffers, task.rows, task.group_size
         at.clear(max(map(len, task.embeds)))
         attention = partial(at.prefill_attention, size)
-        last = prefill(self.weights.layers, attention, task.prompts, task.embeds)  # (B, hidden)
+        last, position = prefill(self.weights.layers, attention, task.prompts, task.embeds)
         at.hidden[:rows] = last.repeat_interleave(size, dim=0)
-        position = torch.tensor([p.next_position for p in task.prompts])
         at.position[:rows] = position.repeat_interleave(size).to(at.position.device)
 
     def _decode(self, task: Task) -> Rollout:
         """Windows of WINDOW steps, until every row has ended."""
-        at, record = self.buffers, Record(task)
+        at, rollout = self.buffers, Rollout(task)
         for start in range(0, task.max_length, WINDOW):
-            live = len(record.row)
+            live = len(rollout.row)
             if not live:
                 break
             window = slice(start, min(start + WINDOW, task.max_length))
             seen = slice(live), slice(window.stop - start)  # the part of a buffer that is used
             if task.uniforms is not None:
-                at.uniforms[seen] = task.uniforms[record.row, window].to(at.uniforms.device)
+                at.uniforms[seen] = task.uniforms[rollout.row, window].to(at.uniforms.device)
             at.column.zero_()
             for _ in range(window.stop - start):
-                self._step(live, task.temperature, task.keep_logprobs)
-            tokens = at.tokens[seen].cpu()  # the host waits here, and nowhere else
-            logprobs = at.logprobs[seen].cpu() if task.keep_logprobs else None
-            done = record.add(start, tokens, logprobs)
-            _check(task, record, start, at.probable[seen].cpu())
-            record.row = at.drop(done).apply(record.row)
-        return record.rollout()
+                self._step(live, task.temperature)
+            # The host waits here, and nowhere else.
+            done = rollout.add(start, at.tokens[seen].cpu(), at.logprobs[seen].cpu())
+            rollout.row = at.drop(done).apply(rollout.row)
+        return rollout
 
-    def _step(self, live: int, temperature: float, keep_logprobs: bool) -> None:
+    def _step(self, live: int, temperature: float) -> None:
         """One more token of the live rows, by the smallest graph that has room for them."""
         rows = len(self.buffers.hidden)
         while (half := -(-rows // 2)) >= live and half < rows:
             rows = half
-        kind = (rows, temperature, keep_logprobs)
+        kind = (rows, temperature)
         if kind in self.graphs:
             self.graphs[kind].replay()
             return
-        todo = partial(step, self.buffers.first(rows), self.weights, temperature, keep_logprobs)
+        todo = partial(step, self.buffers.first(rows), self.weights, temperature)
         beside = next(iter(self.graphs.values()), None)
-        self.graphs[kind] = self.record(todo, self.buffers.hidden.device, beside)
+        try:
+            self.graphs[kind] = self.record(todo, self.buffers.hidden.device, beside)
+        except Exception as error:
+            raise _recording_error(error) from None
 
 
-def _check(task: Task, record: Record, start: int, probable: Tensor) -> None:
-    """Raise SettingsError for the first token without a probability (live, n) in its row."""
-    position = start + torch.arange(probable.shape[1])
-    wrong = ~probable & (position < record.lengths[record.row][:, None])
-    if bool(wrong.any()):
-        place = int(wrong.T.nonzero()[0, 1])
-        raise not_finite(task.prompts[record.row[place] // task.group_size])
+def _recording_error(error: BaseException) -> BaseException:
+    """What the failure of a recording means: the GPU or its memory is lost, or NotRecorded."""
+    first = error.__context__ or error  # a capture that failed raises once more as it ends
+    if gpu_lost(first):
+        return first
+    if out_of_memory(first):
+        return torch.OutOfMemoryError("out of memory while recording a step")
+    return NotRecorded(_first_line(first))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.distribution import invert_cdf, law
+from models.distribution import draw, greedy, law
 from models.layers import Attend, Layer, Layers, Linear
 from models.sampling.kv_cache import Compaction, compaction, storing_attention
 
@@ -81,8 +81,7 @@ class Buffers:
     slot: Tensor  # (1,) int64 that the next token fills
     column: Tensor  # (1,) int64 of the window, for the next token
     uniforms: Tensor  # (R, WINDOW) float64
-    tokens: Tensor  # (R, WINDOW) int64
-    probable: Tensor  # (R, WINDOW) bool: the token had a probability
+    tokens: Tensor  # (R, WINDOW) int64; -1: none had a probability
     logprobs: Tensor  # (R, WINDOW) float32
     cos: Tensor  # (S, head_dim) of RoPE, by position: never more positions than slots
     sin: Tensor
@@ -103,7 +102,6 @@ class Buffers:
             column=torch.zeros(1, **int64),
             uniforms=like.new_zeros(rows, WINDOW, dtype=torch.float64),
             tokens=torch.zeros(rows, WINDOW, **int64),
-            probable=like.new_zeros(rows, WINDOW, dtype=torch.bool),
             logprobs=like.new_zeros(rows, WINDOW, dtype=torch.float32),
             cos=cos,
             sin=sin,
@@ -115,7 +113,7 @@ class Buffers:
 
     def first(self, rows: int) -> Buffers:
         """Views of the first rows of the same buffers."""
-        names = ("mask", "hidden", "position", "uniforms", "tokens", "probable", "logprobs")
+        names = ("mask", "hidden", "position", "uniforms", "tokens", "logprobs")
         parts = {name: getattr(self, name)[:rows] for name in names}
         return replace(self, cache=self.cache[:, :, :rows], **parts)
 
@@ -128,7 +126,6 @@ class Buffers:
         for buffer in (self.cache, self.hidden, self.position):
             buffer.zero_()
         self.mask.fill_(-torch.inf)
-        self.probable.fill_(True)
         self.slot.fill_(longest)
 
     def prefill_attention(self, group_size: int, first: int, lengths: list[int]) -> Attend:
@@ -164,23 +161,20 @@ class Buffers:
         return found.reshape(rows, -1)
 
 
-def step(at: Buffers, weights: Weights, temperature: float, keep_logprobs: bool) -> None:
+def step(at: Buffers, weights: Weights, temperature: float) -> None:
     """Draw one token a row and run it through the layers: one turn of the loop in sampler.py."""
     logits = law(weights.head(at.hidden), temperature or 1.0, weights.banned)  # (R, V)
     if temperature == 0:
-        token = logits.argmax(dim=-1)
+        token, logprobs = greedy(logits)
     else:
-        u = at.uniforms.index_select(1, at.column)[:, 0]
-        # The host checks `probable` later: an error here would depend on a value.
-        token, probable = invert_cdf(logits, u)
-        at.probable.index_copy_(1, at.column, probable[:, None])
+        token, logprobs = draw(logits, at.uniforms.index_select(1, at.column)[:, 0])
     at.tokens.index_copy_(1, at.column, token[:, None])
-    if keep_logprobs:
-        picked = logits.log_softmax(dim=-1).gather(1, token[:, None])
-        at.logprobs.index_copy_(1, at.column, picked)
+    at.logprobs.index_copy_(1, at.column, logprobs[:, None])
     at.mask.index_fill_(-1, at.slot, 0.0)  # from now on every row sees the slot of this token
     rope = at.cos.index_select(0, at.position), at.sin.index_select(0, at.position)
-    at.hidden.copy_(weights.layers(F.embedding(token, weights.embedding), rope, at.attend))
+    # The host refuses a -1 later: an error here would depend on a value.
+    embeds = F.embedding(token.clamp(min=0), weights.embedding)
+    at.hidden.copy_(weights.layers(embeds, rope, at.attend))
     # The next replay must continue where this one ended, so the counters are tensors too.
     for count in (at.column, at.slot, at.position):
         count.add_(1)

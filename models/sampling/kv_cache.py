@@ -7,9 +7,10 @@ times less to hold and to read, and not slower than a copy in each row even for 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def storing_attention(buffer: Tensor, rows: int, first: int, lengths: list[int])
 
     The prompts, flat and of these lengths, are prompt `first` and the next; each has `rows` rows.
     """
-    attend = TreeAttention([[length] for length in lengths])
+    attend = TreeAttention(list(zip(lengths, strict=True)))  # prompts alone: trees of one branch
 
     def attend_and_store(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         for i, flat in enumerate((key, value)):
@@ -76,23 +77,20 @@ class KVCache:
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], lengths: Tensor, rows: int, slots: int, **like: Any
+        self, layers: Layers, embeds: Sequence[Tensor], group_size: int, slots: int
     ) -> None:
-        """`shape` is (layers, kv_heads, head_dim), `lengths` (B,) are the prompts', and `slots` is
-        the most tokens of a completion. `like` has the dtype and the device."""
-        layers, heads, width = shape
-        longest = int(lengths.max())
+        """An empty cache for G completions, of up to `slots` tokens, of each prompt; `embeds` are
+        the prompts, (P_i, hidden) each."""
+        lengths = torch.tensor(list(map(len, embeds)))  # (B,)
+        rows, longest = len(embeds) * group_size, int(lengths.max())
         # (layers, 2, B or rows, kv_heads, slots, head_dim). Zeros: masked slots must be finite.
-        self.prompts = torch.zeros(layers, 2, len(lengths), heads, longest, width, **like)
-        self.own = torch.zeros(layers, 2, rows, heads, slots, width, **like)
+        before, after = (len(layers.layers), 2), (layers.heads[1],)
+        self.prompts = embeds[0].new_zeros(*before, len(embeds), *after, longest, layers.width)
+        self.own = embeds[0].new_zeros(*before, rows, *after, slots, layers.width)
         self.slot = 0  # of a completion, that the next decoded token fills
         pads = torch.arange(longest) >= lengths[:, None]  # (B, P)
         self.unseen = torch.zeros(pads.shape).masked_fill_(pads, -torch.inf).to(self.own.device)
-        self.share(torch.arange(rows) // (rows // len(lengths)))
-
-    def prefill_attention(self, first: int, lengths: list[int]) -> Attend:
-        """Attention of prompts (flat, prompt `first` and the next), which stores their keys."""
-        return storing_attention(self.prompts, 1, first, lengths)
+        self.share(torch.arange(rows) // group_size)
 
     def share(self, prompt: Tensor) -> None:
         """Compute `rows` and `place` for live rows that continue these prompts (live,)."""
@@ -160,28 +158,31 @@ def prefill(
     attention: Callable[[int, list[int]], Attend],
     prompts: Sequence[Prompt],
     embeds: Sequence[Tensor],
-) -> Tensor:
-    """Compute each prompt once; return the last hidden state of each (B, hidden).
+) -> tuple[Tensor, Tensor]:
+    """Compute each prompt once; return the last hidden state of each (B, hidden), and the position
+    that follows each (B,), on the CPU.
 
     `attention(first, lengths)` makes the attention of some prompts, the first of which is prompt
     `first`; it also writes their keys and values into the cache.
     """
-    last = []
+    last, following = [], []
     for part in plan_prefill(list(map(len, embeds))):
-        lengths = list(map(len, embeds[part]))
+        lengths, positions = list(map(len, embeds[part])), []
+        for prompt in prompts[part]:
+            positions.append(prompt.position_ids)
+            following.append(prompt.next_position)
         x = torch.cat(list(embeds[part]))  # (T, hidden)
-        positions = torch.cat([prompt.position_ids for prompt in prompts[part]], dim=1)
-        ends = torch.tensor(lengths, device=x.device).cumsum(0) - 1
-        rope = layers.rope(positions.to(x.device), x)
+        ends = (torch.tensor(lengths).cumsum(0) - 1).to(x.device)
+        rope = layers.rope(torch.cat(positions, dim=1).to(x.device), x)
         last.append(layers(x, rope, attention(part.start, lengths), ends))
-    return torch.cat(last)
+    return torch.cat(last), torch.tensor(following)
 
 
 def plan_prefill(lengths: Sequence[int]) -> list[slice]:
     """Prompts that are computed together, in order, up to PREFILL_TOKENS or one alone."""
     parts, start = [], 0
     while start < len(lengths):
-        ends = itertools.accumulate(lengths[start:])
-        count = sum(end <= PREFILL_TOKENS for end in ends) or 1
+        ends = list(itertools.accumulate(lengths[start:]))
+        count = bisect.bisect_right(ends, PREFILL_TOKENS) or 1
         parts.append(slice(start, start := start + count))
     return parts

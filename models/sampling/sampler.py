@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import unpad_sequence
 
 from grpo.settings.errors import SettingsError
 from models.device import out_of_memory
-from models.distribution import NoProbability, draw_tokens, law
+from models.distribution import draw, greedy, law
 from models.layers import Layers, Linear
-from models.sampling.kv_cache import KVCache, prefill
+from models.sampling.kv_cache import KVCache, prefill, storing_attention
 from models.tree import Group, Prompt
 
 
@@ -39,70 +41,65 @@ class Task:
     uniforms: Tensor | None  # (rows, max_length) float64; temperature 0 takes the argmax, no number
     temperature: float
     max_length: int
-    keep_logprobs: bool = False
 
     @property
     def rows(self) -> int:
         return len(self.prompts) * self.group_size
 
 
-@dataclass(frozen=True)
 class Rollout:
-    """What was drawn, row i*G + j being completion j of prompt i. On the CPU."""
-
-    tokens: Tensor  # (rows, L) int64; what lies beyond a row's length means nothing
-    lengths: Tensor  # (rows,) int64, EOS included
-    stopped: Tensor  # (rows,) bool: an EOS was drawn
-    logprobs: Tensor | None  # (rows, L) float32 at decode time, if asked for
-
-    def groups(self, prompts: Sequence[Prompt]) -> list[Group]:
-        """The same as one group a prompt."""
-        # Cloned: a tensor born in inference mode may not enter a graph.
-        lengths = self.lengths.tolist()
-        rows = [row[:n].clone() for row, n in zip(self.tokens, lengths, strict=True)]
-        cut = (~self.stopped).tolist()
-        size = len(rows) // len(prompts)
-        parts = [slice(i * size, (i + 1) * size) for i in range(len(prompts))]
-        return [Group(p, rows[part], cut[part]) for p, part in zip(prompts, parts, strict=True)]
-
-
-# Draws all completions of a task: `sample_eagerly`, or a GraphSampler on a GPU. Raises
-# SettingsError if logits are not finite, and the device's own error if memory runs out.
-Sampler = Callable[[Task], Rollout]
-
-
-class Record:
-    """The tokens drawn so far, on the host. Both samplers write their results here."""
+    """The completions of a task as they are drawn, on the host. Row i*G + j is completion j of
+    prompt i."""
 
     def __init__(self, task: Task) -> None:
         rows, length = task.rows, task.max_length
+        self.task = task
         # Finished rows are no longer computed, so place i of a step is not row i of the rollout.
         self.row = torch.arange(rows)  # (live,) the row that each place decodes
+        # What lies beyond a row's length means nothing.
         self.tokens = torch.zeros(rows, length, dtype=torch.int64)
-        self.logprobs = torch.zeros(rows, length) if task.keep_logprobs else None
-        self.lengths = torch.full((rows,), length)
-        self.stopped = torch.zeros(rows, dtype=torch.bool)
+        self.logprobs = torch.zeros(rows, length)  # when they were drawn
+        self.lengths = torch.full((rows,), length)  # EOS included
+        self.stopped = torch.zeros(rows, dtype=torch.bool)  # an EOS was drawn
         self._ends = torch.tensor(sorted(task.eos))
 
-    def add(self, start: int, tokens: Tensor, logprobs: Tensor | None) -> Tensor:
-        """Write tokens (live, n) at the positions from `start` on. Return which rows ended (live,).
+    def add(self, start: int, tokens: Tensor, logprobs: Tensor) -> Tensor:
+        """Write tokens (live, n) and their log-probs at the positions from `start` on. Return which
+        rows ended (live,).
 
-        A row ends with its first EOS; tokens behind it are written and mean nothing.
+        A row ends with its first EOS; tokens behind it are written and mean nothing. Raises
+        SettingsError for the first token before it that had no probability (-1).
         """
         window = slice(start, start + tokens.shape[1])
         self.tokens[self.row, window] = tokens
-        if self.logprobs is not None:
-            self.logprobs[self.row, window] = logprobs
+        self.logprobs[self.row, window] = logprobs
         is_end = torch.isin(tokens, self._ends)
         done, first = is_end.any(dim=1), is_end.int().argmax(dim=1)
         ended = self.row[done]
         self.lengths[ended] = start + first[done] + 1
         self.stopped[ended] = True
+        position = torch.arange(window.start, window.stop)
+        wrong = (tokens < 0) & (position < self.lengths[self.row][:, None])
+        if bool(wrong.any()):
+            place = int(wrong.T.nonzero()[0, 1])
+            raise not_finite(self.task.prompts[self.row[place] // self.task.group_size])
         return done
 
-    def rollout(self) -> Rollout:
-        """All rows, in their own order."""
-        return Rollout(self.tokens, self.lengths, self.stopped, self.logprobs)
+    def groups(self, prompts: Sequence[Prompt]) -> list[Group]:
+        """The same as one group a prompt."""
+        tokens = unpad_sequence(self.tokens, self.lengths, batch_first=True)
+        logprobs = unpad_sequence(self.logprobs, self.lengths, batch_first=True)
+        cut = (~self.stopped).tolist()
+        groups, size = [], len(tokens) // len(prompts)
+        for i, prompt in enumerate(prompts):
+            rows = slice(i * size, (i + 1) * size)
+            groups.append(Group(prompt, tokens[rows], cut[rows], logprobs[rows]))
+        return groups
+
+
+# Draws all completions of a task: `sample_eagerly`, or a GraphSampler on a GPU. Raises
+# SettingsError if logits are not finite, and the device's own error if memory runs out.
+Sampler = Callable[[Task], Rollout]
 
 
 def sample_in_parts(sampler: Sampler, task: Task) -> Rollout:
@@ -119,7 +116,7 @@ def sample_in_parts(sampler: Sampler, task: Task) -> Rollout:
             waiting = [*_halves(part), *waiting]
         else:
             drawn.append(rollout)
-    return drawn[0] if len(drawn) == 1 else joined(drawn)
+    return drawn[0] if len(drawn) == 1 else joined(task, drawn)
 
 
 def _if_it_fits(sampler: Sampler, task: Task) -> Rollout | None:
@@ -155,15 +152,12 @@ def _halves(task: Task) -> list[Task]:
     return tasks
 
 
-def joined(parts: Sequence[Rollout]) -> Rollout:
+def joined(task: Task, parts: Sequence[Rollout]) -> Rollout:
     """One rollout with the rows of all parts, in order."""
-    kept = [part.logprobs for part in parts if part.logprobs is not None]
-    return Rollout(
-        tokens=torch.cat([part.tokens for part in parts]),
-        lengths=torch.cat([part.lengths for part in parts]),
-        stopped=torch.cat([part.stopped for part in parts]),
-        logprobs=torch.cat(kept) if kept else None,
-    )
+    whole = Rollout(task)
+    for name in ("tokens", "logprobs", "lengths", "stopped"):
+        setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
+    return whole
 
 
 def not_finite(prompt: Prompt) -> SettingsError:
@@ -177,57 +171,37 @@ def not_finite(prompt: Prompt) -> SettingsError:
 @torch.inference_mode()
 def sample_eagerly(task: Task) -> Rollout:
     """Draw all completions of a task; see Sampler. One forward pass computes all live rows."""
-    prompts, group_size = task.prompts, task.group_size
     layers, device = Layers(task.language_model), task.banned.device
-    cache = _new_cache(task, layers)
+    cache = KVCache(layers, task.embeds, task.group_size, task.max_length)
+    attention = partial(storing_attention, cache.prompts, 1)
     # The first token of all G completions is drawn from the prompt's one last hidden state.
-    last = prefill(layers, cache.prefill_attention, prompts, task.embeds)  # (B, hidden)
-    hidden = last.repeat_interleave(group_size, dim=0)  # (rows, hidden)
-    position = torch.tensor([p.next_position for p in prompts]).repeat_interleave(group_size)
+    last, position = prefill(layers, attention, task.prompts, task.embeds)  # (B, hidden), (B,)
+    hidden = last.repeat_interleave(task.group_size, dim=0)  # (rows, hidden)
     # A text token has the same position on all three M-RoPE axes, so a table by position is enough.
     table = torch.arange(int(position.max()) + task.max_length, device=device).expand(3, -1)
     cos, sin = layers.rope(table, hidden)  # (positions, head_dim)
-    position = position.to(device)
+    position = position.repeat_interleave(task.group_size).to(device)  # (rows,)
     uniforms = None if task.uniforms is None else task.uniforms.to(device)
-    record = Record(task)
+    rollout = Rollout(task)
 
     for step in range(task.max_length):
         logits = law(task.head(hidden), task.temperature or 1.0, task.banned)  # (live, V)
-        tokens = _choose(task, logits, uniforms, record.row, step)  # (live,)
-        logprobs = None
-        if task.keep_logprobs:
-            logprobs = logits.log_softmax(dim=-1).gather(1, tokens[:, None]).cpu()  # (live, 1)
-        done = record.add(step, tokens[:, None].cpu(), logprobs)
+        if uniforms is None:
+            tokens, logprobs = greedy(logits)  # (live,) each
+        else:
+            tokens, logprobs = draw(logits, uniforms[rollout.row.to(device), step])
+        done = rollout.add(step, tokens[:, None].cpu(), logprobs[:, None].cpu())
         if bool(done.any()):
             # A finished row costs nothing more: the last live rows move to the places of finished
             # ones, in the cache and in everything that is indexed by place.
             moves = cache.drop(done)
-            record.row = moves.apply(record.row)
+            rollout.row = moves.apply(rollout.row)
             tokens = moves.apply(tokens)
             position = moves.apply(position)
-        if not len(record.row) or step + 1 == task.max_length:
+        if not len(rollout.row) or step + 1 == task.max_length:
             break
         at = position + step
         embeds = F.embedding(tokens, task.language_model.embed_tokens.weight)
         hidden = layers(embeds, (cos[at], sin[at]), cache.attend)
         cache.slot += 1
-    return record.rollout()
-
-
-def _new_cache(task: Task, layers: Layers) -> KVCache:
-    """An empty KV cache for all rows of the task."""
-    config = task.language_model.config
-    shape = (config.num_hidden_layers, config.num_key_value_heads, layers.width)
-    lengths = torch.tensor(list(map(len, task.embeds)))
-    like = {"dtype": task.embeds[0].dtype, "device": task.banned.device}
-    return KVCache(shape, lengths, task.rows, task.max_length, **like)
-
-
-def _choose(task: Task, logits: Tensor, uniforms: Tensor | None, row: Tensor, step: int) -> Tensor:
-    """One token (live,) for each place, from logits (live, V); place i decodes row[i]."""
-    if task.temperature == 0:
-        return logits.argmax(dim=-1)
-    try:
-        return draw_tokens(logits, uniforms[row.to(logits.device), step])
-    except NoProbability as error:
-        raise not_finite(task.prompts[row[error.row] // task.group_size]) from None
+    return rollout

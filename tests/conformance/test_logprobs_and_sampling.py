@@ -13,7 +13,7 @@ import torch
 from grpo.loss import clipped, clipped_surrogate
 from grpo.settings.config import Config
 from models import matmul as products
-from models.distribution import draw_tokens
+from models.distribution import draw
 from models.open_policy import load_policy
 from tests.conformance import oracle
 from tests.conformance.oracle import alike, decoded, group_of, law, near, truth, users_of
@@ -89,7 +89,8 @@ def test_trl_6789_samples_come_from_the_whole_distribution(trained, temperature)
     alike((p[drawn].log() - at_decode).exp(), torch.ones(count), 1e-4)  # the ratio
     rows, k = 151_936, torch.arange(0, 151_936, 9_001)  # Qwen2-VL's vocabulary, all alike
     for inside in (1e-3, 0.5, 0.999):  # near an edge, where float32 would take the neighbour
-        assert torch.equal(draw_tokens(torch.zeros(len(k), rows), (k.double() + inside) / rows), k)
+        tokens, _ = draw(torch.zeros(len(k), rows), (k.double() + inside) / rows)
+        assert torch.equal(tokens, k)
     names = {field.name for field in dataclasses.fields(Config)}
     assert not names & {"top_k", "top_p", "min_p", "typical_p", "repetition_penalty"}
 

@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen2VLModel
 
 from grpo.settings.errors import UsageError
-from models.distribution import draw_tokens
+from models.distribution import draw
 from models.sampling import kv_cache
 from models.tree import pack, rope_positions
 from tests.conformance.oracle import (
@@ -198,7 +198,7 @@ def test_r1_v_91_a_vision_token_cannot_be_drawn_and_has_no_mass(trained):
     assert torch.equal(trained.banned, shut)
     assert int(shut.sum()) > len(VISION)  # and the head's rows that no token has
     first_is_shut = torch.zeros(1, 4).masked_fill(torch.tensor([True, True, False, False]), -1e999)
-    assert draw_tokens(first_is_shut, torch.zeros(1, dtype=torch.float64)).tolist() == [2]
+    assert draw(first_is_shut, torch.zeros(1, dtype=torch.float64))[0].tolist() == [2]
     groups, at_decode = decoded(trained, QUESTIONS, 8, length=6)
     scored, entropy = trained.logprobs(groups, 1.0)
     with after_head(trained, lambda logits: logits + 1e4 * shut):

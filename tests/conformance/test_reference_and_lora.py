@@ -116,7 +116,7 @@ def test_ms_swift_10214_the_frozen_tower_builds_no_graph(fresh, monkeypatch):
         assert len(runs) - before == 3  # images of the three questions, over two steps
         (prompt,) = policy.encode(QUESTIONS[:1])
         assert not prompt.features[0].requires_grad
-        assert not policy.embed(prompt.input_ids, [prompt]).requires_grad
+        assert not policy.embed(prompt.input_ids, prompt.features).requires_grad
         tower = policy.model.get_base_model().model.visual
         assert not any(p.requires_grad or p.grad is not None for p in tower.parameters())
     assert not any(runs)

@@ -40,7 +40,11 @@ def replay(policy: Policy, record: dict[str, list[list[int]]]) -> None:
     """Make the policy "sample" what is on record for a question."""
 
     def sample(prompts, group_size, keys, *, temperature, max_completion_length):
-        return [policy.completed(p, record[p.id], [False] * group_size) for p in prompts]
+        groups = []
+        for p in prompts:
+            logprobs = [[-1.0] * len(ids) for ids in record[p.id]]
+            groups.append(policy.completed(p, record[p.id], [False] * group_size, logprobs))
+        return groups
 
     policy.sample = sample
 

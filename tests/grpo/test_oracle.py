@@ -130,10 +130,12 @@ class Table:
         lengths = [n for group in self.case.lengths for n in group]
         ids = torch.arange(sum(lengths)).split(lengths)
         size = len(self.case.lengths[0])
-        return [self.completed(b, ids[b * size : (b + 1) * size], [False] * size) for b in prompts]
+        logprobs = torch.tensor(self.case.old).split(lengths)
+        parts = [slice(b * size, (b + 1) * size) for b in prompts]
+        return [self.completed(b, ids[p], [False] * size, logprobs[p]) for b, p in enumerate(parts)]
 
-    def completed(self, prompt: int, ids, truncated: list[bool]) -> Group:
-        return Group(prompt, list(map(torch.as_tensor, ids)), truncated)
+    def completed(self, prompt: int, ids, truncated: list[bool], logprobs) -> Group:
+        return Group(prompt, list(map(torch.as_tensor, ids)), truncated, list(logprobs))
 
     def decode(self, ids: Tensor) -> str:
         return str(int(ids[0]))

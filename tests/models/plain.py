@@ -49,7 +49,7 @@ def rollout_with_logprobs(policy, prompts, size, keys, temperature, length) -> R
     sampler, parts = policy.sampler, []
 
     def keeping(task: Task) -> Rollout:
-        parts.append(sampler(replace(task, keep_logprobs=True)))
+        parts.append(sampler(task))
         return parts[-1]
 
     policy.sampler = keeping
@@ -57,7 +57,8 @@ def rollout_with_logprobs(policy, prompts, size, keys, temperature, length) -> R
         policy.sample(prompts, size, keys, temperature=temperature, max_completion_length=length)
     finally:
         policy.sampler = sampler
-    return joined(parts)
+    rows = sum(map(len, (part.tokens for part in parts)))
+    return joined(replace(parts[0].task, group_size=rows, prompts=prompts[:1]), parts)
 
 
 def completions(groups: list[Group]) -> list[list[int]]:

@@ -87,7 +87,7 @@ def test_the_kv_cache_is_counted_to_the_byte(fresh, dtype):
     class Buffers(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             made = function(*args, **(kwargs or {}))
-            if function is torch.ops.aten.zeros.default and made.ndim == 6:
+            if function is torch.ops.aten.new_zeros.default and made.ndim == 6:
                 buffers.append(made.nbytes)  # of prompts, and of completions
             return made
 

@@ -12,6 +12,7 @@ from models import distribution as law
 from models.images.features import hash_tensors
 from models.layers import Layers
 from models.policy import CPU_ACTIVATION
+from models.sampling.cuda_graph import GraphSampler
 from tests.conftest import randomise
 from tests.models import plain
 from tests.models.plain import (
@@ -22,6 +23,7 @@ from tests.models.plain import (
     rollout,
     rollout_with_logprobs,
 )
+from tests.models.sampling.recorded import Called
 
 
 def update(policy, groups, learning_rate=0.02):
@@ -88,16 +90,35 @@ def test_a_starting_adapter_is_its_own_frozen_reference(fresh, trained, tmp_path
     assert torch.equal(again.logprobs(groups, 1.0)[0], after)
 
 
-def test_a_policy_is_freed_without_the_garbage_collector(fresh):
-    policy = fresh()
+def prefetch(policy):
+    policy.vision.prefetch(image for question in QUESTIONS for image in question.images)
     rollout(policy)
-    held = [weakref.ref(policy), weakref.ref(policy.vision), weakref.ref(policy.head.weight)]
-    gc.disable()
-    try:
-        del policy
-        assert [ref() for ref in held] == [None, None, None]
-    finally:
-        gc.enable()
+
+
+def replay(policy):
+    policy.sampler = GraphSampler(Called)
+    rollout(policy)
+
+
+def compare(policy):
+    with policy.reference():
+        policy.logprobs(rollout(policy), 1.0)
+
+
+def test_a_policy_is_freed_without_the_garbage_collector(fresh, tmp_path):
+    """Two models of a large size, one after the other, must not need room for both."""
+    fresh().save(tmp_path)
+    for use in (rollout, replay, prefetch, compare, lambda policy: update(policy, rollout(policy))):
+        policy = fresh(adapter=tmp_path)
+        use(policy)
+        parts = (policy, policy.vision, policy.head.weight, policy.parameters()[0], policy.model)
+        held = list(map(weakref.ref, parts))
+        gc.disable()
+        try:
+            del policy, parts
+            assert [ref() for ref in held] == [None] * len(held), use
+        finally:
+            gc.enable()
 
 
 # Updates and gradients

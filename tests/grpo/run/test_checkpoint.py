@@ -70,7 +70,7 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
 
 def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Recorder:
     checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
-    progress = Progress(c, "a run", vars, before=history(run))
+    progress = Progress(c, vars, before=history(run))
     return Recorder(checkpointer, Stop(run, quiet=True), progress)
 
 

@@ -41,7 +41,7 @@ def test_a_stopped_run_whose_adapter_cannot_be_written_can_go_on(fresh, tmp_path
     checkpointer = Checkpointer(tmp_path, policy, optimizer, c, "origin", time.monotonic())
 
     def run(stop: Stop) -> None:
-        progress = Progress(c, "grpo", lambda question: {})
+        progress = Progress(c, lambda question: {})
         with Recorder(checkpointer, stop, progress) as record:
             for step in grpo(policy, optimizer, draw, reward, c):
                 signal.raise_signal(signal.SIGTERM)

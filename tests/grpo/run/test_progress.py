@@ -48,7 +48,7 @@ MOVES = re.compile(r"\x1b\[A|\r|\n")  # what tqdm itself sends a terminal
 def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **metrics) -> Step:
     """A step of two groups of two completions, `text` the first of them."""
     example = VQAExample("1", (), question, ("left", "right"), 1, "MRI", "side")
-    groups = [Group(None, [torch.arange(3)] * 2, [False] * 2)] * 2
+    groups = [Group(None, [torch.arange(3)] * 2, [False] * 2, [torch.zeros(3)] * 2)] * 2
     rewards = torch.tensor([[1.25, 0.0], [0.0, 0.0]])
     parts = {"format": rewards.clone(), "findings": torch.full((2, 2), torch.nan)}
     rollout = Rollout([example] * 2, groups, [[text, "B"], ["B", "A"]], rewards, parts)
@@ -58,7 +58,7 @@ def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **m
 
 def run(config: Config, *steps: Step, clock: Iterator[float] | None = None) -> None:
     ticks = clock or iter(range(1000))
-    with Progress(config, "grpo on MRI", asked_and_gold, clock=lambda: next(ticks)) as progress:
+    with Progress(config, asked_and_gold, clock=lambda: next(ticks)) as progress:
         for one in steps:
             progress.show(one)
 
@@ -121,7 +121,7 @@ def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
 def test_a_resumed_run_expects_its_steps_to_take_what_those_since_then_took(capfd):
     before = [METRICS | {"step": n} for n in range(1, 41)]
     ticks, c = iter([0, 10]), Config(steps=60, sample_every=0)
-    with Progress(c, "grpo on MRI", asked_and_gold, before, lambda: next(ticks)) as progress:
+    with Progress(c, asked_and_gold, before, lambda: next(ticks)) as progress:
         progress.show(step(41))
     assert "grpo on MRI 41/60 [0:00:10<0:03:10, " in capfd.readouterr().err
 

@@ -186,7 +186,11 @@ def test_a_run_traces_the_steps_that_it_is_told_to(tmp_path):
 def made(groups: int, size: int = 2) -> Step:
     """A step of many small groups, by hand: every completion is one token."""
     made_of = [
-        SimpleNamespace(completions=[torch.tensor([b])] * size, truncated=[False] * size)
+        SimpleNamespace(
+            completions=[torch.tensor([b])] * size,
+            truncated=[False] * size,
+            sampling_logprobs=[torch.zeros(1)] * size,
+        )
         for b in range(groups)
     ]
     rewards = torch.arange(groups * size, dtype=torch.float32).view(groups, size)

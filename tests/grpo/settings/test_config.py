@@ -33,6 +33,7 @@ OTHER = {
     "max_grad_norm": "0.3", "weight_decay": "0.01", "seed": "20", "out": "here", "cache": "none",
     "max_skipped_steps": "7",
     "device": "cpu", "dtype": "float32", "gradient_checkpointing": "on", "max_pixels": "784",
+    "cuda_graphs": "off",
     "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
     "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
     "trace_steps": "1,2", "sample_every": "23", "resume": "runs/a", "save_every": "24",

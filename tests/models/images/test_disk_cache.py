@@ -41,7 +41,7 @@ def names(files: FeatureFiles) -> set[str]:
 @pytest.fixture
 def size(tmp_path) -> int:
     """Bytes of one file."""
-    files = FeatureFiles(tmp_path / "one")
+    files = FeatureFiles(tmp_path / "one", 4)
     write(files, "00")
     return place(files, "00").stat().st_size
 
@@ -51,7 +51,7 @@ def files(tmp_path, size, monkeypatch) -> FeatureFiles:
     """A folder with room for three files that is looked at after every write."""
     monkeypatch.setattr(feature_files, "LIMIT", 3 * size + 1)
     monkeypatch.setattr(feature_files, "STRIDE", 1)
-    return FeatureFiles(tmp_path / "vision")
+    return FeatureFiles(tmp_path / "vision", 4)
 
 
 def test_the_least_recently_used_leave_first(files):
@@ -70,7 +70,7 @@ def test_a_folder_is_within_its_limit_after_every_stride(tmp_path, size, monkeyp
     stride = 2 * features(0).nbytes
     monkeypatch.setattr(feature_files, "LIMIT", 6 * size)
     monkeypatch.setattr(feature_files, "STRIDE", stride)
-    files, looks = FeatureFiles(tmp_path / "vision"), []
+    files, looks = FeatureFiles(tmp_path / "vision", 4), []
     monkeypatch.setattr(files, "_make_room", lambda: looks.append(FeatureFiles._make_room(files)))
     for name in range(16, 36):
         write(files, f"{name:x}")
@@ -79,7 +79,7 @@ def test_a_folder_is_within_its_limit_after_every_stride(tmp_path, size, monkeyp
 
 
 def test_what_another_run_left_over_the_limit_goes_at_the_first_write(files, monkeypatch):
-    other = FeatureFiles(files.folder)
+    other = FeatureFiles(files.folder, 4)
     monkeypatch.setattr(other, "_make_room", lambda: None)
     write(other, *(f"{name:x}" for name in range(16, 40)), used=60)
     assert len(names(files)) == 24
@@ -148,7 +148,7 @@ from pathlib import Path
 import torch
 from models.images import disk_cache as feature_files
 feature_files.LIMIT, feature_files.STRIDE = 20_000, 2_000
-files = feature_files.FeatureFiles(Path(sys.argv[1]))
+files = feature_files.FeatureFiles(Path(sys.argv[1]), 4)
 print("ready", flush=True)
 sys.stdin.readline()
 for i in range(300):

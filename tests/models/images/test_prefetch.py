@@ -26,9 +26,14 @@ IMAGES = [NoiseImage(seed, 56 + 28 * (seed % 3), 84) for seed in range(6)]
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A result of so many bytes."""
+    """The result of any image, of so many bytes."""
 
     nbytes: int = 1
+    images: list[NoiseImage] = dataclasses.field(default_factory=list)  # it is the result of
+
+    def of_image(self, image: NoiseImage) -> Sized:
+        self.images.append(image)
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,8 @@ def test_a_damaged_image_is_named_as_before_and_only_when_asked(tiny_folder, tmp
 
 
 def test_what_is_not_said_again_is_forgotten():
-    prefetcher: Prefetcher = Prefetcher(lambda image: Sized())
+    sized = Sized()
+    prefetcher = Prefetcher(sized.of_image)
     prefetcher.prefetch(IMAGES[:3])
     settled(prefetcher)
     prefetcher.prefetch(IMAGES[2:4])
@@ -124,15 +130,15 @@ def test_what_is_not_said_again_is_forgotten():
 def test_results_that_wait_are_bounded_and_room_is_used_again(monkeypatch):
     monkeypatch.setattr(models.images.prefetch, "WORKERS", 1)
     monkeypatch.setattr(models.images.prefetch, "LIMIT", 20)
-    done = []
-    prefetcher: Prefetcher = Prefetcher(lambda image: done.append(image) or Sized(10))
+    sized = Sized(10)
+    prefetcher = Prefetcher(sized.of_image)
     prefetcher.prefetch(IMAGES)
     settled(prefetcher)
-    assert done == IMAGES[:2]
+    assert sized.images == IMAGES[:2]
     prefetcher.take(IMAGES[5])  # not begun: done at once, by whoever asks
     prefetcher.take(IMAGES[0])
     settled(prefetcher)
-    assert done == [*IMAGES[:2], IMAGES[5], IMAGES[2]]
+    assert sized.images == [*IMAGES[:2], IMAGES[5], IMAGES[2]]
 
 
 def test_no_thread_outlives_its_work(tiny_folder):
@@ -169,11 +175,12 @@ from models.images.prefetch import Prefetcher, prefetching
 class Image:
     def __init__(self, key): self.key = key
 
-def work(image):
-    print("begun", flush=True)
-    time.sleep(0.2 if image.key else {first})
+    def wait(self, image):
+        print("begun", flush=True)
+        time.sleep(0.2 if image.key else {first})
 
-prefetcher = Prefetcher(work)
+owner = Image(None)
+prefetcher = Prefetcher(owner.wait)
 prefetcher.prefetch([Image(i) for i in range(1000)])
 sys.exit(3)
 """

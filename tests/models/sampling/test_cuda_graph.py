@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from grpo.settings.errors import UsageError
-from models.distribution import draw_tokens, law
+from models.distribution import law
 from models.layers import Layers, Linear
 from models.sampling import cuda_graph as captured
 from models.sampling import decode_step as static
@@ -191,7 +191,7 @@ def test_garbage_of_an_old_rollout_changes_nothing(policy, prompts):
     with torch.inference_mode():
         for name in ("cache", "mask", "hidden", "logprobs"):
             getattr(policy.sampler.buffers, name).fill_(torch.nan)
-        policy.sampler.buffers.probable.fill_(False)
+        policy.sampler.buffers.tokens.fill_(-1)
     assert_draws_as_the_plain_loop(policy, prompts[1:])
 
 
@@ -265,12 +265,16 @@ def test_a_step_looks_at_no_value(fresh, monkeypatch):
     with torch.inference_mode():
         at = Buffers.make(weights.layers, 8, 128, like)
         for temperature in (1.0, 0.0):
-            static.step(at.first(4), weights, temperature, True)
-        monkeypatch.setattr(
-            static, "invert_cdf", lambda *tensor: (draw_tokens(*tensor), tensor[1] >= 0)
-        )
+            static.step(at.first(4), weights, temperature)
+        draw_and_look = static.draw
+
+        def looking(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert bool((tensors[0] > 0).any())
+            return draw_and_look(*tensors)
+
+        monkeypatch.setattr(static, "draw", looking)
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-            static.step(at, weights, 1.0, True)
+            static.step(at, weights, 1.0)
 
 
 @pytest.mark.parametrize(

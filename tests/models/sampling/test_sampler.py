@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo.settings.errors import UsageError
-from models.distribution import NoProbability, draw_tokens, law, uniforms
+from models.distribution import BLOCK, draw, law, uniforms
 from models.sampling import kv_cache
 from models.sampling import sampler as sampling
 from models.sampling.kv_cache import KVCache
@@ -154,8 +154,8 @@ def test_banned_ids_have_no_mass_in_sampler_and_scorer(trained, prompts):
 def test_the_policy_cannot_draw_an_image_token_even_if_it_is_by_far_the_likeliest(trained):
     logits = torch.zeros(1, len(trained.banned))
     logits[0, trained.chat.image_pad] = 1e4
-    tokens = draw_tokens(
-        law(logits.expand(999, -1), 1.0, trained.banned), torch.linspace(0, 0.999, 999)
+    tokens, _ = draw(
+        law(logits.expand(999, -1), 1.0, trained.banned), torch.linspace(0, 0.999, 999).double()
     )
     assert not trained.banned[tokens].any()
 
@@ -182,14 +182,58 @@ def test_inverting_the_cdf_takes_the_interval_that_u_falls_into():
     logits = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0]).log().expand(6, -1)
     largest = math.nextafter(1.0, 0.0)
     u = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, largest], dtype=torch.float64)
-    assert draw_tokens(logits, u).tolist() == [1, 1, 2, 2, 4, 4]
+    tokens, logprobs = draw(logits, u)
+    assert tokens.tolist() == [1, 1, 2, 2, 4, 4]
+    assert torch.allclose(logprobs.exp(), torch.tensor([0.25, 0.25, 0.5, 0.5, 0.25, 0.25]))
+
+
+def by_one_sum(logits: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The oracle of `draw`: tokens by one cumulative sum, and each u's distance from an edge."""
+    cdf = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    threshold = u[:, None] * cdf[:, -1:]
+    at = torch.searchsorted(cdf, threshold, right=True)
+    edges = torch.nn.functional.pad(cdf, (1, 0)).gather(1, torch.cat([at, at + 1], dim=1))
+    return at[:, 0], (edges - threshold).abs().amin(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("draws", "size"),
+    [(10_000, 5 * BLOCK + 3), pytest.param(1_000_000, 2_003, marks=pytest.mark.exhaustive),
+     pytest.param(2_000, 151_936, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_sums_of_blocks_draw_the_tokens_of_one_sum(draws, size):
+    """But where u lies within 1e-12 of an edge."""
+    torch.manual_seed(0)
+    differ = 0
+    for part in torch.arange(draws).split(1_000):
+        logits = torch.randn(len(part), size) * 10 ** torch.empty(len(part), 1).uniform_(-1, 2)
+        logits[:, torch.rand(size) < 0.3] = -torch.inf
+        u = torch.rand(len(part), dtype=torch.float64)
+        expected, distance = by_one_sum(logits, u)
+        found, logprobs = draw(logits, u)
+        other = found != expected
+        assert float(distance[other].max() if other.any() else 0) < 1e-12
+        differ += int(other.sum())
+        scored = logits.log_softmax(dim=-1).gather(1, found[:, None])[:, 0]
+        assert torch.allclose(logprobs, scored, rtol=1e-5, atol=1e-5)
+    assert differ <= draws * 1e-5
+
+
+def test_an_edge_of_the_cdf_draws_a_token_that_has_a_probability():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3 * BLOCK).masked_fill(torch.rand(3 * BLOCK) < 0.5, -torch.inf)
+    cdf = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)[0]
+    for u in (cdf, cdf.nextafter(cdf + 1), cdf.nextafter(cdf - 1)):
+        tokens, _ = draw(logits.expand(len(u), -1), u.clamp(0, math.nextafter(1.0, 0.0)))
+        assert (tokens >= 0).all()
+        assert not logits[0, tokens].isinf().any()
 
 
 def test_logits_that_are_not_finite_raise_instead_of_drawing(trained):
     logits = torch.zeros(3, 5)
     logits[1:] = torch.nan
-    with pytest.raises(NoProbability, match="row 1"):
-        draw_tokens(logits, torch.tensor([0.1, 0.9, 0.2]))
+    tokens, _ = draw(logits, torch.tensor([0.1, 0.9, 0.2]).double())
+    assert tokens.tolist() == [0, -1, -1]
 
 
 def test_a_question_whose_logits_are_not_finite_is_named(trained, prompts, monkeypatch):
@@ -210,12 +254,12 @@ def test_memory_that_runs_out_while_drawing_changes_no_token(trained, prompts, m
     """Half of the prompts at a time, then half of the rows: the uniforms stay each row's own."""
     expected, tried = as_lists(sample(trained, prompts)), []
 
-    def small(shape, lengths, rows, slots, **like):
+    def small(layers, embeds, group_size, slots):
         """A cache that only `most` rows fit into."""
-        tried.append(rows)
-        if rows > most:
+        tried.append(len(embeds) * group_size)
+        if tried[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return KVCache(shape, lengths, rows, slots, **like)
+        return KVCache(layers, embeds, group_size, slots)
 
     monkeypatch.setattr(sampling, "KVCache", small)
     assert as_lists(sample(trained, prompts)) == expected

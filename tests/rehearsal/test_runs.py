@@ -1,0 +1,145 @@
+"""train.py and evaluate.py from end to end on a rehearsed card: nothing is refused on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import evaluate
+import train
+from grpo.settings.config import Config
+from tests.rehearsal import counts
+from tests.rehearsal.card import rehearsed
+from tests.rehearsal.counts import Counts
+
+TASK = [
+    *("--recipe", "phantom", "--train-size", "24", "--prompts-per-step", "2", "--ood", "CT"),
+    *("--max-completion-length", "24", "--eval-size", "0", "--cache", "none", "--threads", "1"),
+    *("--device", "cuda", "--quiet"),
+]
+# A graph that cannot be recorded ends the run, so no refusal is lost.
+if "cuda_graphs" in Config.__dataclass_fields__:
+    TASK += ["--cuda-graphs", "on"]
+GRPO = [*TASK, "--group-size", "4", "--kl-coef", "0.04", "--updates-per-rollout", "2"]
+ALL = [(card, dtype) for card in ("sm80", "sm90") for dtype in ("bfloat16", "float32")]
+
+
+def rehearse(main: Callable[[Sequence[str]], None], card: str, *flags: str | Path) -> Counts:
+    """What is counted in one run of a program; raises what the program raises."""
+    with rehearsed(card) as rehearsal:
+        main([*map(str, flags)])
+    return rehearsal.counts
+
+
+def steps(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_trains_validates_and_is_resumed_on_an_a100(tmp_path: Path) -> None:
+    """In bfloat16, with two updates a rollout, a reference and the sampler of CUDA graphs."""
+    run = tmp_path / "run"
+    flags = [*GRPO, "--dtype", "bfloat16", "--lr-schedule", "constant", "--out", run]
+    flags += ["--val-size", "2", "--eval-every", "1", "--warmup-steps", "0"]
+    first = rehearse(train.main, "sm80", *flags, "--steps", "1")
+    again = rehearse(train.main, "sm80", *flags, "--steps", "2", "--resume", "auto")
+    for found in (first, again):
+        assert found.total(counts.REPLAYS) > 0
+        assert found.total(counts.CAPTURED) > 0
+        assert {name.split()[0] for name in found.names(counts.ATTENTION)} <= {"flash", "efficient"}
+    one, two = steps(run)
+    assert (one["step"], two["step"]) == (1, 2)
+    assert one["grad_norm"] > 0
+    assert {"val/accuracy", "kl"} <= two.keys()
+    assert all(math.isfinite(value) for step in (one, two) for value in step.values())
+
+
+@pytest.fixture(scope="module", params=ALL, ids="-".join)
+def way(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A card and a dtype."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def supervised(way: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of supervised training. Read only."""
+    card, dtype = way
+    run = tmp_path_factory.mktemp("sft") / "run"
+    flags = ["--method", "sft", "--dtype", dtype, "--steps", "2", "--out", run]
+    rehearse(train.main, card, *TASK, *flags)
+    assert steps(run)[-1]["grad_norm"] > 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(
+    way: tuple[str, str], supervised: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """From the supervised run, with dynamic sampling and one traced step, and scored. Read only."""
+    card, dtype = way
+    run = tmp_path_factory.mktemp("grpo") / "run"
+    flags = ["--init", f"sft:{supervised}", "--dynamic-sampling", "2", "--dtype", dtype]
+    flags += ["--steps", "2", "--eval-size", "4", "--trace-steps", "1", "--out", run]
+    found = rehearse(train.main, card, *GRPO, *flags)
+    assert found.total(counts.REPLAYS) > 0
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_from_supervised_training_with_dynamic_sampling_is_scored(trained: Path) -> None:
+    table = json.loads((trained / "summary.json").read_text())
+    assert {"base", "trained"} <= set(table["results"])
+    assert all(math.isfinite(value) for step in steps(trained) for value in step.values())
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_with_controls_samples_and_measures(
+    way: tuple[str, str], trained: Path, tmp_path: Path
+) -> None:
+    flags = ["--run", trained, "--controls", "full", "--samples", "2", "--device", "cuda"]
+    flags += ["--metrics", "perplexity", "--json", tmp_path / "table.json"]
+    rehearse(evaluate.main, way[0], *flags)
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert {"base", "trained"} <= set(table["results"])
+
+
+@pytest.mark.slow
+def test_a_run_is_exported(way: tuple[str, str], trained: Path, tmp_path: Path) -> None:
+    flags = ["--run", trained, "--export-merged", tmp_path / "merged", "--device", "cuda"]
+    rehearse(evaluate.main, way[0], *flags)
+    assert load_file(next((tmp_path / "merged").glob("*.safetensors")))
+
+
+@pytest.mark.slow
+def test_a_step_is_explained(way: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    rehearse(train.main, way[0], *GRPO, "--dtype", way[1], "--explain")
+    assert "advantage" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_run_is_planned(
+    way: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rehearse(train.main, way[0], *GRPO, "--dtype", way[1], "--dry-run")
+    assert "--group-size" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_rehearsal_computes_what_the_cpu_computes(tmp_path: Path) -> None:
+    """In float32: the same tokens, rewards and updates, but for rounding."""
+    flags = [*GRPO, "--dtype", "float32", "--steps", "3", "--warmup-steps", "0"]
+    rehearse(train.main, "sm80", *flags, "--out", tmp_path / "card")
+    torch.set_num_threads(1)
+    train.main([*flags, "--device", "cpu", "--out", str(tmp_path / "cpu")])
+    unlike = {}
+    for one, other in zip(steps(tmp_path / "card"), steps(tmp_path / "cpu"), strict=True):
+        for name, value in other.items():
+            exempt = name.startswith(("time/", "memory/"))
+            if not exempt and not math.isclose(one[name], value, rel_tol=1e-2, abs_tol=1e-4):
+                unlike[other["step"], name] = one[name], value
+    assert unlike == {}
