@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLImageProcessorPil as ImageProcessor
 
 from grpo.loop import grpo_step
 from grpo.optim import adamw
@@ -52,7 +53,7 @@ def two_billion(folder: Path, layers: int, checkpointing: bool) -> Policy:
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
     model = model.to(torch.bfloat16).requires_grad_(False)
     tuned = lora.attach(model, lora.R, lora.ALPHA, seed=0).to("meta")
-    processor = None  # no image is prepared
+    processor = ImageProcessor.from_pretrained(folder)
     return Policy(tuned, tokenizer, processor, checkpointing=checkpointing, cache=None)
 
 

@@ -79,7 +79,7 @@ def at_2b(group_size: int, checkpointing: bool, length: int = LENGTH) -> dict[st
         "launches of a token step": launched,
         "waits by line": dict(two.places.waits.most_common()),
         "copies by line": dict(two.places.copies.most_common()),
-        "not in kernels.json": sorted(two.places.unknown),
+        "not in kernels.json": sorted(two.places.unknown + step.places.unknown),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from models.distribution import invert_cdf, law
+from models.distribution import draw, law
 from tests.benchmarks.floor import bandwidth, product_rate
 from tests.gpu.machine import DEVICE, ON_GPU, Row, Size, milliseconds, wait
 
@@ -105,11 +105,11 @@ def drawing(size: Size) -> Iterator[Row]:
         logits = law(raw, 1.0, banned)
         ways: dict[str, Callable[[], object]] = {
             "law_ms": partial(law, raw, 1.0, banned),
-            "draw_ms": partial(invert_cdf, logits, u),
+            "draw_ms": partial(draw, logits, u),
             "whole_row_ms": partial(whole_row, logits, u),
         }
         times = {name: milliseconds(way, size.repeats) for name, way in ways.items()}
-        same = bool((invert_cdf(logits, u)[0] == whole_row(logits, u)).all())
+        same = bool((draw(logits, u)[0] == whole_row(logits, u)).all())
         yield {"what": "drawing", "rows": rows} | times | {"same_tokens": same}
 
 

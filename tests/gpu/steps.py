@@ -54,8 +54,7 @@ def policy_of(size: Size, checkpointing: str = "off") -> Policy:
     kind = {"dtype": "bfloat16", "gradient_checkpointing": checkpointing}
     policy = load_policy(model, device=DEVICE.type, **kind)
     policy.banned[sorted(policy.chat.eos)] = True  # completions of full length
-    if not ON_GPU:
-        policy.sampler = GraphSampler(Called)
+    policy.sampler = GraphSampler() if ON_GPU else GraphSampler(Called)
     return policy
 
 
@@ -69,19 +68,6 @@ def draw(policy: Policy, prompts: Sequence[Prompt], size: Size, length: int) -> 
     return policy.sample(
         prompts, size.group_size, keys, temperature=1.0, max_completion_length=length
     )
-
-
-class Kept:
-    """A sampler that keeps what it drew, with its log-probs."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __call__(self, task: Any) -> Any:
-        if hasattr(task, "keep_logprobs"):
-            task = replace(task, keep_logprobs=True)
-        self.rollout = self.inner(task)
-        return self.rollout
 
 
 def rollouts(size: Size) -> Iterator[Row]:
@@ -140,12 +126,10 @@ def numbers(size: Size) -> Iterator[Row]:
     """Part 5: how far the sampler is from the scorer, KL at the start, the gradient again."""
     policy = policy_of(size)
     prompts = prompts_of(policy, size)
-    policy.sampler = Kept(policy.sampler)
     groups = draw(policy, prompts, size, size.length)
-    rollout = policy.sampler.rollout
     with torch.no_grad():
         scored = torch.cat([policy.logprobs([group], 1.0)[0] for group in groups]).cpu()
-    drawn = torch.cat([row[:n] for row, n in zip(rollout.logprobs, rollout.lengths, strict=True)])
+    drawn = torch.cat([row for group in groups for row in group.sampling_logprobs])
     off = (scored - drawn.cpu()).abs()
     row = {"what": "drawn against scored", "mean": float(off.mean()), "max": float(off.max())}
     yield row | {"p99": float(off.quantile(0.99))}
