@@ -77,7 +77,8 @@ class OnCard(Operations):
         self.copy("to the device" if there else "to the host")
         if there:
             return target if name == "copy_" else func(*args, **kwargs)
-        self.wait("copy to the host")
+        if not (kwargs.get("non_blocking") or True in args[2:]):
+            self.wait("copy to the host")
         dtype = kwargs.get("dtype") or source.dtype
         host = torch.full(source.shape, made_up(dtype), dtype=dtype)
         return host if target is None else target.copy_(host)

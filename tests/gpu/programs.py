@@ -101,28 +101,26 @@ def recipe(size: Size, folder: Path, steps: int) -> list[str]:
 
 
 def plans(size: Size, gigabytes: float | None) -> Iterator[Row]:
-    """Part 6, before the passes: what --dry-run foretells, with and without checkpointing."""
-    for checkpointing in ("on", "off"):
-        with tempfile.TemporaryDirectory() as folder:
-            words = [*recipe(size, Path(folder), 1), "--gradient-checkpointing", checkpointing]
-            start = time.perf_counter()
-            lines = finished(train([*words, "--dry-run"], gigabytes), 300)
-        row = {"what": "plan", "checkpointing": checkpointing, "s": time.perf_counter() - start}
-        yield row | {"lines": lines, "figures": figures(lines)}
+    """Part 6, before the passes: what --dry-run foretells."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        lines = finished(train([*recipe(size, Path(folder), 1), "--dry-run"], gigabytes), 300)
+    row = {"what": "plan", "s": time.perf_counter() - start, "figures": figures(lines)}
+    yield row | {"lines": lines}
 
 
-def figures(lines: list[str]) -> dict[str, float]:
-    """Each line's first amount, in MB, by what stands before it.
+def figures(lines: list[str]) -> dict[str, list[float]]:
+    """The numbers of each line of a table, by what stands before them.
 
-    >>> figures(["peak of the update: 9,800 MB", "in all 1.5 GB"])
-    {'peak of the update': 9800.0, 'in all': 1500.0}
+    >>> figures(["in MB", "  update     9,800.5    5,000", "peak: 1,200 MB", "fits 3 MB: all"])
+    {'update': [9800.5, 5000.0], 'peak': [1200.0]}
     """
     found = {}
     for line in lines:
-        amount = re.search(r"(.*?)[\s:|]+([\d,]+(?:\.\d+)?) ?([MG])i?B", line)
-        if amount:
-            scale = {"M": 1, "G": 1000}[amount[3]]
-            found[amount[1].strip(" |:")] = float(amount[2].replace(",", "")) * scale
+        name, *cells = re.split(r"\s{2,}|: ", line.strip())
+        numbers = [re.fullmatch(r"(\d[\d,]*(?:\.\d+)?)(?: [MG]i?B)?", cell) for cell in cells]
+        if numbers and all(numbers):
+            found[name] = [float(number[1].replace(",", "")) for number in numbers]
     return found
 
 
