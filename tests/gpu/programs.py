@@ -67,8 +67,9 @@ def phantom(size: Size, gigabytes: float | None) -> Iterator[Row]:
             name: train([*words, "--device", devices[name], "--out", str(run)], gigabytes)
             for name, run in runs.items()
         }
+        end = time.monotonic() + 500
         try:
-            said = {name: finished(process, 500) for name, process in started.items()}
+            said = {n: finished(p, end - time.monotonic()) for n, p in started.items()}
         finally:
             for process in started.values():
                 process.kill()
