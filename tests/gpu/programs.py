@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.memory import make_data
 from tests.benchmarks.same_work import Case, Task, draw_images
 from tests.gpu import machine
 from tests.gpu.machine import DEVICE, Row, Size
 from tests.gpu.steps import make_model
+from tests.tiny import NoiseImage
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("time/rollout", "time/reference", "time/update", "time/step")
@@ -83,12 +83,24 @@ def phantom(size: Size, gigabytes: float | None) -> Iterator[Row]:
     yield {"what": "steps with equal mean reward", "equal": alike, "of": len(pairs)}
 
 
+def make_data(folder: Path, side: int) -> str:
+    """A data set of four questions about images of noise."""
+    rows = []
+    for seed in range(4):
+        NoiseImage(seed, side, side).open().save(folder / f"{seed}.png")
+        row = {"question": "Which side is the lesion on?", "options": ["left", "right"]}
+        row |= {"image": f"{seed}.png", "answer": "AB"[seed % 2], "split": "train"}
+        rows.append(json.dumps(row | {"modality": "MRI"}))
+    (folder / "data.jsonl").write_text("\n".join(rows) + "\n")
+    return f"jsonl:{folder / 'data.jsonl'}"
+
+
 def recipe(size: Size, folder: Path, steps: int) -> list[str]:
     """train.py's words for medvlm-r1 at this size."""
     words = flags(
         recipe="medvlm-r1",
         model=make_model(size),
-        data=make_data(folder / "data.jsonl", size.side),
+        data=make_data(folder, size.side),
         modality="MRI",
         dtype="bfloat16",
         device=DEVICE.type,
