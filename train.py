@@ -21,7 +21,7 @@ from data.load import fingerprint, is_drawn, with_names
 from data.showing import asked_and_gold, described
 from data.training_questions import in_all_ways, load_questions, sft_target, training_draw
 from evaluate import score_run, validate
-from grpo.distributed import connect, processes, share, total
+from grpo.distributed import connect, processes, share, total, world
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
@@ -33,12 +33,14 @@ from grpo.run.metrics_log import history
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.run.resume import Point, going_on, open_run, starting_point
+from grpo.run.steps import largest_step
 from grpo.run.terminal import hushed
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.sft import sft
-from models.dry_run import NOT_ASKED, MemoryFlags, before_the_first_step, memory_flags
 from models.images.prefetch import prefetching
+from models.memory.flags import NOT_ASKED, MemoryFlags, memory_flags
+from models.memory.plan import plan_memory
 from models.open_policy import open_policy, starting_adapter, starting_model
 from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges
@@ -75,22 +77,20 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     examples, validation, tests, skipped = load_questions(config)
     target = sft_target(config, examples)
     adapter = starting_adapter(config)
-    policy = open_policy(config, adapter)
+    asked = in_all_ways(examples, config.ways)
+    plan = plan_memory(config, adapter, asked, target, largest_step, memory, world())
+    if memory.dry_run:
+        return plan.text
+    policy = open_policy(plan.applied(config), adapter)
     connect(policy.device)
-    plan = before_the_first_step(policy, in_all_ways(examples, config.ways), target, config, memory)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
     # A resumed run counts the seconds that it had taken before.
     started -= restore(point.checkpoint, policy, optimizer, begun_with)
-    if memory.dry_run:
-        return plan
-
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
-    if config.method == "sft":
-        steps = sft(policy, optimizer, draw, target, config, point.step)
-    else:
-        steps = grpo(policy, optimizer, draw, reward, config, point.step)
+    method, by = (sft, target) if config.method == "sft" else (grpo, reward)
+    steps = method(policy, optimizer, draw, by, config, point.step)
     if explains:
         return explanation(policy, next(steps), config, described)
 

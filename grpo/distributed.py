@@ -106,6 +106,17 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does all of the work of a step and exchanges nothing."""
+    before = os.environ.pop("WORLD_SIZE", None), os.environ.pop("RANK", None)
+    try:
+        yield
+    finally:
+        named = zip(("WORLD_SIZE", "RANK"), before, strict=True)
+        os.environ.update({name: value for name, value in named if value is not None})
+
+
 def share(items: Sequence[Any]) -> list[Any]:
     """This process's part of the items: every `world()`-th, so perhaps none."""
     return list(items[rank() :: world()])

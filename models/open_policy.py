@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
@@ -23,7 +26,6 @@ LOADED = (
     "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing",
     "cuda_graphs", "seed",
 )  # fmt: skip
-LARGE = 1_000_000_000  # parameters from which "auto" checkpoints on a GPU
 
 # What each instruction-tuned model was before its instruction tuning.
 BASES = {
@@ -31,6 +33,14 @@ BASES = {
     "Qwen/Qwen2-VL-2B-Instruct": "Qwen/Qwen2-VL-2B",
     "Qwen/Qwen2-VL-7B-Instruct": "Qwen/Qwen2-VL-7B",
 }
+
+
+class Parts(NamedTuple):
+    """What a policy is made of."""
+
+    model: PeftModel
+    tokenizer: Any
+    processor: Any
 
 
 def starting_model(model: str, init: str) -> str:
@@ -109,8 +119,8 @@ def load_policy(
     """A policy from a hub id, a folder or "phantom". Raises UsageError with a remedy.
 
     With `adapter` the policy starts as that adapter, and so does its reference; r and alpha default
-    to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is on
-    for a billion parameters or more on a GPU. `cache` None keeps features in memory only.
+    to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is off:
+    train.py plans it (models/memory). `cache` None keeps features in memory only.
     """
     place = pick_device(device)
     base, tokenizer, processor = load(model, pick_dtype(dtype, place), max_pixels)
@@ -119,10 +129,26 @@ def load_policy(
     if adapter is not None:
         lora.read(tuned, Path(adapter))
         lora.add_reference(tuned)
-    large = sum(p.numel() for p in base.parameters()) >= LARGE and place.type == "cuda"
-    checkpointing = {"auto": large, "on": True, "off": False}[gradient_checkpointing]
-    switches = {"checkpointing": checkpointing, "graphs": cuda_graphs}
+    switches = {"checkpointing": gradient_checkpointing == "on", "graphs": cuda_graphs}
     return Policy(tuned.to(place), tokenizer, processor, cache=cache, **switches)
+
+
+def without_weights(config: Config, device: torch.device, adapter: Path | None) -> Parts:
+    """What `open_policy` makes a policy of, as shapes alone: on the meta device, no weight read."""
+    dtype = pick_dtype(config.dtype, device)
+    base, tokenizer, processor = load(config.model, dtype, config.max_pixels, weights=False)
+    with torch.device("meta"):
+        tuned = lora.attach(base, config.lora_r, config.lora_alpha, config.seed)
+        if adapter is not None:
+            lora.add_reference(tuned)
+    return Parts(tuned, tokenizer, processor)
+
+
+def planned_device(device: str, dry_run: bool) -> torch.device:
+    """The device of a plan: a dry run may be for a GPU that is not on this machine."""
+    if dry_run and re.fullmatch(r"cuda(:\d+)?", device, re.ASCII):
+        return torch.device(device)
+    return pick_device(device)
 
 
 def stamp(model: str, adapter: Path | None, *more: str) -> str:

@@ -144,7 +144,7 @@ def test_every_other_command_runs(
     expected = {
         "--help": "--group-size",
         "--explain": "A_1 = ",
-        "--dry-run": "peak, measured",
+        "--dry-run": "peak, planned",
         "--image": "Not for clinical use.",
         "--export-merged": "no logit differs by more than",
         "train.py": "Next: python evaluate.py",

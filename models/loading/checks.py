@@ -8,7 +8,7 @@ pickle is opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -48,8 +48,8 @@ def read_json(file: Path) -> Any:
     return json.loads(file.read_text("utf-8"))
 
 
-def file_problems(source: str) -> Iterator[str]:
-    """Problems of a folder or a hub id, before it is read."""
+def file_problems(source: str, weights: bool = True) -> Iterator[str]:
+    """Problems of a folder or a hub id, before it is read, with its `weights` or without."""
     folder = Path(source)
     for file in folder.glob("*"):
         if file.exists() and not (file.is_file() or file.is_dir()):
@@ -57,7 +57,7 @@ def file_problems(source: str) -> Iterator[str]:
             yield f"{file.name} is no plain file{AGAIN}"
     yield from _type(source)
     if folder.is_dir():
-        yield from _files(folder)
+        yield from _files(folder, NEEDED if weights else NEEDED[:-1])
     yield from _detours(source)
 
 
@@ -75,18 +75,18 @@ def _type(source: str) -> Iterator[str]:
         yield f"{problem}; use what it was made from, such as Qwen/Qwen2-VL-2B-Instruct"
 
 
-def _files(folder: Path) -> Iterator[str]:
+def _files(folder: Path, needed: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """transformers makes an empty tokenizer if its files are missing, and names no bad shard."""
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-    lacking = [" or ".join(names) for names in NEEDED if not any(sizes.get(n) for n in names)]
+    lacking = [" or ".join(names) for names in needed if not any(sizes.get(n) for n in names)]
     if lacking:
         pickled = any(file.startswith("pytorch_model") for file in sizes)
         remedy = "; only safetensors are read, save it so" if pickled else AGAIN
         yield f"lacks {', '.join(lacking)}{remedy}"
-    for name in chain.from_iterable(NEEDED):
+    for name in chain.from_iterable(needed):
         if name in sizes:
             yield from _damage(folder, name)
-    if WEIGHTS not in sizes:
+    if needed is NEEDED and WEIGHTS not in sizes:
         for shard in sorted(set(read_json(folder / INDEX)["weight_map"].values())):
             yield from _damage(folder, shard)
 

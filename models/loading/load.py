@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 from transformers import Qwen2VLImageProcessorPil as ImageProcessor  # resizes with Pillow
 from transformers.utils import logging
 
@@ -29,12 +34,13 @@ def folder_of(name: str) -> Path:
 
 
 def load(
-    name: str, dtype: torch.dtype, max_pixels: int | None = None
+    name: str, dtype: torch.dtype, max_pixels: int | None = None, weights: bool = True
 ) -> tuple[Qwen2VLForConditionalGeneration, PreTrainedTokenizerBase, Any]:
     """The frozen model (on the CPU, in eval mode), its tokenizer and its image processor.
 
-    `max_pixels` replaces the checkpoint's own limit on an image's size. Raises UsageError for what
-    is missing, broken, out of reach, or not a Qwen2-VL.
+    `max_pixels` replaces the checkpoint's own limit on an image's size. Without `weights` the model
+    is on the meta device, and no file of weights has to be there. Raises UsageError for what is
+    missing, broken, out of reach, or not a Qwen2-VL.
     """
     source = str(folder_of(name))
     is_folder = Path(source).is_dir()
@@ -42,7 +48,7 @@ def load(
         remedy = "give a folder, a hub id like Qwen/Qwen2-VL-2B-Instruct, or phantom"
         raise UsageError(f"model {name}: no such folder; {remedy}")
     try:
-        checks.refuse(name, checks.file_problems(source))
+        checks.refuse(name, checks.file_problems(source, weights))
         # transformers prints no tables of problems: we raise one line if it matters.
         with ExitStack() as after:
             after.callback(logging.set_verbosity, logging.get_verbosity())
@@ -50,7 +56,7 @@ def load(
             logging.set_verbosity_error()
             if is_folder:  # a download should show its progress
                 logging.disable_progress_bar()
-            tokenizer, processor, model, report = _read(source, dtype)
+            tokenizer, processor, model, report = _read(source, dtype, weights)
     except UsageError:
         raise
     except Exception as error:  # hub, json, tokenizers and safetensors raise errors of any kind
@@ -58,7 +64,8 @@ def load(
         where = "folder" if is_folder else "hub id (is the network there?)"
         problem = f"model {name}: cannot be loaded from this {where}: {reason}"
         raise UsageError(f"{problem}; download it again, or use --model phantom") from error
-    checks.refuse(name, checks.weight_problems(report, model))
+    if weights:
+        checks.refuse(name, checks.weight_problems(report, model))
     checks.refuse(name, checks.mixture_problems(model.config, tokenizer, processor))
     checks.refuse(name, checks.processor_problems(processor))
     if max_pixels is not None:
@@ -66,7 +73,7 @@ def load(
     return model.requires_grad_(False).eval(), tokenizer, processor
 
 
-def _read(source: str, dtype: torch.dtype) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _read(source: str, dtype: torch.dtype, weights: bool) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Tokenizer, image processor, model, and transformers' report on the weights."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # Some folders keep the template in a file of its own.
@@ -74,6 +81,11 @@ def _read(source: str, dtype: torch.dtype) -> tuple[Any, Any, Any, dict[str, Any
         tokenizer.chat_template = checks.read_json(file)["chat_template"]
     processor = ImageProcessor.from_pretrained(source)
     kind = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if not weights:
+        config = Qwen2VLConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = Qwen2VLForConditionalGeneration._from_config(config, **kind)
+        return tokenizer, processor, model, {}
     safe = {"use_safetensors": True, "trust_remote_code": False}
     # Misshapen weights are in the report then, and weight_problems names them.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}

@@ -160,7 +160,7 @@ class GraphSampler:
     def _decode(self, task: Task) -> Rollout:
         """Windows of WINDOW steps, until every row has ended."""
         at, rollout = self.buffers, Rollout(task)
-        for start in range(0, task.max_length, WINDOW):
+        for start in range(task.first, task.max_length, WINDOW):
             live = len(rollout.row)
             if not live:
                 break

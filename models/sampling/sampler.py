@@ -41,6 +41,7 @@ class Task:
     uniforms: Tensor | None  # (rows, max_length) float64; temperature 0 takes the argmax, no number
     temperature: float
     max_length: int
+    first: int = 0  # token to begin with; the plan of memory draws the last ones only
 
     @property
     def rows(self) -> int:
@@ -174,6 +175,7 @@ def sample_eagerly(task: Task) -> Rollout:
     layers, device = Layers(task.language_model), task.banned.device
     cache = KVCache(layers, task.embeds, task.group_size, task.max_length)
     attention = partial(storing_attention, cache.prompts, 1)
+    cache.slot = task.first
     # The first token of all G completions is drawn from the prompt's one last hidden state.
     last, position = prefill(layers, attention, task.prompts, task.embeds)  # (B, hidden), (B,)
     hidden = last.repeat_interleave(task.group_size, dim=0)  # (rows, hidden)
@@ -184,7 +186,7 @@ def sample_eagerly(task: Task) -> Rollout:
     uniforms = None if task.uniforms is None else task.uniforms.to(device)
     rollout = Rollout(task)
 
-    for step in range(task.max_length):
+    for step in range(task.first, task.max_length):
         logits = law(task.head(hidden), task.temperature or 1.0, task.banned)  # (live, V)
         if uniforms is None:
             tokens, logprobs = greedy(logits)  # (live,) each

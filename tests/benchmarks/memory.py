@@ -1,22 +1,20 @@
-"""How far models/memory.py is off: predicted before, and the peak of one real step of train.py.
+"""How far the plan of memory (models/memory) is off: planned first, then a real step on the CPU.
 
-    MEDVQA_DATA=... nice -n 19 python tests/benchmarks/memory.py             minutes, 12 GB
-    MEDVQA_DATA=... nice -n 19 python tests/benchmarks/memory.py --only phantom 29M
+    MEDVQA_DATA=... nice -n 19 python tests/benchmarks/memory.py --models DIR    minutes, 3 GB
 
-Qwen2-VL-2B has its true shapes, its true 151,936 rows and random weights; MEDVQA_DATA holds its
-tokenizer (qwen2vl_tokenizer/). Both numbers are of resident memory: interpreter, libraries, and
-pages of the weights' files, which are mapped, among them. What is measured is `memory/peak_mb` of
-the run's own metrics, the high-water mark of the process from its start to the end of the step;
-`step` is without the loading of the weights, which are mapped and, in another dtype, there twice.
-glibc keeps part of what was freed (blocks below 32 MB), which no arithmetic on shapes can know: a
-model of middle size is the worst case. MALLOC_MMAP_THRESHOLD_=1048576 in the environment makes it
-give that back.
-Writes tests/benchmarks/results/memory.json.
+Two measures of a real step. `tracked`: torch's memory tracker on the real tensors, by phase; growth
+is what a step holds at most above what is held before it. `resident`: the high-water mark of the
+process in that step, above what was resident when it began. A CPU's allocator keeps part of what
+was freed and reuses it, so neither is a bound of the other. MALLOC_MMAP_THRESHOLD_=1048576 in the
+environment makes glibc give back every block of 1 MB.
+Qwen2-VL-2B has its true shapes and random weights; MEDVQA_DATA holds its tokenizer
+(qwen2vl_tokenizer/). Writes tests/benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -24,22 +22,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data.load import load_split
-from data.training_questions import in_all_ways
-from grpo.settings.config import Config
-from models.dry_run import largest_step
-from models.memory import MB, plan, sizes_of
-from models.open_policy import open_policy
-from models.probe import loading_bytes, longest_prompt, probe, process_bytes
-from tests.models.hub import make_hub_folder, random_weights, write, write_weights
-from tests.tiny import NoiseImage
+import torch
 
-ROOT = Path(__file__).parents[2]
+from grpo.run.steps import largest_step
+from grpo.settings.config import Config
+from models.memory.fake_step import NEVER, Watch, fake_step
+from models.memory.fitting import MB, Peaks
+from models.open_policy import open_policy, without_weights
+from models.policy import Policy
+from tests.benchmarks.same_work import memory_mb
+from tests.models.hub import make_hub_folder, random_weights, write, write_weights
+from tests.tiny import NoiseImage, Question
+
+CPU = torch.device("cpu")
 ON = "--gradient-checkpointing on"
 QWEN2_VL_2B = {
     "hidden_size": 1536,
@@ -74,28 +78,17 @@ SHAPES = {
     "0.4B": (MIDDLE, TOWER_MIDDLE),
     "2B": (QWEN2_VL_2B, TOWER_2B),
 }
-# name -> model, side of the images in pixels, flags
+# name -> model, side of the image in pixels, flags
+SIZE = "--group-size 8 --prompts-per-step 1 --max-completion-length 64"
 CASES: dict[str, tuple[str, int, str]] = {
-    "phantom": ("phantom", 112, "--group-size 8 --prompts-per-step 4 --max-completion-length 64"),
-    "29M": ("29M", 448, "--group-size 8 --prompts-per-step 2 --max-completion-length 64"),
-    "29M, checkpointed": (
-        "29M",
-        448,
-        f"--group-size 8 --prompts-per-step 2 --max-completion-length 64 {ON}",
-    ),
-    "2B in float32": ("2B", 224, "--group-size 4 --prompts-per-step 1 --max-completion-length 16"),
-    "2B in float32, checkpointed": (
-        "2B",
-        448,
-        f"--group-size 8 --prompts-per-step 1 --max-completion-length 32 {ON}",
-    ),
-    "2B in bfloat16": (
-        "2B",
-        140,
-        "--group-size 4 --prompts-per-step 1 --max-completion-length 6 --dtype bfloat16",
-    ),
+    "phantom": ("phantom", 112, SIZE),
+    "29M": ("29M", 448, SIZE),
+    "29M, checkpointed": ("29M", 448, f"{SIZE} {ON}"),
+    "29M in bfloat16": ("29M", 448, f"{SIZE} --dtype bfloat16"),
+    "29M in bfloat16, checkpointed": ("29M", 448, f"{SIZE} --dtype bfloat16 {ON}"),
+    "0.4B": ("0.4B", 448, SIZE),
+    "0.4B, checkpointed": ("0.4B", 448, f"{SIZE} {ON}"),
 }
-PHASES = ("standing", "sampling", "update")
 
 
 def make_model(name: str, folder: Path) -> str:
@@ -114,99 +107,128 @@ def make_model(name: str, folder: Path) -> str:
     return str(folder)
 
 
-def make_data(file: Path, side: int) -> str:
-    """Four questions about images of noise."""
-    rows = []
-    for seed in range(4):
-        NoiseImage(seed, side, side).open().save(file.parent / f"{seed}.png")
-        question = {"question": "Which side is the lesion on?", "options": ["left", "right"]}
-        given = {"image": f"{seed}.png", "answer": "AB"[seed % 2], "split": "train"}
-        rows.append(json.dumps(question | given | {"modality": "MRI"}))
-    file.write_text("\n".join(rows) + "\n")
-    return f"jsonl:{file}"
+def planned(config: Config, question: Question) -> Peaks:
+    """The fake step."""
+    parts, device = without_weights(config, CPU, None), CPU
+    on = config.gradient_checkpointing == "on"
+    step = partial(largest_step, config=config, example=question, text="")
+    return fake_step(parts, device, on, config.prompts_per_step, step)
 
 
-def predicted(words: list[str]) -> dict[str, Any]:
-    """The plan of a run with these flags, in MB, made before a step of that size is tried out."""
-    config = Config.from_flags(words)
-    policy = open_policy(config)
-    questions = in_all_ways(load_split(config, "train", config.train_size, set()), config.ways)
-    example, *tokens = longest_prompt(policy, questions)
-    work = largest_step(policy, questions, lambda example: "", config, *tokens)
-    found = plan(sizes_of(policy, process_bytes(policy), loading_bytes(policy)), work)
-    parts = found._asdict()
-    phases = {name: {k: v / MB for k, v in parts[name].items()} for name in PHASES}
-    totals = {"loading": found.loading / MB, "step": found.step / MB, "peak": found.peak / MB}
-    tried = max(probe(policy, example, work, config.temperature, config.kl_coef > 0).values())
-    return {"tokens": tokens, **phases, **totals, "tried": tried}
+def tracked(policy: Policy, config: Config, question: Question) -> tuple[int, dict[str, int]]:
+    """Bytes held before a real step, and at most in each of its phases, by torch's tracker."""
+    policy.__class__, policy.watch, policy.chat.eos = WatchedPolicy, Watch(), NEVER
+    policy.watch.track_external(policy.model)
+    with policy.watch:
+        largest_step(policy, config, question, "")
+        policy.watch.begin("after")
+    del policy.watch.peaks["before"]
+    return policy.watch.held, policy.watch.peaks
 
 
-def measured(words: list[str], run: Path) -> float:
-    """MB at the peak of one real step."""
-    program = [sys.executable, str(ROOT / "train.py"), *words, "--out", str(run), "--quiet"]
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
-    (line,) = (run / "metrics.jsonl").read_text().splitlines()
-    return json.loads(line)["memory/peak_mb"]
+class WatchedPolicy(Policy):
+    """A real policy that tells a Watch which phase begins, as FakePolicy does."""
+
+    watch: Watch
+
+    def encode(self, *args: Any) -> Any:
+        self.watch.begin("vision tower")
+        return super().encode(*args)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        self.watch.begin("sampling")
+        return super().sample(*args, **kwargs)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self.watch.begin("reference")
+        with super().reference():
+            yield
+
+    def logprobs(self, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            self.watch.begin("update")
+        return super().logprobs(*args)
 
 
-def compared(name: str, models: Path, threads: int) -> dict[str, Any]:
-    """One case: predicted in a process of its own, then measured in another."""
+def resident_growth(policy: Policy, config: Config, question: Question) -> int:
+    """Bytes by which the process grows at most in a second real step."""
+    policy.chat.eos = NEVER
+    largest_step(policy, config, question, "")  # pages of the weights are mapped when first used
+    for parameter in policy.parameters():
+        parameter.grad = None
+    gc.collect()
+    before = memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    largest_step(policy, config, question, "")
+    return int((memory_mb("VmHWM") - before) * MB)
+
+
+def of_case(name: str, models: Path, what: str) -> Any:
+    """One figure of a case, in this process."""
     model, side, flags = CASES[name]
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["--model", make_model(model, models / model), *flags.split()]
-        words += ["--data", make_data(Path(folder) / "data.jsonl", side), "--modality", "MRI"]
-        words += ["--steps", "1", "--train-size", "4", "--val-size", "0", "--eval-size", "0"]
-        words += ["--device", "cpu", "--recipe", "medvlm-r1", "--kl-coef", "0.04"]
-        words += ["--threads", str(threads), "--cache", "none", "--trace-steps", "0"]
-        program = [sys.executable, __file__, "--predict", *words]
-        before = json.loads(subprocess.run(program, check=True, capture_output=True).stdout)
-        start = time.monotonic()
-        peak = measured(words, Path(folder) / "run")
-    parts = {phase: {k: round(v, 1) for k, v in before[phase].items()} for phase in PHASES}
-    weights = sum(before["standing"][part] for part in ("language model", "head", "vision tower"))
-    fixed = weights + before["standing"]["process"]
+    words = ["--recipe", "medvlm-r1", "--kl-coef", "0.04", "--device", "cpu", "--cache", "none"]
+    config = Config.from_flags(
+        [*words, "--model", make_model(model, models / model), *flags.split()]
+    )
+    question = Question("Which side is the lesion on?", (NoiseImage(1, side, side),))
+    if what == "planned":
+        return asdict(planned(config, question))
+    measure = tracked if what == "tracked" else resident_growth
+    return measure(open_policy(config), config, question)
+
+
+def compared(name: str, models: Path) -> dict[str, Any]:
+    """One case; each figure comes from a process of its own."""
+    start, found = time.monotonic(), {}
+    for what in ("planned", "tracked", "resident"):
+        program = [sys.executable, __file__, "--models", str(models), "--case", name, what]
+        done = subprocess.run(program, check=True, capture_output=True, text=True)
+        found[what] = json.loads(done.stdout)
+    plan, (held, phases) = found["planned"], found["tracked"]
+    growth = max(phases.values()) - held
+    expected = max(plan["phases"].values()) - plan["held"]
     return {
         "case": name,
-        "flags": flags,
-        "prompt_tokens, of images": before["tokens"],
-        "predicted_mb": round(before["peak"], 1),
-        "measured_mb": round(peak, 1),
-        "off": round(before["peak"] / peak - 1, 4),
-        "predicted_step_mb": round(before["step"], 1),
-        "measured_step_mb": round(before["tried"], 1),
-        "off_step": round(before["step"] / before["tried"] - 1, 4),
-        # Weights and process are most of it, and easily known: the error on what is left.
-        "off_step_without_weights_and_process": round(
-            (before["step"] - fixed) / (before["tried"] - fixed) - 1, 4
-        ),
+        "flags": CASES[name][2],
+        "held_mb": mb(held),
+        "planned_growth_mb": mb(expected),
+        "tracked_growth_mb": mb(growth),
+        "off_tracked": round(expected / growth - 1, 5),
+        "off_by_phase": {
+            phase: round((plan["phases"][phase] - plan["held"]) / (peak - held) - 1, 4)
+            for phase, peak in phases.items()
+        },
+        # Gradients and moments of the adapters are made in the step that is measured.
+        "resident_growth_mb": mb(found["resident"]),
         "seconds": round(time.monotonic() - start, 1),
-        **parts,
     }
 
 
+def mb(size: int) -> float:
+    return round(size / MB, 1)
+
+
 def main() -> None:
-    if sys.argv[1:2] == ["--predict"]:
-        print(json.dumps(predicted(sys.argv[2:])))
-        return
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--models", type=Path, help="folder to keep the random models in")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.case:
+        print(json.dumps(of_case(options.case[0], options.models, options.case[1])))
+        return
     file = Path(__file__).parent / "results" / "memory.json"
-    kept = (
-        {found["case"]: found for found in json.loads(file.read_text())["cases"]}
-        if file.is_file()
-        else {}
-    )
+    kept: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
-            found = compared(name, options.models or Path(folder), options.threads)
+            found = compared(name, options.models or Path(folder))
             if threshold := os.environ.get("MALLOC_MMAP_THRESHOLD_"):
                 found["case"] = f"{name}, glibc gives back from {threshold} bytes"
             kept[found["case"]] = found
-            shown = {k: v for k, v in found.items() if k not in PHASES}
-            print(json.dumps(shown), flush=True)
+            print(json.dumps(found), flush=True)
             machine = {"machine": platform.machine(), "threads": options.threads}
             record = machine | {"cases": [kept[case] for case in sorted(kept)]}
             file.write_text(json.dumps(record, indent=2) + "\n")
