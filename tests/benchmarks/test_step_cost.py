@@ -11,6 +11,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from tests.benchmarks.card import OnCard, card
 from tests.benchmarks.operations import Operations, Tally
@@ -91,6 +92,15 @@ def test_the_card_counts_waits_and_copies_and_not_what_the_host_does():
     assert host.tolist() == [1, 2, 3, 4]
     assert sum(counted.places.copies.values()) == 4
     assert sum(counted.places.waits.values()) == 6
+
+
+def test_the_card_takes_a_causal_mask_without_numbers_for_flash():
+    counted = OnCard(drawn=1)
+    with card(counted):
+        q, k = (torch.ones(1, 2, t, 8, device="cuda", dtype=torch.bfloat16) for t in (3, 5))
+        F.scaled_dot_product_attention(q, k, k, attn_mask=causal_lower_right(3, 5))
+    assert counted.places.launches["_scaled_dot_product_flash_attention"] == 1
+    assert counted.phases["other"].flops == 2 * 2 * 2 * (3 + 4 + 5) * 8
 
 
 def test_the_card_refuses_tensors_of_two_places():
