@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 # Up to so many tokens a group is faster as one kernel with its whole mask, empty blocks included,
 # than as one kernel for each block.
@@ -38,18 +39,21 @@ class TreeAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(t, heads * d); see `Attend` in models/layers.py."""
-        last_alone = len(query) < len(key)
-        wholes = [sum(group) for group in self.lengths]
-        sizes = [sum(group) - (group[0] - 1) * last_alone for group in self.lengths]
-        parts = zip(query.split(sizes), key.split(wholes), value.split(wholes), strict=True)
-        found = []
-        for group, part in zip(self.lengths, parts, strict=True):
-            # A prompt alone needs no mask: plain causal attention has the faster kernel.
-            dense = sum(group) <= DENSE and len(group) > 1
-            found += [self._dense(group, *part)] if dense else self._blocks(group, *part)
+        found, first, start = [], 0, 0  # the group's first query, and its first key
+        for group in self.lengths:
+            whole = sum(group)
+            queries = whole - (group[0] - 1) * (len(query) < len(key))
+            part = query[first : first + queries], key[start : start + whole]
+            # A prompt alone needs no mask, nor does a GPU: that is the faster kernel.
+            dense = whole <= DENSE and len(group) > 1 and query.device.type == "cpu"
+            attend = self._dense if dense else self._blocks
+            found += attend(group, *part, value[start : start + whole])
+            first, start = first + queries, start + whole
         return torch.cat(found)
 
-    def _dense(self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _dense(
+        self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor
+    ) -> Iterator[Tensor]:
         """A whole group in one kernel. A token sees earlier tokens of the prompt and of its own
         completion."""
         name = (*group, len(query))
@@ -58,7 +62,7 @@ class TreeAttention:
             part = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(group))
             sees = ((part[:, None] == part) | (part == 0)).tril()[-len(query) :]
             self._masks[name] = _additive(sees, query, key)
-        return grouped(query, key, value, self._masks[name])
+        yield grouped(query, key, value, self._masks[name])
 
     def _blocks(
         self, group: Sequence[int], query: Tensor, key: Tensor, value: Tensor
@@ -83,9 +87,16 @@ class TreeAttention:
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Lower-right causal attention: the t queries are the last t of S tokens."""
         t, length = len(query), len(key)
-        if t == length:
-            one = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, t, d)
-            found = F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)
+        # On a GPU in half precision flash computes it without a mask, from CausalBias.
+        flash = query.device.type == "cuda" and query.dtype != torch.float32
+        if t == length or flash:
+            q, k, v = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+            kind = (
+                {"is_causal": True} if t == length else {"attn_mask": causal_lower_right(t, length)}
+            )
+            found = F.scaled_dot_product_attention(
+                q[None], k[None], v[None], enable_gqa=True, **kind
+            )
             return found[0].transpose(0, 1).flatten(1)
         if t > 1 and (t, length) not in self._masks:
             # Query i is token S - t + i and sees all keys up to that one.

@@ -30,6 +30,10 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError):
         raise UsageError(f"device {device}: is not on this machine; use --device cpu") from None
+    # cuDNN's attention plans anew for every shape, some 30 ms each, and lengths never repeat.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Products of bfloat16 matrices sum in float32, also where the sum is split.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return picked
 
 

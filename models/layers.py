@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from models.matmul import linear, linear_backward
+from models.linear import Linear, as_one, read_linear
 
 Rope = tuple[Tensor, Tensor]  # cosines and signed sines (T, head_dim)
 # (layer, queries (t, heads, d), keys and values (T, kv_heads, d)) -> (t, heads * d). t is T, except
@@ -36,26 +36,44 @@ class Layer(NamedTuple):
     """The weights of one decoder layer, in the order in which they are used."""
 
     norm: nn.Module
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear  # queries, keys and values in one product
     o: Linear
     post_norm: nn.Module
-    gate: Linear
-    up: Linear
+    gate_up: Linear
     down: Linear
+
+
+def joined_modules(layer: nn.Module) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]:
+    """The linears of a Qwen2VLDecoderLayer that take the same input."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
 
 
 def read_layer(module: nn.Module) -> Layer:
     """The weights of a Qwen2VLDecoderLayer, as the active adapter makes them."""
-    attention, mlp = module.self_attn, module.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    qkv, gate_up = joined_modules(module)
     return Layer(
         module.input_layernorm,
-        *map(read_linear, projections),
+        read_linear(*qkv),
+        read_linear(module.self_attn.o_proj),
         module.post_attention_layernorm,
-        *map(read_linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        read_linear(*gate_up),
+        read_linear(module.mlp.down_proj),
     )
+
+
+def lay_together(model: nn.Module) -> None:
+    """Move the frozen weights of linears of one input to one place, so that `as_one` copies
+    nothing. The modules keep them as views: no weight is there twice."""
+    for layer in model.layers:
+        for modules in joined_modules(layer):
+            bases = [m.get_base_layer() if isinstance(m, LoraLayer) else m for m in modules]
+            for parts in ([m.weight for m in bases], [m.bias for m in bases]):
+                if parts[0] is None:
+                    continue
+                sizes = list(map(len, parts))
+                for part, own in zip(parts, as_one(parts).detach().split(sizes), strict=True):
+                    part.data = own
 
 
 class Layers:
@@ -104,17 +122,15 @@ class Layers:
     ) -> Tensor:
         """One decoder layer: the two equations at the top of this file."""
         heads, kv_heads = self.heads
-        y = rms_norm(x, layer.norm)
-        key = self._rotate(layer.k(y).reshape(-1, kv_heads, self.width), rope)
-        value = layer.v(y).reshape(-1, kv_heads, self.width)
+        y = layer.qkv(rms_norm(x, layer.norm)).unflatten(1, (-1, self.width))
+        query_key, value = y.split([heads + kv_heads, kv_heads], dim=1)
+        query, key = self._rotate(query_key, rope).split([heads, kv_heads], dim=1)
         if wanted is not None:  # every token is attended to, but only these attend
-            x, y, rope = x[wanted], y[wanted], (rope[0][wanted], rope[1][wanted])
-        query = self._rotate(layer.q(y).reshape(-1, heads, self.width), rope)
+            x, query = x[wanted], query[wanted]
         # x += o(attend(rotate(q(y)), rotate(k(y)), v(y)))
         x = x + layer.o(attend(query, key, value))
         # x += down(silu(gate(y)) * up(y))
-        y = rms_norm(x, layer.post_norm)
-        return x + layer.down(swiglu(layer.gate(y), layer.up(y)))
+        return x + layer.down(swiglu(layer.gate_up(rms_norm(x, layer.post_norm))))
 
     def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
         """RoPE on (T, heads, dim): the halves (a, b) become (a cos - b sin, b cos + a sin)."""
@@ -122,79 +138,8 @@ class Layers:
         return torch.addcmul(x * cos[:, None], x.roll(self.width // 2, dims=-1), sin[:, None])
 
 
-class Linear(NamedTuple):
-    """y = W x + bias + scale B A x, with A and B in the dtype that W computes in."""
-
-    weight: Tensor  # (out, in), frozen
-    bias: Tensor | None
-    a: Tensor | None  # (r, in)
-    b: Tensor | None  # (out, r)
-    scale: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """y (T, out) of x (T, in)."""
-        if torch.is_grad_enabled():
-            if self.a is None:
-                return _Frozen.apply(x, self.weight, self.bias)
-            return _WithLoRA.apply(x, *self)
-        # Without a gradient, the LoRA term is added in place and nothing is kept.
-        y = linear(x, self.weight, self.bias)
-        return y if self.a is None else y.addmm_(F.linear(x, self.a), self.b.T, alpha=self.scale)
-
-
-def read_linear(module: nn.Module) -> Linear:
-    """The weights of a linear layer, with LoRA if an adapter is active."""
-    if not isinstance(module, LoraLayer):
-        return Linear(module.weight, module.bias, None, None, 0.0)
-    base = module.get_base_layer()
-    if module.disable_adapters:
-        return Linear(base.weight, base.bias, None, None, 0.0)
-    (name,) = module.active_adapters
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    dtype = base.weight.dtype
-    return Linear(base.weight, base.bias, a.to(dtype), b.to(dtype), module.scaling[name])
-
-
-class _WithLoRA(torch.autograd.Function):
-    """y = W x + bias + s B A x.  Keeps x and A x (T, r), where autograd would also keep B A x.
-
-        dx = W^T dy + s A^T B^T dy        dA = s B^T dy x^T        dB = s dy (A x)^T
-
-    In the code tokens are rows, x (T, in) and dy (T, out), so every product is transposed.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scale):
-        inner = F.linear(x, a)  # (T, r)
-        ctx.save_for_backward(x, weight, a, b, inner)
-        ctx.scale = scale
-        return linear(x, weight, bias).addmm_(inner, b.T, alpha=scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight, a, b, inner = ctx.saved_tensors
-        d_inner = (dy @ b).mul_(ctx.scale)  # (T, r)
-        dx = linear_backward(dy, weight).addmm_(d_inner, a) if ctx.needs_input_grad[0] else None
-        return dx, None, None, d_inner.T @ x, (dy.T @ inner).mul_(ctx.scale), None
-
-
-class _Frozen(torch.autograd.Function):
-    """y = W x + bias with a frozen weight: dx = W^T dy, so nothing but the weight is kept."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(weight)
-        return linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        return linear_backward(dy, ctx.saved_tensors[0]), None, None
-
-
 class _RMSNorm(torch.autograd.Function):
-    """y = w * u with u = x s and s = 1 / sqrt(mean(x^2) + eps).  Keeps x and s, one number a token.
+    """y = w * u with u = x s and s = 1 / sqrt(mean(x^2) + eps).  Keeps x.
 
         dx = s (g - u mean(g * u))        g = dy * w
 
@@ -203,47 +148,62 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)  # (T, 1)
-        ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _normed(x, weight, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, weight, scale = ctx.saved_tensors
-        unit = x.float() * scale
+        x, weight = ctx.saved_tensors
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + ctx.eps)  # (T, 1)
+        unit = wide * scale
         slope = (dy * weight).float()
         along = (slope * unit).mean(dim=-1, keepdim=True)
         return slope.sub_(unit.mul_(along)).mul_(scale).to(x.dtype), None, None
 
 
 class _SwiGLU(torch.autograd.Function):
-    """y = silu(gate) * up.  Keeps gate and up; silu(gate) is computed again.
+    """y = silu(gate) * up.  Keeps gate and up, which are the halves of x (T, 2 I); silu(gate) is
+    computed again.
 
     dgate = dy * up * silu'(gate)        dup = dy * silu(gate)
     """
 
     @staticmethod
-    def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        gate, up = x.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+        (x,) = ctx.saved_tensors
+        gate, up = x.chunk(2, dim=-1)
+        dx = torch.empty_like(x)
+        d_gate, d_up = dx.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=d_gate)
+        torch.mul(F.silu(gate), dy, out=d_up)
+        return dx
 
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """RMSNorm of x (T, hidden), in float32; rounded before the weight multiplies."""
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
-    unit = F.rms_norm(x.float(), x.shape[-1:], eps=norm.variance_epsilon)
-    return unit.to(x.dtype).mul_(norm.weight)
+    return _normed(x, norm.weight, norm.variance_epsilon)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up; silu is Qwen2-VL's `hidden_act`."""
-    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The one arithmetic of all passes, so that KL starts at exactly 0."""
+    return F.rms_norm(x, x.shape[-1:], eps=eps).mul_(weight)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(gate) * up of x (T, 2 I); silu is Qwen2-VL's `hidden_act`."""
+    if torch.is_grad_enabled():
+        return _SwiGLU.apply(x)
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)

@@ -91,6 +91,8 @@ def merged(model: PeftModel) -> dict[str, Tensor]:
         if layer := layers.get(name.removesuffix(".base_layer.weight")):
             delta = layer.get_delta_weight("default")  # (out, in) float32, scaled
             tensor = (tensor.float() + delta).to(tensor.dtype)
+        elif "_proj." in name:  # linears of one input lie together; a file must not hold views
+            tensor = tensor.clone()
         if "lora_" not in name:
             tensors[name.replace(".base_layer.", ".")] = tensor.cpu()
     return tensors

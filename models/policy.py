@@ -26,7 +26,8 @@ from models.chat import Chat, Example
 from models.device import out_of_memory
 from models.distribution import score, uniforms
 from models.images.features import VisionCache
-from models.layers import Layers, read_linear
+from models.layers import Layers, lay_together
+from models.linear import Head
 from models.sampling.cuda_graph import GraphSampler
 from models.sampling.sampler import Sampler, Task, sample_eagerly, sample_in_parts
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
@@ -57,7 +58,8 @@ class Policy:
         self.model = model.eval()
         self.chat = Chat(tokenizer)
         base = model.get_base_model()
-        self.language_model, self.head = base.model.language_model, read_linear(base.lm_head)
+        self.language_model, self.head = base.model.language_model, Head(base.lm_head.weight)
+        lay_together(self.language_model)
         self.vision = VisionCache(base.model, processor, cache)
         self.merge = base.config.vision_config.spatial_merge_size
         self.max_length = base.config.text_config.max_position_embeddings

@@ -23,7 +23,7 @@ from grpo.settings.errors import SettingsError, UsageError
 from models.device import out_of_memory
 from models.images.disk_cache import FeatureFiles, Features
 from models.images.prefetch import Prefetcher
-from models.matmul import Widening
+from models.linear import Widening
 
 MEMORY_LIMIT = 4 << 30  # bytes of features in memory; the least recently used are dropped first
 

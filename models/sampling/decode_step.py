@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.distribution import draw, greedy, law
-from models.layers import Attend, Layer, Layers, Linear
+from models.layers import Attend, Layer, Layers
+from models.linear import Head, Linear
 from models.sampling.kv_cache import Compaction, compaction, storing_attention
 
 WINDOW = 8  # steps between two looks of the host; tokens drawn after an EOS are thrown away
@@ -27,7 +28,7 @@ class Weights(NamedTuple):
 
     layers: Layers
     embedding: Tensor  # (V, hidden)
-    head: Linear
+    head: Head
     banned: Tensor  # (V,) bool
 
     def with_own_lora(self) -> Weights:
@@ -56,7 +57,7 @@ class Weights(NamedTuple):
         frozen += [linear.bias for linear in linears if linear.bias is not None]
         return [
             *((w.data_ptr(), w.shape, w.stride(), w.dtype) for w in frozen),
-            *((linear.bias is None, linear.a is None, linear.scale) for linear in linears),
+            *((linear.bias is None, linear.a is None) for linear in linears),
             *((lora.a.shape, lora.b.shape, lora.a.dtype) for lora in linears if _has_lora(lora)),
         ]
 

@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import unpad_sequence
 from grpo.settings.errors import SettingsError
 from models.device import out_of_memory
 from models.distribution import draw, greedy, law
-from models.layers import Layers, Linear
+from models.layers import Layers
+from models.linear import Head
 from models.sampling.kv_cache import KVCache, prefill, storing_attention
 from models.tree import Group, Prompt
 
@@ -32,7 +33,7 @@ class Task:
     """The completions to draw, and the model to draw them from. A row is one completion."""
 
     language_model: nn.Module
-    head: Linear
+    head: Head
     banned: Tensor  # (V,) bool: tokens that are never drawn
     eos: frozenset[int]
     prompts: Sequence[Prompt]

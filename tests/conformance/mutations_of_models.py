@@ -4,15 +4,16 @@ LAW, TREE, SAMPLING = "models/distribution.py", "models/tree.py", "models/sampli
 SAMPLER = "models/sampling/sampler.py"
 DECODE, POLICY = "models/sampling/kv_cache.py", "models/policy.py"
 VISION = "models/images/features.py"
-ATTENTION, LAYERS, PRODUCTS = "models/attention.py", "models/layers.py", "models/matmul.py"
+ATTENTION, LAYERS, LINEAR = "models/attention.py", "models/layers.py", "models/linear.py"
 CHAT, LORA = "models/chat.py", "models/lora.py"
 LOOP, ROLLOUT = "grpo/loop.py", "grpo/rollout.py"
 
 TOP_50 = "logits.masked_fill(logits < logits.topk(min(50, len(logits[0])))[0][:, -1:], -torch.inf)"
 STALE = """\
     if not torch.is_grad_enabled():
-        a, b = module.__dict__.setdefault("kept", (a.clone(), b.clone()))
-    return Linear(base.weight, base.bias, a.to(dtype)"""
+        copies = [part.clone() for part in a], [part.clone() for part in b]
+        a, b = modules[0].__dict__.setdefault("kept", copies)
+    scaled ="""
 REENCODED = """\
         return [
             self.group(g.prompt, [self.decode(o) for o in g.completions])
@@ -45,9 +46,8 @@ MODELS = [
     ("wanted states one early", "trl_2708", TREE,
      "start + lengths[-1][0] - 1, start + sum(lengths[-1]))",
      "start + lengths[-1][0] - 2, start + sum(lengths[-1]) - 1)"),
-    ("wanted queries turned by others' angles", "unsloth_zoo_840", LAYERS,
-     "(rope[0][wanted], rope[1][wanted])",
-     "(rope[0][: len(x[wanted])], rope[1][: len(x[wanted])])"),
+    ("other queries than the wanted ones", "unsloth_zoo_840", LAYERS,
+     "x[wanted], query[wanted]", "x[wanted], query[: len(wanted)]"),
     ("completions see those before them", "areal_217", ATTENTION, "both = torch.cat(",
      "both = prompt_key, prompt_value = torch.cat("),
     ("mask not causal", "areal_217", ATTENTION, ".tril(length - t)", ".tril(length)"),
@@ -58,7 +58,7 @@ MODELS = [
     ("the mask interleaved over heads", "areal_217", ATTENTION,
      "mask.repeat(query.shape[1] // key.shape[1], 1)",
      "mask.repeat_interleave(query.shape[1] // key.shape[1], dim=0)"),
-    ("prompts not causal", "areal_217", ATTENTION, "is_causal=True", "is_causal=False"),
+    ("prompts not causal", "areal_217", ATTENTION, '{"is_causal": True}', '{"is_causal": False}'),
     ("completions do not see the prompt", "areal_217", ATTENTION,
      "both = torch.cat([prompt_key, k]), torch.cat([prompt_value, v])", "both = k, v"),
     ("two images swapped", "trl_4488", TREE, "torch.cat(features)", "torch.cat(features[::-1])"),
@@ -165,43 +165,47 @@ MODELS = [
     ("special tokens stripped from texts", "trl_4970", POLICY, "skip_special_tokens=False, clean",
      "skip_special_tokens=True, clean"),
     # The forward read off the weights, and its derivatives
-    ("the adapter left out of decoding", "nova_sky_ai_skyrl_1776", LAYERS, "alpha=self.scale",
-     "alpha=0.0"),
-    ("the adapter's scale left out of decoding", "nova_sky_ai_skyrl_1776", LAYERS,
-     "alpha=self.scale", "alpha=1.0"),
-    ("the adapter's scale left out of training", "nova_sky_ai_skyrl_1776", LAYERS,
-     "addmm_(inner, b.T, alpha=scale)", "addmm_(inner, b.T)"),
-    ("a stale copy of the adapter decodes", "nova_sky_ai_skyrl_1776", LAYERS,
-     "    return Linear(base.weight, base.bias, a.to(dtype)", STALE),
-    ("the adapter stays on where it is off", "sglang_27140", LAYERS, "if module.disable_adapters:",
-     "if False:"),
+    ("the adapter left out of decoding", "nova_sky_ai_skyrl_1776", LINEAR,
+     "y.addmm_(F.linear(x, self.a), self.b.T)", "y"),
+    ("the adapter's scale left out of decoding", "nova_sky_ai_skyrl_1776", LINEAR,
+     "F.linear(x, self.a), self.b.T)", "F.linear(x, self.a), self.b.T / 2)"),
+    ("the adapter's scale left out of training", "nova_sky_ai_skyrl_1776", LINEAR,
+     "torch.block_diag(*b).mul(scale)", "torch.block_diag(*b)"),
+    ("a stale copy of the adapter decodes", "nova_sky_ai_skyrl_1776", LINEAR,
+     "    scaled =", STALE),
+    ("the adapter stays on where it is off", "sglang_27140", LINEAR,
+     " and not module.disable_adapters:", ":"),
+    ("one's rows of B at another's columns", "nova_sky_ai_skyrl_1776", LINEAR,
+     "torch.block_diag(*b)", "torch.block_diag(*b[::-1])"),
+    ("A's rows in another order than B's columns", "nova_sky_ai_skyrl_1776", LINEAR,
+     "torch.cat(a)", "torch.cat(a[::-1])"),
     ("the norm's epsilon wrong", "transformers_40490", LAYERS,
-     "norm.weight, norm.variance_epsilon", "norm.weight, 1e-3"),
+     "    return _normed(x, norm.weight, norm.variance_epsilon)",
+     "    return _normed(x, norm.weight, 1e-3)"),
     ("rotated the other way", "transformers_40490", LAYERS, "[-first, second]",
      "[first, -second]"),
-    ("gate and up swapped", "transformers_40490", LAYERS, "return F.silu(gate).mul_(up)",
-     "return F.silu(up).mul_(gate)"),
+    ("gate and up swapped", "transformers_40490", LAYERS,
+     "read_linear(*gate_up)", "read_linear(*gate_up[::-1])"),
     ("scores not scaled in decoding", "transformers_40490", DECODE, ".float() * width**-0.5",
      ".float()"),
     ("each token over the one before", "transformers_40490", SAMPLING, "cache.slot += 1", "pass"),
-    ("bfloat16 products rounded before their bias", "transformers_31267", PRODUCTS,
-     "return (y if bias is None else y.add_(bias)).to(x.dtype)",
-     "return y.to(x.dtype) + (0 if bias is None else bias)"),
-    ("gradients of bfloat16 products from rounded parts", "transformers_31267", PRODUCTS,
+    ("bfloat16 products rounded before their bias", "transformers_31267", LINEAR,
+     "        y = y if bias is None else y.add_(bias)\n        return y if",
+     "        y = y.to(x.dtype) + (0 if bias is None else bias)\n        return y if"),
+    ("gradients of bfloat16 products from rounded parts", "transformers_31267", LINEAR,
      "    dx = dy.new_zeros(len(dy), weight.shape[1], dtype=torch.float32)\n",
      "    half = len(weight) // 2\n"
      "    return dy[..., :half] @ weight[:half] + dy[..., half:] @ weight[half:]\n"),
-    ("the scale missing in A's gradient", "areal_217", LAYERS, "(dy @ b).mul_(ctx.scale)",
-     "(dy @ b)"),
-    ("the scale missing in B's gradient", "areal_217", LAYERS, "(dy.T @ inner).mul_(ctx.scale)",
-     "(dy.T @ inner)"),
-    ("no gradient through the adapter", "areal_217", LAYERS,
+    ("the scale missing in A's gradient", "areal_217", LINEAR, "d_inner.T @ x,",
+     "d_inner.T @ x / 2,"),
+    ("the scale missing in B's gradient", "areal_217", LINEAR, "dy.T @ inner", "dy.T @ inner / 2"),
+    ("no gradient through the adapter", "areal_217", LINEAR,
      "linear_backward(dy, weight).addmm_(d_inner, a)", "linear_backward(dy, weight)"),
-    ("no gradient through the frozen weight", "areal_217", LAYERS,
+    ("no gradient through the frozen weight", "areal_217", LINEAR,
      "linear_backward(dy, weight).addmm_(d_inner, a)", "(d_inner @ a)"),
-    ("the head's gradient with the wrong sign", "areal_217", LAYERS,
-     "return linear_backward(dy, ctx.saved_tensors[0])",
-     "return -linear_backward(dy, ctx.saved_tensors[0])"),
+    ("the head's gradient with the wrong sign", "areal_217", LINEAR,
+     "return linear_backward(dy.to(weight.dtype), weight)",
+     "return -linear_backward(dy.to(weight.dtype), weight)"),
     ("the norm's scale taken for a constant", "areal_217", LAYERS, ".sub_(unit.mul_(along))", ""),
     ("the norm's slope with the wrong sign", "areal_217", LAYERS, ".sub_(unit.mul_(along))",
      ".add_(unit.mul_(along))"),
@@ -211,10 +215,10 @@ MODELS = [
      "dy.float()"),
     ("the norm's scale missing in its gradient", "areal_217", LAYERS,
      ".mul_(scale).to(x.dtype), None, None", ".to(x.dtype), None, None"),
-    ("the gate's gradient without up", "areal_217", LAYERS, "silu_backward(dy * up, gate)",
-     "silu_backward(dy, gate)"),
-    ("up's gradient by the slope of the gate", "areal_217", LAYERS, "F.silu(gate).mul_(dy)",
-     "gate.sigmoid().mul_(dy)"),
+    ("the gate's gradient without up", "areal_217", LAYERS, "grad_input(dy * up, gate,",
+     "grad_input(dy, gate,"),
+    ("up's gradient by the slope of the gate", "areal_217", LAYERS, "torch.mul(F.silu(gate), dy",
+     "torch.mul(gate.sigmoid(), dy"),
     # Reference and LoRA
     ("adapters on in the reference", "r1_v_64", POLICY,
      "with torch.no_grad(), self.model.disable_adapter():", "with torch.no_grad():"),

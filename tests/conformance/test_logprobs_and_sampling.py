@@ -12,7 +12,7 @@ import torch
 
 from grpo.loss import clipped, clipped_surrogate
 from grpo.settings.config import Config
-from models import matmul as products
+from models import linear as products
 from models.distribution import draw
 from models.open_policy import load_policy
 from tests.conformance import oracle

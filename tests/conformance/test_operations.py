@@ -36,8 +36,8 @@ from tests.models.plain import QUESTIONS, after_head, completions
 from tests.models.sampling.recorded import Recorded
 
 
-def saved_bytes(policy, groups) -> tuple[int, int]:
-    """Bytes that one scoring pass keeps for its backward pass, and the largest of its tensors."""
+def saved_bytes(policy, groups) -> int:
+    """Bytes that one scoring pass keeps for its backward pass."""
     kept: dict[int, int] = {}
 
     def pack(tensor):
@@ -46,7 +46,7 @@ def saved_bytes(policy, groups) -> tuple[int, int]:
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         policy.logprobs(groups, 1.0)[0].sum().backward()
-    return sum(kept.values()), max(kept.values())
+    return sum(kept.values())
 
 
 def test_trl_2927_logits_of_all_tokens_are_never_held(fresh, monkeypatch):
@@ -64,11 +64,12 @@ def test_trl_2927_logits_of_all_tokens_are_never_held(fresh, monkeypatch):
     assert (max(rows), sum(rows)) == (8, 2 * 153)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
     near(gradient, expected)
-    policy.language_model.requires_grad_(False)
-    for p in policy.parameters():
-        p.requires_grad_(True)
-    _, largest = saved_bytes(policy, groups)
-    assert largest < 153 * vocabulary * 4
+    columns = []
+    pack = lambda tensor: columns.append(tensor.shape[-1:]) or tensor  # noqa: E731
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        policy.logprobs(groups, 0.7)
+    assert columns
+    assert (vocabulary,) not in columns
 
 
 def test_vlm_r1_36_less_memory_gives_the_same_step(fresh):
@@ -83,7 +84,7 @@ def test_vlm_r1_36_less_memory_gives_the_same_step(fresh):
         (step,), seen = oracle.watched(policy, config(kl_coef=0.04))
         found[name], groups = seen[0][1], step.rollout.groups
         plan = policy.passes(groups)
-        kept[name] = max(saved_bytes(policy, [groups[i] for i in part])[0] for part in plan)
+        kept[name] = max(saved_bytes(policy, [groups[i] for i in part]) for part in plan)
         assert len(plan) == (1 if budget > 1 else 3)
     near(found["small"], found["large"], 1e-6)
     near(found["checkpointed"], found["large"], 1e-6)

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import matmul as products
+from models import linear as products
 from models.attention import TreeAttention
-from models.layers import Layers, _Frozen, _RMSNorm, _SwiGLU, _WithLoRA
+from models.layers import Layers, _RMSNorm, _SwiGLU
+from models.linear import _Frozen, _WithLoRA
 from tests.conftest import randomise
 from tests.models.each import failures
 from tests.models.plain import QUESTIONS
@@ -105,7 +106,7 @@ def test_checkpointing_changes_no_bit_and_keeps_less(trained):
 
 # Derivatives against plain autograd
 
-W, A, B, BIAS, SCALE = normal(5, 7), normal(3, 7), normal(5, 3, seed=2), normal(5), 1.7
+W, A, B, BIAS = normal(5, 7), normal(3, 7), normal(5, 3, seed=2), normal(5)
 WEIGHT = normal(7, seed=3)
 
 
@@ -115,29 +116,29 @@ def rms(x, weight, eps):
 
 FUNCTIONS = {
     "with LoRA": (
-        lambda x, a, b: _WithLoRA.apply(x, W, BIAS, a, b, SCALE),
-        lambda x, a, b: x @ W.T + BIAS + SCALE * x @ a.T @ b.T,
+        lambda x, a, b: _WithLoRA.apply(x, W, BIAS, a, b),
+        lambda x, a, b: x @ W.T + BIAS + x @ a.T @ b.T,
         (normal(4, 7, seed=4), A, B),
     ),
     "with LoRA, without a bias": (
-        lambda x, a, b: _WithLoRA.apply(x, W, None, a, b, SCALE),
-        lambda x, a, b: x @ W.T + SCALE * x @ a.T @ b.T,
+        lambda x, a, b: _WithLoRA.apply(x, W, None, a, b),
+        lambda x, a, b: x @ W.T + x @ a.T @ b.T,
         (normal(4, 7, seed=4), A, B),
     ),
     "with LoRA on what needs no gradient": (
-        lambda a, b: _WithLoRA.apply(WEIGHT[None], W, BIAS, a, b, SCALE),
-        lambda a, b: WEIGHT[None] @ W.T + BIAS + SCALE * WEIGHT[None] @ a.T @ b.T,
+        lambda a, b: _WithLoRA.apply(WEIGHT[None], W, BIAS, a, b),
+        lambda a, b: WEIGHT[None] @ W.T + BIAS + WEIGHT[None] @ a.T @ b.T,
         (A, B),
     ),
     "frozen": (
-        lambda x: _Frozen.apply(x, W, BIAS),
+        lambda x: _Frozen.apply(x, W, BIAS, False),
         lambda x: x @ W.T + BIAS,
         (normal(4, 7, seed=4),),
     ),
     "SwiGLU": (
         _SwiGLU.apply,
-        lambda gate, up: gate * gate.sigmoid() * up,
-        (3 * normal(4, 7, seed=4), normal(4, 7, seed=5)),
+        lambda x: x[:, :7] * x[:, :7].sigmoid() * x[:, 7:],
+        (torch.cat([3 * normal(4, 7, seed=4), normal(4, 7, seed=5)], dim=1),),
     ),
     "RMSNorm": (  # which computes in float32, whatever it is given
         lambda x: _RMSNorm.apply(x, WEIGHT.float(), 1e-3),

@@ -4,7 +4,8 @@
     python -m tests.rehearsal --card sm90 --step 2 train.py --recipe phantom --steps 2
     python -m tests.rehearsal evaluate.py --run runs/NAME --device cuda
 
-Everything after the program's name is the program's own. Exit code 1 if CUDA would have raised.
+Everything after the program's name is the program's own. Exit code 1 if CUDA would have raised; 2
+if the program ended in one line, as it does under --cuda-graphs on if a graph was refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import torch
 import evaluate
 import grpo.loop
 import train
+from grpo.distributed import rank
+from grpo.settings.errors import exit_on_usage_error
+from rewards.scoring import RewardError
 from tests.rehearsal.card import CARDS, rehearsed
 from tests.rehearsal.claimed import Rehearsal
 from tests.rehearsal.counts import Counts
@@ -63,17 +67,22 @@ def main() -> int:
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the program")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    failed = False
+    code = 0
     with rehearsed(words.card) as rehearsal, counted_alone(words.step, rehearsal) as alone:
         try:
-            PROGRAMS[words.program](words.flags)
+            with exit_on_usage_error(words.program, RewardError):
+                PROGRAMS[words.program](words.flags)
+        except SystemExit as end:
+            code = end.code
         except Exception:
             traceback.print_exc()
-            failed = True
+            code = 1
+    if rank():
+        return code
     what = f"step {words.step} alone" if words.step else "the whole run"
     print(f"\n{words.card}, {what}: {words.program} {' '.join(words.flags)}")
     print((alone if words.step else rehearsal.counts).text())
-    return int(failed)
+    return code
 
 
 if __name__ == "__main__":

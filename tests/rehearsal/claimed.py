@@ -8,6 +8,7 @@ result of attention the layout in memory that the card's kernel gives it (attent
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.rehearsal import attention, counts
 from tests.rehearsal.counts import Counts, line
+from tests.rehearsal.products import widened
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 0)  # what a process that is alone has
 FROM_DATA = ("tensor", "as_tensor", "asarray", "new_tensor")  # of Python numbers or a host tensor
 MOVES = ("to", "cpu", "cuda", "type_as")
 INDEXING = ("__getitem__", "__setitem__", "index_put_", "index_put")
@@ -30,15 +32,6 @@ INDEXING = ("__getitem__", "__setitem__", "index_put_", "index_put")
 TWO_DEVICES = ("copy_", "__get__", "apply", "register_hook")
 # One kernel of CUDA that a CPU makes of several operations.
 FUSED = (F.rms_norm, torch.rms_norm)
-# No kernel: memory is taken, or a tensor is looked at in another way. Views are found by schema.
-NO_KERNEL = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view",
-    "lift_fresh", "set_", "resize_", "detach_", "is_same_size", "_has_compatible_shallow_copy_type",
-}  # fmt: skip
-READS = {  # the host waits for a value or for a shape
-    "_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim",
-    "unique_consecutive", "equal", "bincount",
-}  # fmt: skip
 
 
 class Refused(RuntimeError):
@@ -61,7 +54,7 @@ def claim(found: Any) -> Any:
 
 
 def _claim(tensor: Tensor) -> Tensor:
-    return tensor if isinstance(tensor, Claimed) else tensor.as_subclass(Claimed)
+    return tensor if isinstance(tensor, Claimed) or is_fake(tensor) else tensor.as_subclass(Claimed)
 
 
 def plain(found: Any) -> Any:
@@ -73,7 +66,10 @@ def on_cuda(item: Any) -> bool:
     """Whether a tensor, or the name of a device, is CUDA's."""
     if isinstance(item, Tensor):
         return isinstance(item, Claimed)
-    return torch.device(item).type == "cuda"
+    device = torch.device(item)
+    if device.type == "cuda" and Rehearsal.active is not None:
+        Rehearsal.active.check(device)
+    return device.type == "cuda"
 
 
 def in_backward() -> bool:
@@ -88,6 +84,10 @@ class Rehearsal(TorchFunctionMode):
     def __init__(self, capability: tuple[int, int]) -> None:
         super().__init__()
         self.capability = capability
+        self.cards = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.device = CUDA  # of all claimed tensors
+        self.current = 0  # the card of a device without a number
+        self.placed = False  # a module was moved to the device
         self.counts = Counts()
         self.capturing = False
         self.on_device = False  # an operation with claimed tensors is running
@@ -98,29 +98,69 @@ class Rehearsal(TorchFunctionMode):
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what `func` does, as CUDA would."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        name = getattr(func, "__name__", str(func))
+        if any(map(is_fake, tensors)):  # of a plan, which computes nothing
+            return func(*args, **kwargs)
         if func is Tensor.backward:
             return self._backward(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        first = args[0] if args else None
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name in MOVES and isinstance(first, Tensor):
-            return self._move(name, first, *args[1:], **kwargs)
+        if name in MOVES and isinstance(args[0], Tensor):
+            return self._move(name, *args, **kwargs)
+        if name == "pin_memory":  # of no use to a CPU
+            return args[0]
         if kwargs.get("device") is not None:
             return self._make(func, name, args, kwargs)
         if not any(isinstance(tensor, Claimed) for tensor in tensors):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            if name == "__get__":
-                return self._property(func, first)
-            if name in ("numpy", "__array__"):
-                raise TypeError(f"can't convert cuda:0 device type tensor to numpy, {line()}")
-            if name in ("__format__", "__repr__", "tolist"):
-                self.refuse_or_count(counts.TO_HOST, name)
-                return func(plain(first), *args[1:])
-            self._check_devices(name, args, tensors)
-            if func is F.scaled_dot_product_attention:
-                return claim(self._attend(attention.Call(*plain(args), **plain(kwargs))))
-            return self._call(func, args, kwargs)
+            return self._compute(func, name, tensors, args, kwargs)
+
+    def _compute(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        tensors: list[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """An operation with claimed tensors."""
+        if name == "__get__":
+            return self._property(func, args[0])
+        if name in ("numpy", "__array__"):
+            raise TypeError(f"can't convert cuda:0 device type tensor to numpy, {line()}")
+        if name in ("__format__", "__repr__", "tolist"):
+            self.refuse_or_count(counts.TO_HOST, name)
+            return func(plain(args[0]), *args[1:])
+        if name == "tensor" and not isinstance(args[0], Tensor):  # of numbers read one by one
+            for _ in filter(on_cuda, tensors):
+                self.refuse_or_count(counts.WAITS, name)
+            return func(plain(args[0]), **kwargs)
+        if name == "new_tensor":
+            self.refuse_or_count(counts.TO_DEVICE, name)
+        self._check_devices(name, args, tensors)
+        if func is F.scaled_dot_product_attention:
+            return claim(self._attend(attention.Call(*plain(args), **plain(kwargs))))
+        if kwargs.get("out_dtype") is not None:
+            with self.uncounted():
+                found = widened(func, *args, **kwargs)
+            self.launched(name)
+            return claim(found)
+        return self._call(func, args, kwargs)
+
+    def check(self, device: torch.device) -> None:
+        """Raise RuntimeError for a card that is not there, Refused for one beside the model's."""
+        number = self.current if device.index is None else device.index
+        if number >= self.cards:
+            raise RuntimeError("CUDA error: invalid device ordinal")
+        if self.placed and number != self.device.index:
+            raise Refused(f"cuda:{number} beside the model's {self.device}, {line()}")
+
+    def place(self, device: torch.device) -> None:
+        """Let all claimed tensors lie on this card, because a module has moved there."""
+        self.placed = False
+        self.check(device)
+        number = self.current if device.index is None else device.index
+        self.device, self.placed = torch.device("cuda", number), True
 
     def refuse_or_count(self, kind: str, name: str) -> None:
         """Count a wait or a copy. Raises Refused inside a capture."""
@@ -138,7 +178,7 @@ class Rehearsal(TorchFunctionMode):
     def _property(self, func: Callable[..., Any], tensor: Tensor) -> Any:
         owner = func.__self__.__name__
         if owner in ("device", "is_cpu", "is_cuda"):
-            return {"device": CUDA, "is_cpu": False, "is_cuda": True}[owner]
+            return {"device": self.device, "is_cpu": False, "is_cuda": True}[owner]
         found = func(tensor)
         return claim(found) if isinstance(found, Tensor) else found
 
@@ -161,14 +201,14 @@ class Rehearsal(TorchFunctionMode):
         kwargs: dict[str, Any],
         on_device: bool = True,
     ) -> Any:
-        """Call, while `Kernels` counts what is launched. Results are claimed."""
+        """Call, while `Kernels` (kernels.py) counts what is launched. Results are claimed."""
         fused = func in FUSED
         if fused:
             self.launched(func.__name__)
         with self._on_device(on_device and not fused):
             found = func(*args, **kwargs)
         if isinstance(found, Tensor):
-            return found if isinstance(found, Claimed) else found.as_subclass(Claimed)
+            return _claim(found)
         is_shape = isinstance(found, torch.Size)
         return claim(found) if isinstance(found, tuple | list) and not is_shape else found
 
@@ -258,43 +298,3 @@ class Rehearsal(TorchFunctionMode):
             self.plans.add(call.shapes)
             self.counts.add(counts.PLANS, "plan")
         return attention.laid_out(attention.compute(call), call.query, chosen)
-
-
-class Kernels(TorchDispatchMode):
-    """Counts what an operation launches and waits for, below Python's names for it.
-
-    Also what autograd does by itself. An operation counts once, however many kernels it has.
-    """
-
-    def __init__(self, rehearsal: Rehearsal) -> None:
-        super().__init__()
-        self.rehearsal = rehearsal
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.rehearsal.on_device or in_backward():
-            name = func._schema.name.removeprefix("aten::")
-            if waits(func, name, args):
-                self.rehearsal.refuse_or_count(counts.WAITS, name)
-            elif launches(func, name):
-                self.rehearsal.launched(name)
-        return func(*args, **(kwargs or {}))
-
-
-def waits(func: Any, name: str, args: tuple[Any, ...]) -> bool:
-    """Whether the host waits for the card in this operation."""
-    if name in READS:
-        return True
-    if name == "repeat_interleave":
-        return func._overloadname == "Tensor"
-    if name not in ("index", "index_put_", "index_put", "_index_put_impl_"):
-        return False
-    masks = any(isinstance(at, Tensor) and at.dtype == torch.bool for at in args[1])
-    one_number = name != "index" and args[2].dim() == 0  # then it is masked_fill
-    return masks and not one_number
-
-
-def launches(func: Any, name: str) -> bool:
-    """Whether an operation launches a kernel: it is no view and does more than take memory."""
-    aliases = [result.alias_info for result in func._schema.returns]
-    is_view = any(alias is not None and not alias.is_write for alias in aliases)
-    return not is_view and name not in NO_KERNEL

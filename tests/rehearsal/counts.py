@@ -21,9 +21,10 @@ REPLAYS = "graph replays"
 ATTENTION = "attention calls by kernel"
 PLANS = "cuDNN plans for new shapes"
 PADDED = "bytes of masks that are padded"
+COLLECTIVES = "exchanges between processes"
 KINDS = (
     *(WAITS, TO_HOST, TO_DEVICE, SYNCHRONISED, KERNELS, CAPTURED, REPLAYS, ATTENTION, PLANS),
-    PADDED,
+    *(PADDED, COLLECTIVES),
 )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tests.models.sampling.recorded import Recorded
-from tests.rehearsal.claimed import Rehearsal
-from tests.rehearsal.counts import REPLAYS
+from tests.models.sampling.recorded import HostWaits, Recorded
+from tests.rehearsal.claimed import Refused, Rehearsal
+from tests.rehearsal.counts import REPLAYS, line
 
 
 class Recording(Recorded):
@@ -26,6 +26,12 @@ class Recording(Recorded):
         self.replays = 0
         self.operations: list[tuple[Any, Any, Any, Any]] = []
         self._before: dict[int, tuple[Any, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        except HostWaits as error:
+            raise Refused(f"{error} while a stream is capturing, {line()}") from None
 
     def _keep_what_is_written(self, func: Any, args: Any, kwargs: Any) -> None:
         with self.rehearsal.uncounted():

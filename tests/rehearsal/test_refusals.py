@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.sampling.cuda_graph import Graph
-from tests.models.sampling.recorded import HostWaits
 from tests.rehearsal import counts
 from tests.rehearsal.card import rehearsed
 from tests.rehearsal.claimed import CUDA, Claimed, Refused
 
 Act = Callable[[Tensor], object]
-REFUSED = (Refused, HostWaits)
 
 
 def on_card(*shape: int) -> Tensor:
@@ -94,6 +92,8 @@ COUNTED: dict[str, tuple[Act, dict[str, int]]] = {
         lambda x: torch.tensor([1, 2], device=x.device),
         {counts.TO_DEVICE: 1},
     ),
+    "a tensor like one on the card": (lambda x: x.new_tensor([1.0]), {counts.TO_DEVICE: 1}),
+    "a tensor of numbers on the card": (lambda x: torch.tensor([x[0], x[1]]), {counts.WAITS: 2}),
     "to the card": (lambda x: torch.ones(4).to(x.device), {counts.TO_DEVICE: 1}),
     "an index on the CPU": (lambda x: x[torch.tensor([0])], {counts.TO_DEVICE: 1}),
     "a copy from the CPU": (lambda x: x.copy_(torch.ones(4)), {counts.TO_DEVICE: 1}),
@@ -133,10 +133,22 @@ def test_each_wait_and_copy_is_refused_while_a_graph_is_recorded() -> None:
 
             try:
                 Graph(step, CUDA, None)
-                missed.append(name)
-            except REFUSED:
-                pass
+                said = "nothing"
+            except Refused as error:
+                said = str(error)
+            if "capturing" not in said or "test_refusals.py" not in said:
+                missed.append((name, said))
     assert missed == []
+
+
+def test_a_product_has_a_wider_result_than_its_half_factors() -> None:
+    with rehearsed("sm80") as rehearsal:
+        x = torch.randn(3, 64, device=CUDA).bfloat16()
+        found = torch.mm(x, x.T, out_dtype=torch.float32)
+        torch.testing.assert_close(found.cpu(), (x.float() @ x.float().T).cpu())
+        with pytest.raises(TypeError, match="out_dtype"):
+            torch.mm(x.double(), x.double().T, out_dtype=torch.float32)
+    assert rehearsal.counts.names(counts.KERNELS)["mm"] == 2  # that of the comparison too
 
 
 def test_a_graph_runs_its_operations_on_the_same_memory_and_counts_as_one_launch() -> None:
@@ -155,7 +167,7 @@ def test_a_graph_runs_its_operations_on_the_same_memory_and_counts_as_one_launch
 def test_a_graph_that_failed_to_record_cannot_be_replayed() -> None:
     with rehearsed("sm80"):
         graph = torch.cuda.CUDAGraph()
-        with pytest.raises(REFUSED), torch.cuda.graph(graph):
+        with pytest.raises(Refused), torch.cuda.graph(graph):
             on_card(4).cpu()
         with pytest.raises(RuntimeError, match="without a preceding successful capture"):
             graph.replay()
@@ -165,8 +177,10 @@ def test_a_module_moves_with_its_tied_weights_and_trains() -> None:
     with rehearsed("sm80") as rehearsal:
         first, second = nn.Linear(4, 4), nn.Linear(4, 4)
         second.weight = first.weight
+        second.bias = nn.Parameter(first.bias.data)  # the same memory
         module = nn.Sequential(first, second).to("cuda")
         assert module[0].weight is module[1].weight
+        assert module[0].bias.data_ptr() != module[1].bias.data_ptr()
         assert all(isinstance(parameter, Claimed) for parameter in module.parameters())
         optimizer = torch.optim.AdamW(module.parameters())
         module(on_card(2, 4)).sum().backward()
@@ -177,6 +191,21 @@ def test_a_module_moves_with_its_tied_weights_and_trains() -> None:
     # One kernel for all parameters, as CUDA does it.
     launched = rehearsal.counts.names(counts.KERNELS)
     assert (launched["_foreach_addcdiv_"], launched["addcdiv_"]) == (1, 0)
+
+
+def test_a_card_that_is_not_there_and_one_beside_the_models_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with rehearsed("sm80"):
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            torch.ones(1, device="cuda:2")
+        module = nn.Linear(4, 4).to("cuda:1")
+        assert module.weight.device == torch.device("cuda", 1)
+        with pytest.raises(Refused, match="cuda:0 beside the model's cuda:1"):
+            torch.ones(1, device="cuda")
+        torch.cuda.set_device(1)
+        assert module(torch.ones(2, 4, device="cuda")).device == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("failing", [False, True])

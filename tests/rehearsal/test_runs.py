@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -13,19 +16,17 @@ from safetensors.torch import load_file
 
 import evaluate
 import train
-from grpo.settings.config import Config
+from tests.programs import Program
 from tests.rehearsal import counts
 from tests.rehearsal.card import rehearsed
-from tests.rehearsal.counts import Counts
+from tests.rehearsal.counts import KINDS, Counts
 
 TASK = [
     *("--recipe", "phantom", "--train-size", "24", "--prompts-per-step", "2", "--ood", "CT"),
     *("--max-completion-length", "24", "--eval-size", "0", "--cache", "none", "--threads", "1"),
     *("--device", "cuda", "--quiet"),
+    *("--cuda-graphs", "on"),  # a graph that cannot be recorded ends the run: no refusal is lost
 ]
-# A graph that cannot be recorded ends the run, so no refusal is lost.
-if "cuda_graphs" in Config.__dataclass_fields__:
-    TASK += ["--cuda-graphs", "on"]
 GRPO = [*TASK, "--group-size", "4", "--kl-coef", "0.04", "--updates-per-rollout", "2"]
 ALL = [(card, dtype) for card in ("sm80", "sm90") for dtype in ("bfloat16", "float32")]
 
@@ -130,12 +131,52 @@ def test_the_memory_of_a_run_is_planned(
 
 
 @pytest.mark.slow
+def test_the_counts_of_one_step_are_printed(tmp_path: Path) -> None:
+    """And an error of CUDA ends the command with 1, one of the user's with 2."""
+    words = [sys.executable, "-m", "tests.rehearsal", "--card", "sm90", "--step", "2", "train.py"]
+    flags = [*GRPO, "--steps", "2", "--out", str(tmp_path / "run")]
+    done = Program(*words, *flags).finish()
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("sm90, step 2 alone: train.py ")[1]
+    totals = {kind: int(re.findall(rf"^ *(\d+)  {kind}$", text, re.MULTILINE)[0]) for kind in KINDS}
+    assert totals[counts.REPLAYS] > 0
+    assert totals[counts.ATTENTION] > 0
+    assert f"{counts.WAITS}: {totals[counts.WAITS]}" in text
+    again = Program(*words, *flags).finish()  # the folder is taken
+    assert (again.returncode, "Traceback" in again.stderr) == (2, False)
+
+
+def torchrun(*flags: str) -> CompletedProcess[str]:
+    """train.py by two processes with a card each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = ["--nproc-per-node", "2", "-m", "tests.rehearsal", "train.py", *GRPO, *flags]
+    return Program(*launch, *words, settings={"OMP_NUM_THREADS": "1"}).finish()
+
+
+@pytest.mark.slow
+def test_two_processes_have_a_card_each_and_sum_by_nccl(tmp_path: Path) -> None:
+    done = torchrun("--dtype", "float32", "--steps", "2", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+  grpo/distributed.py:\d+ all_reduce by nccl", done.stdout)
+    assert [step["step"] for step in steps(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_card_end_in_one_line(tmp_path: Path) -> None:
+    """Before anything is sampled."""
+    done = torchrun("--device", "cuda:0", "--steps", "2", "--out", str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert "need a GPU each" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_a_rehearsal_computes_what_the_cpu_computes(tmp_path: Path) -> None:
     """In float32: the same tokens, rewards and updates, but for rounding."""
     flags = [*GRPO, "--dtype", "float32", "--steps", "3", "--warmup-steps", "0"]
     rehearse(train.main, "sm80", *flags, "--out", tmp_path / "card")
     torch.set_num_threads(1)
-    train.main([*flags, "--device", "cpu", "--out", str(tmp_path / "cpu")])
+    train.main([*flags, "--device", "cpu", "--cuda-graphs", "off", "--out", str(tmp_path / "cpu")])
     unlike = {}
     for one, other in zip(steps(tmp_path / "card"), steps(tmp_path / "cpu"), strict=True):
         for name, value in other.items():
