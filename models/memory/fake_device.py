@@ -29,14 +29,17 @@ class FakeDevice(TorchFunctionMode):
         self.claims = claims if self.on_gpu else {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         x = args[0] if args else None
         if isinstance(x, FakeTensor) and func in self.claims:
             return self.claims[func]
-        if isinstance(x, FakeTensor) and getattr(func, "__name__", "") in READS:
-            return read(func, x)
         if func is Tensor.backward:
             return self._backward(x)
+        with torch._C.DisableTorchFunction():
+            return self._run(func, x, args, kwargs or {})
+
+    def _run(self, func: Callable, x: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if isinstance(x, FakeTensor) and getattr(func, "__name__", "") in READS:
+            return read(func, x)
         if func is F.scaled_dot_product_attention and self.on_gpu:
             return attention_of_gpu(*args, **kwargs)
         if func is Tensor.to:
@@ -67,8 +70,7 @@ def read(func: Callable, x: Tensor) -> Any:
     here: the tokens drawn, their probabilities, whether the gradient is finite, its norm."""
     counts = not x.is_floating_point() and x.dtype != torch.bool
     made = torch.zeros if counts else torch.ones
-    with torch._C.DisableTorchFunction():
-        return func(made(x.shape, dtype=x.dtype))
+    return func(made(x.shape, dtype=x.dtype))
 
 
 def attention_of_gpu(
