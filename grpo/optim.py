@@ -26,7 +26,8 @@ def norm_by_layer(names: list[str], optimizer: torch.optim.AdamW) -> dict[str, f
     for name, parameter in zip(names, _parameters(optimizer), strict=True):
         layer = re.search(r"[^.]+\.\d+(?=\.)", name)
         layers.setdefault(layer[0] if layer else name, []).append(parameter.grad)
-    return {name: torch.nn.utils.get_total_norm(grads).item() for name, grads in layers.items()}
+    norms = torch.stack([torch.nn.utils.get_total_norm(grads) for grads in layers.values()])
+    return dict(zip(layers, norms.tolist(), strict=True))
 
 
 def learning_rate(step: int, config: Config) -> float:

@@ -150,7 +150,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x, weight, eps):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return _normed(x, weight, eps)
+        return F.rms_norm(x, x.shape[-1:], eps=eps).mul_(weight)
 
     @staticmethod
     @once_differentiable
@@ -190,15 +190,11 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """RMSNorm of x (T, hidden), in float32; rounded before the weight multiplies."""
+    """RMSNorm of x (T, hidden), in float32; rounded before the weight multiplies. With a gradient
+    or without, by the same kernel: so KL starts at exactly 0."""
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
-    return _normed(x, norm.weight, norm.variance_epsilon)
-
-
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The one arithmetic of all passes, so that KL starts at exactly 0."""
-    return F.rms_norm(x, x.shape[-1:], eps=eps).mul_(weight)
+    return F.rms_norm(x, x.shape[-1:], eps=norm.variance_epsilon).mul_(norm.weight)
 
 
 def swiglu(x: Tensor) -> Tensor:

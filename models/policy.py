@@ -125,7 +125,7 @@ class Policy:
         with torch.no_grad():
             for prompt in prompts:
                 prompt.check_length(max_completion_length, self.max_length)
-                embeds.append(self.embed(prompt.input_ids.to(self.device), prompt.features))
+                embeds.append(self.embed(prompt.input_ids, prompt.features))
             task = Task(
                 language_model=self.language_model,
                 head=self.head,
@@ -191,9 +191,10 @@ class Policy:
         return score(self.head, hidden, tree.targets, temperature, self.banned)
 
     def embed(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """(T, hidden): token embeddings, with the image features at the image tokens."""
-        embeds = self.language_model.embed_tokens(input_ids)
-        return place_images(embeds, input_ids == self.chat.image_pad, features)
+        """(T, hidden): embeddings of tokens on the CPU, and image features at the image tokens."""
+        embeds = self.language_model.embed_tokens(input_ids.to(self.device))
+        places = (input_ids == self.chat.image_pad).nonzero()[:, 0]  # no wait: on the CPU
+        return place_images(embeds, places, features)
 
     def pass_tokens(self, checkpointing: bool) -> int:
         """Most tokens of a pass, unless one group has more."""

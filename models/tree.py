@@ -93,7 +93,7 @@ class Tree:
         predictors  0 1 2 0 3          the prompt's last state predicts a and d
     """
 
-    input_ids: Tensor  # (T,) int64
+    input_ids: Tensor  # (T,) int64, on the CPU
     position_ids: Tensor  # (3, T) int64
     lengths: list[list[int]]  # a list a group: number of inputs of the prompt, o_1, ... o_G
     features: list[Tensor]  # of all images, in the order of the image tokens
@@ -159,7 +159,7 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
         wanted.append(torch.arange(start + lengths[-1][0] - 1, start + sum(lengths[-1])))
         start, first = start + sum(lengths[-1]), at
     return Tree(
-        input_ids=torch.cat(ids).to(device),
+        input_ids=torch.cat(ids),
         position_ids=torch.cat(positions, dim=1).to(device),
         lengths=lengths,
         features=features,
@@ -169,18 +169,18 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Tree:
     )
 
 
-def place_images(embeds: Tensor, is_image: Tensor, features: Sequence[Tensor]) -> Tensor:
-    """Put the features of images, (n_i, hidden) each, into embeds (T, hidden) at the image tokens
-    (T,) bool.
+def place_images(embeds: Tensor, places: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Put the features of images, (n_i, hidden) each, into embeds (T, hidden) at the places of the
+    image tokens (n,).
 
     In place, which is safe: the embedding is frozen. Raises RuntimeError if the number of features
     is not that of image tokens.
     """
-    given, wanted = sum(map(len, features)), int(is_image.sum())
+    given, wanted = sum(map(len, features)), len(places)
     if given != wanted:  # torch would broadcast one feature to all tokens, and ignore none at all
         raise RuntimeError(f"{wanted} image tokens for {given} image features")
     if features:
-        embeds[is_image] = torch.cat(features).to(embeds)
+        embeds.index_copy_(0, places.to(embeds.device), torch.cat(features).to(embeds))
     return embeds
 
 
@@ -196,11 +196,13 @@ def plan_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
     plan: list[list[int]] = []
     room: list[int] = []  # tokens left in each pass
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        fits = [p for p, left in enumerate(room) if lengths[i] <= left]
-        if not fits:
+        best = -1  # the pass with the least room that is enough
+        for p, left in enumerate(room):
+            if lengths[i] <= left and (best < 0 or left < room[best]):
+                best = p
+        if best < 0:
             plan.append([])
             room.append(budget)
-        best = min(fits, key=room.__getitem__, default=-1)
         plan[best].append(i)
         room[best] -= lengths[i]
     return plan

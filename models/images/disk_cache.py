@@ -43,7 +43,7 @@ class FeatureFiles:
         """The features of this name; None if there are none, or the file is damaged."""
         if self.folder is None:
             return None
-        path = self._path(name)
+        path = self.folder / name[:2] / f"{name}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
                 t, h, w = file.get_tensor("grid").tolist()
@@ -60,7 +60,7 @@ class FeatureFiles:
         """Keep features; raises UsageError where the folder cannot be written."""
         if self.folder is None:
             return
-        path = self._path(name)
+        path = self.folder / name[:2] / f"{name}.safetensors"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{uuid4().hex}.tmp")
@@ -76,9 +76,6 @@ class FeatureFiles:
         if self._unseen >= STRIDE:
             self._unseen = 0
             self._make_room()
-
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name}.safetensors"
 
     def _make_room(self) -> None:
         """Remove what killed runs left half written, then the least recently used files until

@@ -165,14 +165,16 @@ class GraphSampler:
             if not live:
                 break
             window = slice(start, min(start + WINDOW, task.max_length))
-            seen = slice(live), slice(window.stop - start)  # the part of a buffer that is used
+            steps = window.stop - start
             if task.uniforms is not None:
-                at.uniforms[seen] = task.uniforms[rollout.row, window].to(at.uniforms.device)
+                at.uniforms[:live, :steps] = task.uniforms[rollout.row, window].to(
+                    at.uniforms.device
+                )
             at.column.zero_()
-            for _ in range(window.stop - start):
+            for _ in range(steps):
                 self._step(live, task.temperature)
             # The host waits here, and nowhere else.
-            done = rollout.add(start, at.tokens[seen].cpu(), at.logprobs[seen].cpu())
+            done = rollout.add(start, at.drawn[:, :live, :steps].cpu())
             rollout.row = at.drop(done).apply(rollout.row)
         return rollout
 

@@ -82,8 +82,7 @@ class Buffers:
     slot: Tensor  # (1,) int64 that the next token fills
     column: Tensor  # (1,) int64 of the window, for the next token
     uniforms: Tensor  # (R, WINDOW) float64
-    tokens: Tensor  # (R, WINDOW) int64; -1: none had a probability
-    logprobs: Tensor  # (R, WINDOW) float32
+    drawn: Tensor  # (2, R, WINDOW) float64, `Rollout.add` reads it: tokens, and their log-probs
     cos: Tensor  # (S, head_dim) of RoPE, by position: never more positions than slots
     sin: Tensor
 
@@ -102,8 +101,7 @@ class Buffers:
             slot=torch.zeros(1, **int64),
             column=torch.zeros(1, **int64),
             uniforms=like.new_zeros(rows, WINDOW, dtype=torch.float64),
-            tokens=torch.zeros(rows, WINDOW, **int64),
-            logprobs=like.new_zeros(rows, WINDOW, dtype=torch.float32),
+            drawn=like.new_zeros(2, rows, WINDOW, dtype=torch.float64),
             cos=cos,
             sin=sin,
         )
@@ -114,9 +112,9 @@ class Buffers:
 
     def first(self, rows: int) -> Buffers:
         """Views of the first rows of the same buffers."""
-        names = ("mask", "hidden", "position", "uniforms", "tokens", "logprobs")
+        names = ("mask", "hidden", "position", "uniforms")
         parts = {name: getattr(self, name)[:rows] for name in names}
-        return replace(self, cache=self.cache[:, :, :rows], **parts)
+        return replace(self, cache=self.cache[:, :, :rows], drawn=self.drawn[:, :rows], **parts)
 
     def clear(self, longest: int) -> None:
         """Make them as new, for prompts of up to `longest` tokens.
@@ -169,8 +167,7 @@ def step(at: Buffers, weights: Weights, temperature: float) -> None:
         token, logprobs = greedy(logits)
     else:
         token, logprobs = draw(logits, at.uniforms.index_select(1, at.column)[:, 0])
-    at.tokens.index_copy_(1, at.column, token[:, None])
-    at.logprobs.index_copy_(1, at.column, logprobs[:, None])
+    at.drawn.index_copy_(2, at.column, torch.stack([token.double(), logprobs])[..., None])
     at.mask.index_fill_(-1, at.slot, 0.0)  # from now on every row sees the slot of this token
     rope = at.cos.index_select(0, at.position), at.sin.index_select(0, at.position)
     # The host refuses a -1 later: an error here would depend on a value.

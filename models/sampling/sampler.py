@@ -65,16 +65,16 @@ class Rollout:
         self.stopped = torch.zeros(rows, dtype=torch.bool)  # an EOS was drawn
         self._ends = torch.tensor(sorted(task.eos))
 
-    def add(self, start: int, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Write tokens (live, n) and their log-probs at the positions from `start` on. Return which
-        rows ended (live,).
+    def add(self, start: int, drawn: Tensor) -> Tensor:
+        """Write tokens and log-probs, `drawn` (2, live, n) float64, at the positions from `start`
+        on. Return which rows ended (live,).
 
         A row ends with its first EOS; tokens behind it are written and mean nothing. Raises
         SettingsError for the first token before it that had no probability (-1).
         """
-        window = slice(start, start + tokens.shape[1])
+        tokens, window = drawn[0].long(), slice(start, start + drawn.shape[2])
         self.tokens[self.row, window] = tokens
-        self.logprobs[self.row, window] = logprobs
+        self.logprobs[self.row, window] = drawn[1].float()
         is_end = torch.isin(tokens, self._ends)
         done, first = is_end.any(dim=1), is_end.int().argmax(dim=1)
         ended = self.row[done]
@@ -193,7 +193,8 @@ def sample_eagerly(task: Task) -> Rollout:
             tokens, logprobs = greedy(logits)  # (live,) each
         else:
             tokens, logprobs = draw(logits, uniforms[rollout.row.to(device), step])
-        done = rollout.add(step, tokens[:, None].cpu(), logprobs[:, None].cpu())
+        # In one tensor, which a GPU's host waits for once; float64 holds every token exactly.
+        done = rollout.add(step, torch.stack([tokens.double(), logprobs])[..., None].cpu())
         if bool(done.any()):
             # A finished row costs nothing more: the last live rows move to the places of finished
             # ones, in the cache and in everything that is indexed by place.

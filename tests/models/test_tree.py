@@ -191,4 +191,4 @@ def check_features(rows: int) -> None:
     features = (torch.ones(rows, 8),) if rows else ()
     prompt = Prompt(ids, torch.zeros(3, 5, dtype=torch.int64), features, "")
     with pytest.raises(RuntimeError, match=f"3 image tokens for {rows} image features"):
-        place_images(torch.zeros(5, 8), ids == 9, prompt.features)
+        place_images(torch.zeros(5, 8), (ids == 9).nonzero()[:, 0], prompt.features)

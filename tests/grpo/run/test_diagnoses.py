@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,12 @@ from grpo.run.diagnoses import AGAIN, DIAGNOSES, TREND, WINDOW, Diagnoses
 from grpo.settings.config import Config
 
 CONFIG = Config(
-    group_size=6, temperature=0.9, max_completion_length=64, kl_coef=0.04, learning_rate=3e-5
+    group_size=6,
+    temperature=0.9,
+    max_completion_length=64,
+    kl_coef=0.04,
+    learning_rate=3e-5,
+    dtype="float32",
 )
 HEALTHY = {
     "reward": 1.0,
@@ -91,7 +97,19 @@ CASES = {  # diagnosis: what it is said of, and with which words; what it is not
             noisy(rise=0.01, noise=0.1)[1:],
         ],
     ),
+    "sampler_is_not_scorer": (
+        flat(**{"sampling/sampling_logp_difference/mean": 0.03}),
+        ["differ by 0.03", "--cuda-graphs off", "--dtype (now float32)"],
+        [flat(**{"sampling/sampling_logp_difference/mean": 0.00009})],
+    ),
 }
+
+
+def test_bfloat16_may_differ_by_more():
+    history = flat(**{"sampling/sampling_logp_difference/mean": 0.019})
+    half = replace(CONFIG, dtype="bfloat16")
+    assert diagnoses.sampler_is_not_scorer(history, CONFIG)
+    assert diagnoses.sampler_is_not_scorer(history, half) is None
 
 
 def test_every_diagnosis_has_a_case():

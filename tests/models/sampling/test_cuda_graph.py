@@ -190,9 +190,8 @@ def test_a_smaller_rollout_uses_what_is_there_and_a_larger_one_does_not(policy, 
 def test_garbage_of_an_old_rollout_changes_nothing(policy, prompts):
     draw(policy, prompts)
     with torch.inference_mode():
-        for name in ("cache", "mask", "hidden", "logprobs"):
+        for name in ("cache", "mask", "hidden", "drawn"):
             getattr(policy.sampler.buffers, name).fill_(torch.nan)
-        policy.sampler.buffers.tokens.fill_(-1)
     assert_draws_as_the_plain_loop(policy, prompts[1:])
 
 
