@@ -45,7 +45,7 @@ class TreeAttention:
             queries = whole - (group[0] - 1) * (len(query) < len(key))
             part = query[first : first + queries], key[start : start + whole]
             # A prompt alone needs no mask, nor does a GPU: that is the faster kernel.
-            dense = whole <= DENSE and len(group) > 1 and query.device.type == "cpu"
+            dense = whole <= DENSE and len(group) > 1 and query.is_cpu
             attend = self._dense if dense else self._blocks
             found += attend(group, *part, value[start : start + whole])
             first, start = first + queries, start + whole
@@ -88,7 +88,7 @@ class TreeAttention:
         """Lower-right causal attention: the t queries are the last t of S tokens."""
         t, length = len(query), len(key)
         # On a GPU in half precision flash computes it without a mask, from CausalBias.
-        flash = query.device.type == "cuda" and query.dtype != torch.float32
+        flash = query.is_cuda and query.dtype != torch.float32
         if t == length or flash:
             q, k, v = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
             kind = (
