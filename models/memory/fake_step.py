@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from grpo.settings.config import Config
+from models import attention
 from models.memory.fake_device import FakeDevice, make_fake
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
@@ -111,6 +112,16 @@ def draw_last(sampler: Callable[[Task], Rollout], task: Task) -> Rollout:
     return sampler(replace(task, first=max(0, task.max_length - 2)))
 
 
+@contextmanager
+def without_bias() -> Iterator[None]:
+    """Inside, no CausalBias is made: torch's tracker lets none be, and flash's fake needs none."""
+    before, attention.causal_lower_right = attention.causal_lower_right, lambda *size: None
+    try:
+        yield
+    finally:
+        attention.causal_lower_right = before
+
+
 class FakeGraph:
     """In place of a CUDA graph: runs the step once, and holds as much as the graph's pool."""
 
@@ -135,7 +146,7 @@ def fake_step(
     there, watch = FakeDevice(device), Watch()
     make_fake(parts.model, there.first)
     watch.track_external(parts.model)
-    with there, watch:
+    with there, watch, without_bias():
         policy = FakePolicy(watch, device, on, config, parts)
         step(policy)
         groups = policy.updated
