@@ -76,9 +76,8 @@ def connect(device: torch.device) -> None:
     """
     if world() == 1:
         return
-    own = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else None
-    gpus = gathered(own and str(own))
-    different = {*gpus} - {None}
+    own = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    different = {*gathered(own)} - {None}
     if different and len(different) < world():
         problem = f"{world()} processes need a GPU each, and have {len(different)}"
         remedy = "use --device cuda and one process a GPU, or --device cpu"

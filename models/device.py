@@ -14,8 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
 # After these every later call on the GPU fails in the same way, until the process ends.
 GPU_LOST = re.compile(
-    "illegal memory access|illegal instruction|misaligned address|unspecified launch failure|"
-    "device-side assert|launch timed out|hardware stack error|invalid program counter|uncorrectable"
+    "illegal memory access|illegal instruction|misaligned address|device-side assert|launch failure"
 )
 
 

@@ -120,7 +120,8 @@ def load_policy(
 
     With `adapter` the policy starts as that adapter, and so does its reference; r and alpha default
     to the adapter's own, else to 16 and 32. `seed` draws the LoRA's A. Checkpointing "auto" is off:
-    train.py plans it (models/memory). `cache` None keeps features in memory only.
+    train.py plans it (models/memory). `cuda_graphs` "auto" is on for a GPU that can record. `cache`
+    None keeps features in memory only.
     """
     place = pick_device(device)
     base, tokenizer, processor = load(model, pick_dtype(dtype, place), max_pixels)

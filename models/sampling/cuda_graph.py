@@ -50,9 +50,9 @@ class Graph:
 
     def __init__(self, step: Step, device: torch.device, beside: Graph | None) -> None:
         """`beside` is a graph that is never replayed at the same time: they share their memory."""
-        # A pool whose graphs are all gone may not be used again, so the next graph makes a new one.
-        self.pool = torch.cuda.graph_pool_handle() if beside is None else beside.pool
         with torch.cuda.device(device):
+            # A pool whose graphs are all gone may not be used again, so the next makes a new one.
+            self.pool = torch.cuda.graph_pool_handle() if beside is None else beside.pool
             self.stream = torch.cuda.Stream() if beside is None else beside.stream
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from grpo.loop import grpo
+from grpo.metrics import Step
 from grpo.optim import adamw
 from grpo.settings.config import Config
 from models.open_policy import load_policy
@@ -32,9 +34,16 @@ def watched(policy: Policy, watch: Stopwatch) -> Policy:
     return policy
 
 
-def main() -> None:
-    task = Task.from_json(sys.argv[1])
-    case, worker, questions = task.case, Worker(task.threads), task.questions()
+def loaded(task: Task) -> Policy:
+    """The policy of a task; its completions have one length."""
+    policy = load_policy(task.folder, device="cpu", dtype="float32")
+    policy.banned[sorted(policy.chat.eos)] = True
+    return policy
+
+
+def training(task: Task, policy: Policy | None = None) -> Iterator[Step]:
+    """The steps of a task, each when it is asked for."""
+    case, questions = task.case, task.questions()
     config = Config(
         loss="grpo",
         kl_coef=case.beta,
@@ -50,10 +59,7 @@ def main() -> None:
         max_grad_norm=MAX_GRAD_NORM,
         trace_steps="0",
     )
-    policy = load_policy(task.folder, device="cpu", dtype="float32")
-    policy.banned[sorted(policy.chat.eos)] = True  # completions of one length
-    policy = watched(policy, worker.watch)
-    optimizer = adamw(policy.parameters(), config)
+    policy = policy or loaded(task)
 
     def draw(step, slot, attempt):
         return questions[step * case.prompts + slot]
@@ -62,8 +68,15 @@ def main() -> None:
         values = scores(texts)
         return values, {"sum": values}
 
+    return grpo(policy, adamw(policy.parameters(), config), draw, reward, config)
+
+
+def main() -> None:
+    task = Task.from_json(sys.argv[1])
+    worker = Worker(task.threads)
+    policy = watched(loaded(task), worker.watch)
+    steps = training(task, policy)
     worker.ready(policy.model)
-    steps = grpo(policy, optimizer, draw, reward, config)
     for _ in range(task.steps):
         worker.wait()
         step = next(steps)

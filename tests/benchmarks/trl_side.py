@@ -88,7 +88,7 @@ def dataset(questions: list[VQAExample]) -> datasets.Dataset:
     return made.cast_column("images", datasets.List(datasets.Image()))
 
 
-def trainer(task: Task, out: str) -> Trainer:
+def trainer(task: Task, out: str, dtype: str = "float32", use_cpu: bool = True) -> Trainer:
     case = task.case
     chat = Chat(AutoTokenizer.from_pretrained(task.folder))
     rows = transformers.AutoConfig.from_pretrained(task.folder).get_text_config().vocab_size
@@ -96,7 +96,7 @@ def trainer(task: Task, out: str) -> Trainer:
     banned[sorted(chat.eos)] = True  # completions of one length
     settings = GRPOConfig(
         output_dir=out,
-        model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
+        model_init_kwargs={"dtype": dtype, "attn_implementation": "sdpa"},
         generation_kwargs={"suppress_tokens": banned.nonzero()[:, 0].tolist()},
         loss_type="grpo",
         beta=case.beta,
@@ -114,8 +114,8 @@ def trainer(task: Task, out: str) -> Trainer:
         lr_scheduler_type="constant",
         max_grad_norm=MAX_GRAD_NORM,
         optim="adamw_torch",
-        bf16=False,
-        use_cpu=True,
+        bf16=dtype == "bfloat16",
+        use_cpu=use_cpu,
         gradient_checkpointing=False,
         shuffle_dataset=False,
         report_to="none",

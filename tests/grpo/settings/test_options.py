@@ -12,9 +12,9 @@ def test_only_what_was_given_replaces_the_settings_of_the_run() -> None:
     assert Options().given == {}
     given = Options(data="phantom:leaky", ood="none", eval_size=5, prompt="direct,open").given
     assert given == {"data": "phantom:leaky", "ood": "none", "eval_size": 5, "prompt": "direct"}
-    assert Options(cache="none", dtype="auto", judge="hf:x", device="cpu", threads=0).given == {
-        "cache": "none", "dtype": "auto", "judge": "hf:x", "device": "cpu", "threads": 0
-    }  # fmt: skip
+    machine = {"cache": "none", "dtype": "auto", "device": "cpu", "threads": 0}
+    machine |= {"judge": "hf:x", "cuda_graphs": "off"}
+    assert Options(**machine).given == machine
 
 
 def test_lists_are_read_in_their_order() -> None:

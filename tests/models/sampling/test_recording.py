@@ -24,7 +24,7 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB\nof so much"
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
 OTHERS = (
     "CUDA error: device-side assert triggered", "CUDA error: misaligned address",
-    "CUDA error: unspecified launch failure",
+    "CUDA error: unspecified launch failure", "CUDA error: an illegal instruction was encountered",
 )  # fmt: skip
 LENGTH, GROUP = 24, 6
 
