@@ -89,7 +89,10 @@ class FakePolicy(Policy):
         lengths, room = (len(completions), len(completions[0])), self.max_length - prompt
         self.sizes = Sizes(prompt, *lengths, self.prompts, self.token_budget, room)
         _, length = self.sizes.largest_pass()
-        return replace(group, completions=[ids[:length] for ids in completions])
+        cut = {"completions": [ids[:length] for ids in completions]}
+        if group.sampling_logprobs is not None:
+            cut["sampling_logprobs"] = [each[:length] for each in group.sampling_logprobs]
+        return replace(group, **cut)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
