@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from grpo.settings.config import Config
+from models import attention
 from models.memory.fake_device import FakeDevice, make_fake
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
@@ -88,7 +89,10 @@ class FakePolicy(Policy):
         lengths, room = (len(completions), len(completions[0])), self.max_length - prompt
         self.sizes = Sizes(prompt, *lengths, self.prompts, self.token_budget, room)
         _, length = self.sizes.largest_pass()
-        return replace(group, completions=[ids[:length] for ids in completions])
+        cut = {"completions": [ids[:length] for ids in completions]}
+        if group.sampling_logprobs is not None:
+            cut["sampling_logprobs"] = [each[:length] for each in group.sampling_logprobs]
+        return replace(group, **cut)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -109,6 +113,16 @@ class FakePolicy(Policy):
 def draw_last(sampler: Callable[[Task], Rollout], task: Task) -> Rollout:
     """Storages for all tokens, the prompts, and the last decoding step."""
     return sampler(replace(task, first=max(0, task.max_length - 2)))
+
+
+@contextmanager
+def without_bias() -> Iterator[None]:
+    """Inside, no CausalBias is made: torch's tracker lets none be, and flash's fake needs none."""
+    before, attention.causal_lower_right = attention.causal_lower_right, lambda *size: None
+    try:
+        yield
+    finally:
+        attention.causal_lower_right = before
 
 
 class FakeGraph:
@@ -135,7 +149,7 @@ def fake_step(
     there, watch = FakeDevice(device), Watch()
     make_fake(parts.model, there.first)
     watch.track_external(parts.model)
-    with there, watch:
+    with there, watch, without_bias():
         policy = FakePolicy(watch, device, on, config, parts)
         step(policy)
         groups = policy.updated

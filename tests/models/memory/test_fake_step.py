@@ -159,13 +159,13 @@ def test_the_peaks_are_those_of_a_real_step(tiny_folder, dtype, on):
 def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     """Keys of prompts and completions in every row, and the pool of a graph, until the end."""
     config = config_of(4, 300, "--kl-coef", "0")
-    on_cpu, on_gpu = (planned(tiny_folder, config, device=device) for device in (CPU, CUDA))
-    rows, slots, layers, width = 4, 512, 2, 2 * 16 * 4  # 77 tokens and 300, in 128s
+    on_cpu = planned(tiny_folder, config)
+    on_gpu = planned(tiny_folder, config, device=CUDA, dtype="bfloat16")  # flash, without a mask
+    rows, slots, layers, width = 4, 512, 2, 2 * 16 * 2  # 77 tokens and 300, in 128s
     cache = 2 * layers * rows * slots * width
     assert cache < on_gpu.phases["sampling"] - on_gpu.held < 2 * cache
     assert on_gpu.sizes.budget == 4096
-    assert on_cpu.phases["sampling"] < on_gpu.phases["sampling"]
-    assert on_gpu.phases["update"] - on_cpu.phases["update"] > cache / 2
+    assert on_cpu.sizes.budget != 4096
 
 
 def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks():
