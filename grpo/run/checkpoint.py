@@ -1,4 +1,4 @@
-"""What a run can go on from, bit for bit: the adapter and AdamW's moments after a step.
+"""What a run can go on from, bit for bit on a CPU: the adapter and AdamW's moments after a step.
 
     checkpoints/step-000010/adapter/                 a plain peft folder
     checkpoints/step-000010/optimizer.safetensors    exp_avg.NAME, exp_avg_sq.NAME, step.NAME

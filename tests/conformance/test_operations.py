@@ -270,7 +270,7 @@ def test_unsloth_kernel_no_compiled_attention(trained):
         if isinstance(node, oracle.ast.Attribute) and node.attr == "compile"
     ]
     assert {node.value.id for node in compiled} == {"re"}
-    ours = ("attention", "sampling/decode_step")
+    ours = ("attention", "sampling/decode_step", "memory/fake_device")
     ours = {f"models/{name}.py" for name in ours}
     assert users_of("scaled_dot_product_attention") == ours
     assert trained.vision.model.visual.config._attn_implementation == "sdpa"

@@ -152,9 +152,12 @@ def test_masks_that_are_padded_and_plans_are_counted() -> None:
         assert rehearsal.counts.total(counts.PADDED) == 0
         call(HALF, 4, 9, 4, {"attn_mask": (4, 9)})
     assert rehearsal.counts.total(counts.PADDED) == 4 * 9 * HALF.itemsize
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # models/device.py turns it off
+    torch.backends.cuda.enable_cudnn_sdp(True)
     with rehearsed("sm90") as rehearsal:
         for length in (8, 9, 9):
             call(HALF, 4, length, 4, {"attn_mask": (4, length)})
+    torch.backends.cuda.enable_cudnn_sdp(before)
     assert rehearsal.counts.total(counts.PLANS) == 2
 
 

