@@ -121,6 +121,7 @@ def ragged(policy: Policy) -> None:
                 if length < len(ids):
                     end = torch.tensor([policy.chat.end])
                     group.completions[j] = torch.cat([ids[: length - 1], end])
+                    group.sampling_logprobs[j] = group.sampling_logprobs[j][:length]
         return groups
 
     policy.sample = cut
