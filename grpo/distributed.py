@@ -179,9 +179,8 @@ def gathered(record: Any) -> list[Any]:
     padded[: len(message)] = message
     messages = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(messages, padded)
-    return [
-        json.loads(bytes(sent[: int(n)].numpy())) for sent, n in zip(messages, lengths, strict=True)
-    ]
+    sized = zip(messages, lengths, strict=True)
+    return [json.loads(bytes(sent[: int(n)].numpy())) for sent, n in sized]
 
 
 def by_all(answer: Callable[[Sequence[Any]], Sequence[Any]], *items: Sequence[Any]) -> list[Any]:

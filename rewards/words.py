@@ -15,7 +15,7 @@ from itertools import pairwise
 
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
+_DIGITS = dict(zip(_NUMBERS, map(str, range(11)), strict=True))
 # Characters normalised at once: Unicode's normal form takes time quadratic in a run of accents.
 _PIECE = 300
 

@@ -30,6 +30,7 @@ from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, names_in, option, parse_flags
 
 PROG = "python -m data.audit"
+Questions = Sequence[VQAExample]
 Parts = dict[Split, list[VQAExample]]  # the questions of one modality
 
 
@@ -119,7 +120,7 @@ def counts(parts: Parts) -> dict[str, Any]:
     }
 
 
-def letters(examples: Sequence[VQAExample]) -> dict[str, dict[str, int]]:
+def letters(examples: Questions) -> dict[str, dict[str, int]]:
     """By number of options, if any: how often each letter is right."""
     found: dict[str, dict[str, int]] = {}
     lettered = (example for example in examples if example.options)
@@ -129,16 +130,14 @@ def letters(examples: Sequence[VQAExample]) -> dict[str, dict[str, int]]:
     return found
 
 
-def full_stops(examples: Sequence[VQAExample]) -> dict[str, int]:
+def full_stops(examples: Questions) -> dict[str, int]:
     """Questions with a full stop behind just one option, and of how many that option is right."""
     marks = [[text.endswith(".") for text in example.options] for example in examples]
     right = [mark[e.gold] for e, mark in zip(examples, marks, strict=True) if sum(mark) == 1]
     return {"questions": len(right), "right": sum(right)}
 
 
-def constant(
-    every: Sequence[VQAExample], test: Sequence[VQAExample], prior: Prior
-) -> dict[str, Any]:
+def constant(every: Questions, test: Questions, prior: Prior) -> dict[str, Any]:
     """The types and questions whose answer never changes; `n` test questions are among them.
 
     `rest` is what the options-only prior does on the others.

@@ -4,7 +4,7 @@ VQA-Med-2019 and SilVar-Med are not among them: the one is not on the hub, of th
 files is known to us.
 """
 
-from dataclasses import dataclass
+from collections import namedtuple
 
 from data.readers.huatuo import HUB_NAME
 
@@ -21,18 +21,10 @@ PARTS_OF_PATH_VQA = """
 """
 
 
-@dataclass(frozen=True)
-class HubData:
-    """A data set on the hub: its repository, a revision, and the files; a zip is unpacked.
-
-    `files` may hold a file to its content by its sha256 (else ""), whatever the revision names
-    today. A commit is enough: the hub gives each large file's hash itself.
-    """
-
-    repo: str  # OWNER/NAME@REVISION
-    files: dict[str, str]
-
-
+# A data set on the hub: `repo`, as OWNER/NAME@REVISION, and `files`, of which a zip is unpacked.
+# `files` may hold a file to its content by its sha256 (else ""), whatever the revision names
+# today. A commit is enough: the hub gives each large file's hash itself.
+HubData = namedtuple("HubData", ("repo", "files"))
 HUB = {
     "omnimedvqa": HubData(
         "foreverbeliever/OmniMedVQA@1ba51c28fc0773bdf7efb8396e5bcfd4227e22da",
@@ -57,7 +49,7 @@ HUB = {
     ),
     "path-vqa": HubData(
         "flaviagiammarino/path-vqa@7568940e604f3e911441b1f6c7aedb5f1c2866bd",  # adds its last file
-        {f"data/{name}.parquet": "" for name in PARTS_OF_PATH_VQA.split()},
+        dict.fromkeys(map("data/{}.parquet".format, PARTS_OF_PATH_VQA.split()), ""),
     ),
     "pmc-vqa": HubData(  # version 2; the images of version 1 are 18.9 GB
         "xmcmic/PMC-VQA@ff2098cad195b86eed2b3e2f9f42eeae1dbc410a",

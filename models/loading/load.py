@@ -12,12 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
+from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
 from transformers import Qwen2VLImageProcessorPil as ImageProcessor  # resizes with Pillow
 from transformers.utils import logging
 
@@ -35,7 +31,7 @@ def folder_of(name: str) -> Path:
 
 def load(
     name: str, dtype: torch.dtype, max_pixels: int | None = None, weights: bool = True
-) -> tuple[Qwen2VLForConditionalGeneration, PreTrainedTokenizerBase, Any]:
+) -> tuple[Qwen2VL, PreTrainedTokenizerBase, Any]:
     """The frozen model (on the CPU, in eval mode), its tokenizer and its image processor.
 
     `max_pixels` replaces the checkpoint's own limit on an image's size. Without `weights` the model
@@ -84,12 +80,12 @@ def _read(source: str, dtype: torch.dtype, weights: bool) -> tuple[Any, Any, Any
     if not weights:
         config = Qwen2VLConfig.from_pretrained(source)
         with torch.device("meta"):
-            model = Qwen2VLForConditionalGeneration._from_config(config, **kind)
+            model = Qwen2VL._from_config(config, **kind)
         return tokenizer, processor, model, {}
     safe = {"use_safetensors": True, "trust_remote_code": False}
     # Misshapen weights are in the report then, and weight_problems names them.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = Qwen2VLForConditionalGeneration.from_pretrained(source, **kind, **safe, **told)
+    model, report = Qwen2VL.from_pretrained(source, **kind, **safe, **told)
     return tokenizer, processor, model, report
 
 

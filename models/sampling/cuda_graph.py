@@ -34,6 +34,7 @@ from models.sampling.kv_cache import prefill
 from models.sampling.sampler import Rollout, Task, sample_eagerly
 
 Step = Callable[[], None]
+Record = Callable[[Step, torch.device, Any], Any]  # see GraphSampler
 
 
 class NotRecorded(Exception):
@@ -85,9 +86,7 @@ class GraphSampler:
     later task is drawn by `sample_eagerly`.
     """
 
-    def __init__(
-        self, record: Callable[[Step, torch.device, Any], Any] = Graph, required: bool = True
-    ) -> None:
+    def __init__(self, record: Record = Graph, required: bool = True) -> None:
         self.record, self.required, self.given_up = record, required, False
         self.forget()
 
@@ -167,9 +166,7 @@ class GraphSampler:
             window = slice(start, min(start + WINDOW, task.max_length))
             steps = window.stop - start
             if task.uniforms is not None:
-                at.uniforms[:live, :steps] = task.uniforms[rollout.row, window].to(
-                    at.uniforms.device
-                )
+                at.uniforms[:live, :steps] = task.uniforms[rollout.row, window]
             at.column.zero_()
             for _ in range(steps):
                 self._step(live, task.temperature)

@@ -101,6 +101,9 @@ class Judge:
                 temporary.unlink()
 
 
+Judges = Sequence[Judge | Encoder]
+
+
 def open_judge(spec: str, model: str | None = None, cache: Path | None = None) -> Judge | Encoder:
     """Open the judge that `--judge` names: an address, hf:ID_OR_FOLDER or embed:ID_OR_FOLDER.
 
@@ -117,9 +120,7 @@ def open_judge(spec: str, model: str | None = None, cache: Path | None = None) -
     raise JudgeError(f"--judge {spec!r}: unknown kind of judge; give {KINDS}")
 
 
-def open_judges(
-    specs: str | None, model: str | None = None, cache: Path | None = None
-) -> list[Judge | Encoder]:
+def open_judges(specs: str | None, model: str | None = None, cache: Path | None = None) -> Judges:
     """Open the judges of a comma-separated list: at most one `Judge` and one `Encoder`.
 
     None opens none. Raises JudgeError.

@@ -6,7 +6,7 @@ from typing import Any
 
 from rewards.answers import Texts, reasoning
 from rewards.evaluation.predictions import Row
-from rewards.judges.judge import Judge, open_judges
+from rewards.judges.judge import Judge, Judges, open_judges
 from rewards.judges.judge_rewards import correctness_inquiry, explanation_inquiry, value
 from rewards.judges.local import Encoder
 from rewards.scoring import NEED_A_JUDGE, RewardError
@@ -15,9 +15,7 @@ from rewards.scoring import NEED_A_JUDGE, RewardError
 KINDS = {"correctness": Judge, "reasoning": Judge, "similarity": Encoder}
 
 
-def graded(
-    rows: Sequence[Row], examples: Sequence[Any], names: Texts, judges: Sequence[Judge | Encoder]
-) -> list[Row]:
+def graded(rows: Sequence[Row], examples: Sequence[Any], names: Texts, judges: Judges) -> list[Row]:
     """Return a row for each answered question, with those of `names` that a judge measures.
 
     correctness, reasoning: the grades of the answer and of the explanation, 0 to 3, divided by 3,
@@ -45,9 +43,7 @@ def graded(
     return found
 
 
-def open_graders(
-    names: Sequence[str], specs: str | None, model: str | None, cache: Path | None
-) -> list[Judge | Encoder]:
+def open_graders(names: Texts, specs: str | None, model: str | None, cache: Path | None) -> Judges:
     """Open the judges that `names` need, as `open_judges` does; none if none is needed.
 
     Raises RewardError if one is missing.
@@ -59,7 +55,7 @@ def open_graders(
     return judges
 
 
-def judge_of(name: str, judges: Sequence[Judge | Encoder]) -> Any:
+def judge_of(name: str, judges: Judges) -> Any:
     """Return the judge that measures `name`. Raises RewardError if there is none."""
     for judge in judges:
         if isinstance(judge, KINDS[name]):

@@ -13,16 +13,16 @@ from rewards import answers
 from rewards.answers import Texts, Values, rows
 from rewards.judges import judge_prompts
 from rewards.judges.interface import Inquiry, Verdict
-from rewards.judges.judge import Judge
+from rewards.judges.judge import Judge, Judges
 from rewards.judges.local import Encoder
 from rewards.scoring import Reward, RewardFunction, built_in, parse_rewards
 
 # The value of each verdict. Grades are divided by the best one.
-VALUES = {"no": 0.0, "yes": 1.0} | {grade: int(grade) / 3 for grade in judge_prompts.GRADES}
+VALUES = {"no": 0.0, "yes": 1.0, "0": 0.0, "1": 1 / 3, "2": 2 / 3, "3": 1.0}
 NOTHING = Verdict("0", "nothing was said")  # the verdict about an empty text, without a judge
 
 
-def judged_rewards(judges: Sequence[Judge | Encoder]) -> dict[str, RewardFunction]:
+def judged_rewards(judges: Judges) -> dict[str, RewardFunction]:
     """Return the reward functions that these judges can give, by name.
 
     A Judge gives semantic, reasoning, correctness and consistency; an Encoder gives similarity.
@@ -154,7 +154,7 @@ def value(verdict: Verdict | None) -> float | None:
     return None if verdict is None else VALUES[verdict.choice]
 
 
-def reward_terms(spec: str, length_cap: int, judges: Sequence[Judge | Encoder]) -> list[Reward]:
+def reward_terms(spec: str, length_cap: int, judges: Judges) -> list[Reward]:
     """Return the rewards of --reward, those of judges among them.
 
     Prints a line if a rule stands in for a judge. Raises RewardError.

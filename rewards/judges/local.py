@@ -128,11 +128,10 @@ class LanguageModel:
             begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
             return [self.tokenizer.bos_token if begins else "", "\n\n", "\n\nVerdict: "]
         apart = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
+        plain = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         for turns in (apart, [{"role": "user", "content": f"{SYSTEM}\n\n{USER}"}]):
             with suppress(Exception):  # "System role not supported": templates word it freely
-                text = self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                )
+                text = self.tokenizer.apply_chat_template(turns, **plain)
                 if len(frame := re.split(f"{SYSTEM}|{USER}", text)) == 3:
                     return frame
         raise JudgeError(f"{self.shown}: no use of its chat template; take an instruct model")
