@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil  # comes with peft
 import torch
@@ -19,28 +18,19 @@ UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
 
 
-class MemoryFlags(NamedTuple):
-    """What train.py was asked about memory, which is no setting of a run."""
-
-    dry_run: bool = False
-    limit: int | None = None  # bytes
-
-
-NOT_ASKED = MemoryFlags()
-
-
-def memory_flags(words: Sequence[str]) -> tuple[list[str], MemoryFlags]:
-    """The words of a command line without --dry-run and --memory-limit, and these.
+def memory_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What train.py was asked about memory, which is no setting of a run, and the other words.
 
     >>> memory_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
-    (['--steps', '1'], MemoryFlags(dry_run=True, limit=40000000000))
+    (Namespace(dry_run=True, memory_limit=40000000000), ['--steps', '1'])
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
     found, rest = parser.parse_known_args(words)
-    text = found.memory_limit
-    return rest, MemoryFlags(found.dry_run, None if text is None else read_limit(text))
+    if found.memory_limit is not None:
+        found.memory_limit = read_limit(found.memory_limit)
+    return found, rest
 
 
 def read_limit(text: str) -> int:
@@ -50,12 +40,10 @@ def read_limit(text: str) -> int:
     (1500000000, 1048576)
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.ASCII | re.IGNORECASE)
-    size = int(float(found[1]) * UNITS[found[2].lower()]) if found else 0
-    if not size:
-        given = f" {text}" if text else ""
-        wanted = "expected an amount and its unit, such as 40GB, 40GiB or 24000MB"
-        raise UsageError(f"--memory-limit{given}: {wanted}")
-    return size
+    if found and (size := int(float(found[1]) * UNITS[found[2].lower()])):
+        return size
+    wanted = "expected an amount and its unit, such as 40GB, 40GiB or 24000MB"
+    raise UsageError(f"{f'--memory-limit {text}'.rstrip()}: {wanted}")
 
 
 def available(device: torch.device) -> int:
@@ -64,8 +52,7 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"--device {device}: is not on this machine; name its --memory-limit")
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     texts = [file.read_text().strip() for file in CGROUPS if file.is_file()]
     others = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = psutil.virtual_memory().available // others + resident()
