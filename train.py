@@ -40,8 +40,7 @@ from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.sft import sft
 from models.images.prefetch import prefetching
-from models.memory.flags import memory_flags
-from models.memory.plan import plan_memory
+from models.memory.plan import memory_flags, plan_memory
 from models.open_policy import open_policy, starting_adapter, starting_model
 from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges

@@ -9,27 +9,29 @@ one with the largest group that fits. Between steps, memory is a line in the tok
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import re
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import psutil  # comes with peft
 import torch
 
 from grpo.settings.config import Config, cache_folder
+from grpo.settings.errors import UsageError
 from models.chat import Chat, Example
 from models.images.features import MEMORY_LIMIT
 from models.loading.load import SHIPPED
 from models.memory.fitting import Peaks, fitting, mb, table
-from models.memory.flags import available, resident
-from models.memory.longest_prompt import longest_prompt
 from models.open_policy import planned_device, without_weights
 from models.policy import Policy
 
@@ -39,6 +41,9 @@ LARGE = 1_000_000_000  # parameters from which checkpointing "auto" makes a plan
 # graph on its own stream (0.2 GB), and free blocks too small for the next tensor, 2 or 3 % of
 # 40 GB. Estimated: none of it was measured on a GPU.
 RESERVE = 2 << 30
+UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+# Where a container says how much memory it may have ("max": no limit).
+CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
 # Run one step with this policy, these settings, this question, and this text as its completion
 # (supervised training).
 Step = Callable[[Policy, Config, Example, str], None]
@@ -50,7 +55,7 @@ def plan_memory(
     questions: Sequence[Example],
     target: Callable[[Any], str],
     step: Step,
-    asked: Namespace,
+    asked: argparse.Namespace,
     processes: int,
 ) -> tuple[Config, str]:
     """The settings to open the policy with, and what --dry-run prints.
@@ -120,3 +125,83 @@ def kept(folder: Path | None, settings: tuple, measure: Callable[[], Peaks]) -> 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(vars(peaks)))
     return peaks
+
+
+def longest_prompt(
+    chat: Chat, processor: Any, examples: Sequence[Example]
+) -> tuple[Example, int, int]:
+    """The example with the most prompt tokens, their number, and how many are of images.
+
+    An image's size says how many tokens it takes. Images are opened from the longest text on, until
+    no other can be longer even if its images were as large as they may be.
+    """
+    most = processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
+
+    @cache
+    def words(text: str, images: int) -> int:
+        return len(chat.encode(text, [0] * images)[0])
+
+    @cache
+    def tokens_of(image: Any) -> int:
+        width, height = image.open().size
+        with suppress(ValueError):  # the processor refuses one that is 200 times as long as wide
+            return processor.get_number_of_image_patches(height, width) // processor.merge_size**2
+        return 0
+
+    def bound(example: Example) -> int:
+        return words(example.prompt, len(example.images)) + most * len(example.images)
+
+    best = (examples[0], 0, 0)
+    for example in sorted(examples, key=bound, reverse=True):
+        if bound(example) <= best[1]:
+            break
+        images = sum(map(tokens_of, example.images))
+        tokens = words(example.prompt, len(example.images)) + images
+        best = max(best, (example, tokens, images), key=itemgetter(1))
+    return best
+
+
+def memory_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What train.py was asked about memory, which is no setting of a run, and the other words.
+
+    >>> memory_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
+    (Namespace(dry_run=True, memory_limit=40000000000), ['--steps', '1'])
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
+    found, rest = parser.parse_known_args(words)
+    if found.memory_limit is not None:
+        found.memory_limit = read_limit(found.memory_limit)
+    return found, rest
+
+
+def read_limit(text: str) -> int:
+    """Bytes of 40GB (10^9 bytes each), 40GiB (2^30), 24000MB or MiB. Raises UsageError.
+
+    >>> read_limit("1.5GB"), read_limit("1 mib")
+    (1500000000, 1048576)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.ASCII | re.IGNORECASE)
+    if found and (size := int(float(found[1]) * UNITS[found[2].lower()])):
+        return size
+    wanted = "expected an amount and its unit, such as 40GB, 40GiB or 24000MB"
+    raise UsageError(f"{f'--memory-limit {text}'.rstrip()}: {wanted}")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process may have of the device, those that it has already among them: of a
+    CPU's memory its share, where torchrun has started several on this machine."""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {device}: is not on this machine; name its --memory-limit")
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    texts = [file.read_text().strip() for file in CGROUPS if file.is_file()]
+    others = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = psutil.virtual_memory().available // others + resident()
+    return min([free, *(int(text) // others for text in texts if text.isdecimal())])
+
+
+def resident() -> int:
+    """Bytes of the process that are in memory."""
+    return psutil.Process().memory_info().rss

@@ -20,8 +20,7 @@ from grpo.settings.errors import UsageError
 from models.chat import Chat
 from models.memory import plan
 from models.memory.fitting import MOST, Peaks, Sizes, fitting
-from models.memory.flags import available, memory_flags, read_limit, resident
-from models.memory.longest_prompt import longest_prompt
+from models.memory.plan import available, longest_prompt, memory_flags, read_limit, resident
 from models.open_policy import load_policy, without_weights
 from models.tree import plan_passes
 from tests.benchmarks.memory import make_config
