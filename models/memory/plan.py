@@ -44,9 +44,6 @@ RESERVE = 2 << 30
 UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 # Where a container says how much memory it may have ("max": no limit).
 CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
-# Run one step with this policy, these settings, this question, and this text as its completion
-# (supervised training).
-Step = Callable[[Policy, Config, Example, str], None]
 
 
 def plan_memory(
@@ -54,14 +51,15 @@ def plan_memory(
     adapter: Path | None,
     questions: Sequence[Example],
     target: Callable[[Any], str],
-    step: Step,
+    step: Callable[[Policy, Config, Example, str], None],
     asked: argparse.Namespace,
     processes: int,
 ) -> tuple[Config, str]:
     """The settings to open the policy with, and what --dry-run prints.
 
     There is a plan if a flag (see `memory_flags`) or checkpointing "auto" needs one: "auto" then
-    becomes on or off. Warns of a run that will not fit. `target` says what a supervised run
+    becomes on or off. Warns of a run that will not fit. `step` runs one step with a policy,
+    settings, a question, and a text as its completion. `target` says what a supervised run
     imitates; each of the `processes` takes its share of a step's prompts. Raises UsageError as
     loading the model does.
     """
