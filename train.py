@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,7 @@ from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.sft import sft
 from models.images.prefetch import prefetching
-from models.memory.flags import NOT_ASKED, MemoryFlags, memory_flags
-from models.memory.plan import plan_memory
+from models.memory.plan import memory_flags, plan_memory
 from models.open_policy import open_policy, starting_adapter, starting_model
 from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     explains = "--explain" in words  # not a setting: it makes no run folder
     try:
         with processes():
-            flags, memory = memory_flags(words)
+            memory, flags = memory_flags(words)
             config = with_names(Config.from_flags(one_step(flags) if explains else flags))
             with hushed(config.quiet):
                 print(train(config, explains, memory))
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(halt.code) from None
 
 
-def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKED) -> str:
+def train(config: Config, explains: bool, memory: Namespace) -> str:
     """Rewards, questions, policy, the steps, the scores; returns what to print at the end: of a dry
     run the plan of its memory, with `explains` a text about the first step."""
     started = time.monotonic()
@@ -78,10 +78,10 @@ def train(config: Config, explains: bool = False, memory: MemoryFlags = NOT_ASKE
     target = sft_target(config, examples)
     adapter = starting_adapter(config)
     asked = in_all_ways(examples, config.ways)
-    plan = plan_memory(config, adapter, asked, target, largest_step, memory, world())
+    opened, plan = plan_memory(config, adapter, asked, target, largest_step, memory, world())
     if memory.dry_run:
-        return plan.text
-    policy = open_policy(plan.applied(config), adapter)
+        return plan
+    policy = open_policy(opened, adapter)
     connect(policy.device)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)

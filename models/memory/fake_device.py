@@ -25,8 +25,7 @@ class FakeDevice(TorchFunctionMode):
         self.on_gpu = device.type == "cuda"
         with FakeTensorMode(allow_non_fake_inputs=True):
             self.first = torch.zeros(())  # the others are made from this one
-        claims = {Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}
-        self.claims = claims if self.on_gpu else {}
+        self.claims = {Tensor.is_cpu.__get__: not self.on_gpu, Tensor.is_cuda.__get__: self.on_gpu}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         x = args[0] if args else None
@@ -45,9 +44,9 @@ class FakeDevice(TorchFunctionMode):
         if func is Tensor.to:
             return self._moved(x, [*args[1:], *kwargs.values()])
         if kwargs.get("device") is not None:
-            kwargs["device"] = "cpu"
-            if func is torch.zeros and kwargs.get("dtype", torch.float32).is_floating_point:
-                return self.first.new_zeros(*args, dtype=kwargs.get("dtype", torch.float32))
+            kwargs["device"], dtype = "cpu", kwargs.get("dtype", torch.float32)
+            if func is torch.zeros and dtype.is_floating_point:
+                return self.first.new_zeros(*args, dtype=dtype)
         return func(*args, **kwargs)
 
     def _moved(self, x: Tensor, to: list[Any]) -> Tensor:
@@ -60,9 +59,8 @@ class FakeDevice(TorchFunctionMode):
 
     def _backward(self, loss: Tensor) -> None:
         with self:  # torch.autograd.backward would run without this mode
-            roots, slopes = (loss,), (torch.ones_like(loss),)
-            engine, flags = torch.autograd.Variable._execution_engine, (False, False, ())
-            engine.run_backward(roots, slopes, *flags, True, accumulate_grad=True)
+            run = torch.autograd.Variable._execution_engine.run_backward
+            run((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
 
 
 def read(func: Callable, x: Tensor) -> Any:
@@ -73,17 +71,12 @@ def read(func: Callable, x: Tensor) -> Any:
     return func(made(x.shape, dtype=x.dtype))
 
 
-def attention_of_gpu(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **other: Any
-) -> Tensor:
+def attention_of_gpu(*inputs: Tensor, attn_mask: Any = None, **other: Any) -> Tensor:
     """Attention by the kernels of a GPU: flash, or the memory-efficient one if there is a mask."""
-    aten, inputs = torch.ops.aten, (query, key, value)
-    if type(attn_mask) in (Tensor, FakeTensor):  # not a CausalBias, which flash needs no mask for
-        keep = query.requires_grad
-        found, *_ = aten._scaled_dot_product_efficient_attention(*inputs, attn_mask, keep)
-    else:
-        found, *_ = aten._scaled_dot_product_flash_attention(*inputs, 0.0, True)
-    return found
+    aten, keep = torch.ops.aten, inputs[0].requires_grad
+    if attn_mask is None:
+        return aten._scaled_dot_product_flash_attention(*inputs, 0.0, True)[0]
+    return aten._scaled_dot_product_efficient_attention(*inputs, attn_mask, keep)[0]
 
 
 def make_fake(model: nn.Module, first: Tensor) -> None:

@@ -7,11 +7,12 @@ So what is measured is the step itself, not a formula for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
 from models.policy import Policy
 from models.sampling.cuda_graph import GraphSampler
-from models.sampling.sampler import Rollout, Task, sample_eagerly
+from models.sampling.sampler import sample_eagerly
 from models.tree import Group, Prompt
 
 NEVER = frozenset({-1})  # an end of sequence that no token is: every completion is of full length
@@ -60,10 +61,8 @@ class FakePolicy(Policy):
     """A policy of fake tensors, whose step is short: of completions the last two tokens are drawn
     only, and of all passes the largest that the step can have is run."""
 
-    def __init__(
-        self, watch: Watch, device: torch.device, on: bool, config: Config, parts: Parts
-    ) -> None:
-        """`on` says whether passes are checkpointed."""
+    def __init__(self, watch: Watch, device: torch.device, config: Config, parts: Parts) -> None:
+        on = config.gradient_checkpointing == "on"
         super().__init__(*parts, checkpointing=on, cache=None)
         self.watch, self.prompts, self.chat.eos = watch, config.prompts_per_step, NEVER
         self.device = device
@@ -71,7 +70,8 @@ class FakePolicy(Policy):
         self.device = torch.device("cpu")  # where fake tensors lie, so that nothing waits for a GPU
         graphs = {"auto": device.type == "cuda", "on": True, "off": False}[config.cuda_graphs]
         sampler = GraphSampler(partial(FakeGraph, watch)) if graphs else sample_eagerly
-        self.sampler = partial(draw_last, sampler)
+        # Storages for all tokens, the prompts, and the last decoding step.
+        self.sampler = lambda task: sampler(replace(task, first=max(0, task.max_length - 2)))
 
     def encode(self, examples: Any, max_completion_length: int = 0) -> list[Prompt]:
         self.watch.begin("vision tower")
@@ -89,16 +89,15 @@ class FakePolicy(Policy):
         lengths, room = (len(completions), len(completions[0])), self.max_length - prompt
         self.sizes = Sizes(prompt, *lengths, self.prompts, self.token_budget, room)
         _, length = self.sizes.largest_pass()
-        cut = {"completions": [ids[:length] for ids in completions]}
-        if group.sampling_logprobs is not None:
-            cut["sampling_logprobs"] = [each[:length] for each in group.sampling_logprobs]
-        return replace(group, **cut)
+        if length == lengths[1]:
+            return group
+        drawn = group.sampling_logprobs and [each[:length] for each in group.sampling_logprobs]
+        cut = [ids[:length] for ids in completions]
+        return replace(group, completions=cut, sampling_logprobs=drawn)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         self.watch.begin("reference")
-        with super().reference():
-            yield
+        return super().reference()
 
     def passes(self, groups: Any) -> list[list[int]]:
         return super().passes(groups)[:1]
@@ -108,21 +107,6 @@ class FakePolicy(Policy):
             self.watch.begin("update")
             self.updated = groups
         return super().logprobs(groups, temperature)
-
-
-def draw_last(sampler: Callable[[Task], Rollout], task: Task) -> Rollout:
-    """Storages for all tokens, the prompts, and the last decoding step."""
-    return sampler(replace(task, first=max(0, task.max_length - 2)))
-
-
-@contextmanager
-def without_bias() -> Iterator[None]:
-    """Inside, no CausalBias is made: torch's tracker lets none be, and flash's fake needs none."""
-    before, attention.causal_lower_right = attention.causal_lower_right, lambda *size: None
-    try:
-        yield
-    finally:
-        attention.causal_lower_right = before
 
 
 class FakeGraph:
@@ -140,26 +124,27 @@ class FakeGraph:
 
 
 def fake_step(
-    parts: Parts, device: torch.device, on: bool, config: Config, step: Callable[[Policy], None]
+    parts: Parts, device: torch.device, config: Config, step: Callable[[Policy], None]
 ) -> Peaks:
-    """What `step` holds, given a policy made of `parts` that is checkpointed or not (`on`).
+    """What `step` holds, given a policy made of `parts` as these settings say.
 
     The prompts of a step are all equal. After it, half of its largest pass is run too.
     """
     there, watch = FakeDevice(device), Watch()
     make_fake(parts.model, there.first)
     watch.track_external(parts.model)
-    with there, watch, without_bias():
-        policy = FakePolicy(watch, device, on, config, parts)
+    # torch's tracker lets no CausalBias be made, and flash's fake needs none.
+    with there, watch, patch.object(attention, "causal_lower_right", lambda *size: None):
+        policy = FakePolicy(watch, device, config, parts)
         step(policy)
-        groups = policy.updated
         watch.begin("fewer")
+        groups = policy.updated
         size = -(-len(groups[0].completions) // 2)
         half = [replace(group, completions=group.completions[:size]) for group in groups]
         Policy.logprobs(policy, half, 1.0)[0].sum().backward()
         watch.begin("after")
-    peaks = {name: peak for name, peak in watch.peaks.items() if name != "before"}
+    peaks = watch.peaks
+    del peaks["before"]
     frozen = sum(p.nbytes for p in parts.model.parameters() if not p.requires_grad)
-    tokens = [sum(group.row_length for group in each) for each in (groups, half)]
-    fewer = (tokens[1], peaks.pop("fewer"))
-    return Peaks(frozen, watch.held, peaks, tokens[0], fewer, policy.sizes)
+    fewer = {"fewer": sum(group.row_length for group in half), "smaller": peaks.pop("fewer")}
+    return Peaks(**vars(policy.sizes), weights=frozen, held=watch.held, phases=peaks, **fewer)

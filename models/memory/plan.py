@@ -9,25 +9,30 @@ one with the largest group that fits. Between steps, memory is a line in the tok
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import psutil  # comes with peft
 import torch
 
 from grpo.settings.config import Config, cache_folder
+from grpo.settings.errors import UsageError
 from models.chat import Chat, Example
 from models.images.features import MEMORY_LIMIT
 from models.loading.load import SHIPPED
 from models.memory.fitting import Peaks, fitting, mb, table
-from models.memory.flags import MemoryFlags, available, resident
-from models.memory.longest_prompt import longest_prompt
-from models.open_policy import Parts, planned_device, without_weights
+from models.open_policy import planned_device, without_weights
 from models.policy import Policy
 
 LARGE = 1_000_000_000  # parameters from which checkpointing "auto" makes a plan; below, it is off
@@ -36,21 +41,9 @@ LARGE = 1_000_000_000  # parameters from which checkpointing "auto" makes a plan
 # graph on its own stream (0.2 GB), and free blocks too small for the next tensor, 2 or 3 % of
 # 40 GB. Estimated: none of it was measured on a GPU.
 RESERVE = 2 << 30
-# Run one step with this policy, these settings, this question, and this text as its completion
-# (supervised training).
-Step = Callable[[Policy, Config, Example, str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Whether to checkpoint, and what --dry-run prints."""
-
-    checkpointing: bool
-    text: str = ""
-
-    def applied(self, config: Config) -> Config:
-        """The settings to open the policy with: checkpointing "auto" has become on or off."""
-        return replace(config, gradient_checkpointing="on" if self.checkpointing else "off")
+UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+# Where a container says how much memory it may have ("max": no limit).
+CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
 
 
 def plan_memory(
@@ -58,86 +51,155 @@ def plan_memory(
     adapter: Path | None,
     questions: Sequence[Example],
     target: Callable[[Any], str],
-    step: Step,
-    asked: MemoryFlags,
+    step: Callable[[Policy, Config, Example, str], None],
+    asked: argparse.Namespace,
     processes: int,
-) -> Plan:
-    """The plan, if a flag or checkpointing "auto" needs one. Warns of a run that will not fit.
+) -> tuple[Config, str]:
+    """The settings to open the policy with, and what --dry-run prints.
 
-    `target` says what a supervised run imitates; each of the `processes` takes its share of a
-    step's prompts. Raises UsageError as loading the model does.
+    There is a plan if a flag (see `memory_flags`) or checkpointing "auto" needs one: "auto" then
+    becomes on or off. Warns of a run that will not fit. `step` runs one step with a policy,
+    settings, a question, and a text as its completion. `target` says what a supervised run
+    imitates; each of the `processes` takes its share of a step's prompts. Raises UsageError as
+    loading the model does.
     """
-    given, wanted = config.gradient_checkpointing, asked.dry_run or asked.limit is not None
+    given, wanted = config.gradient_checkpointing, asked.dry_run or asked.memory_limit is not None
     if not wanted and (given != "auto" or config.model in SHIPPED):
-        return Plan(given == "on")
+        return config, ""
     process, device = resident(), planned_device(config.device, asked.dry_run)
     parts = without_weights(config, device, adapter)
     large = sum(p.numel() for p in parts.model.parameters()) >= LARGE
     if not wanted and not large:
-        return Plan(checkpointing=False)
+        return config, ""
+    from models.memory.fake_step import fake_step  # most runs need no plan
 
-    limit, share = asked.limit or available(device), -(-config.prompts_per_step // processes)
+    limit, share = asked.memory_limit or available(device), -(-config.prompts_per_step // processes)
     example, *tokens = longest_prompt(Chat(parts.tokenizer), parts.processor, questions)
     text = max(map(target, questions), key=len) if config.method == "sft" else ""
-    beside = {"reserve for CUDA": RESERVE}
-    if device.type == "cpu":
-        features = features_kept(config, parts, questions, tokens[1])
-        beside = {"process": process, "image features": features}
+    beside, model = {"reserve for CUDA": RESERVE}, parts.model.get_base_model()
+    if device.type == "cpu":  # all images as large as those of the longest prompt
+        images = {image.key for question in questions for image in question.images}
+        features = tokens[1] * model.get_input_embeddings().weight[0].nbytes
+        features *= min(config.steps * config.prompts_per_step, len(images))
+        beside = {"process": process, "image features": min(MEMORY_LIMIT, features)}
     room = limit - sum(beside.values())
+    one = {"prompts_per_step": share, "updates_per_rollout": 1, "dynamic_sampling": 0, "out": ""}
 
     def peaks_of(on: bool, size: int = config.group_size) -> Peaks:
-        changed = {"prompts_per_step": share, "group_size": size, "updates_per_rollout": 1}
-        one = replace(config, **changed, dynamic_sampling=0, out="")
+        ways = {"gradient_checkpointing": "on" if on else "off", "group_size": size}
+        changed = replace(config, **one, **ways)
+        settings = (changed, str(model.config), device.type, tokens, text)
+        run = partial(step, config=changed, example=example, text=text)
+        folder = cache_folder(config.cache)
+        return kept(folder, settings, lambda: fake_step(parts, device, changed, run))
 
-        def measure() -> Peaks:
-            from models.memory.fake_step import fake_step  # most runs need no plan
-
-            return fake_step(parts, device, on, one, lambda p: step(p, one, example, text))
-
-        model = str(parts.model.get_base_model().config)
-        return kept(
-            cache_folder(config.cache), (one, model, device.type, tokens, text, on), measure
-        )
-
-    peaks = {given == "on": peaks_of(given == "on")}
-    first = peaks[given == "on"]
-    if (given == "auto" and first.peak > room) or (asked.dry_run and large):
-        peaks[given != "on"] = peaks_of(given != "on")
-    on = given == "on" or (given == "auto" and first.peak > room)
+    on = given == "on"
+    peaks = {on: peaks_of(on)}
+    if (given == "auto" and peaks[on].peak > room) or (asked.dry_run and large):
+        peaks[not on] = peaks_of(not on)
+        on = on or (given == "auto" and peaks[on].peak > room)
     fits = f"fits {mb(limit)}: {fitting(peaks, room, peaks_of if asked.dry_run else None)}"
     if peaks[on].peak > room:
         takes = f"the largest step takes about {mb(limit - room + peaks[on].peak)}"
         print(f"train.py: {takes}, more than {mb(limit)}; what {fits}", file=sys.stderr)
     largest = f"the largest step: a prompt of {tokens[0]} tokens ({tokens[1]} of images), "
-    largest += f"{first.sizes.size} x {first.sizes.length} completion tokens, {share} prompts"
-    return Plan(on, "\n".join([largest, *table(peaks, beside), fits]))
-
-
-def features_kept(
-    config: Config, parts: Parts, questions: Sequence[Example], image_tokens: int
-) -> int:
-    """Bytes of the image features that a run keeps in the host's memory, if every image has so many
-    tokens."""
-    width = parts.model.get_base_model().get_input_embeddings().weight[0].nbytes
-    images = {image.key for question in questions for image in question.images}
-    many = min(config.steps * config.prompts_per_step, len(images))
-    return min(MEMORY_LIMIT, many * image_tokens * width)
+    largest += f"{peaks[on].size} x {peaks[on].length} completion tokens, {share} prompts"
+    planned = replace(config, gradient_checkpointing="on" if on else "off")
+    return planned, "\n".join([largest, *table(peaks, beside), fits])
 
 
 def kept(folder: Path | None, settings: tuple, measure: Callable[[], Peaks]) -> Peaks:
     """What `measure` gives; read from the cache if it was measured before with these settings, this
     torch and these source files."""
-    digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
     root = Path(__file__).parents[2]
-    for source in sorted((*root.glob("models/**/*.py"), *root.glob("grpo/*.py"))):
-        digest.update(source.read_bytes())
-    file = (folder or Path()) / "plans" / f"{digest.hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):  # none, or damaged
-        if folder:
-            return Peaks.read(file)
+    sources = sorted((*root.glob("models/**/*.py"), *root.glob("grpo/*.py")))
+    known = (settings, torch.__version__, [source.read_bytes() for source in sources])
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    file = Path(folder or os.devnull) / "plans" / f"{name}.json"  # without a cache: OSError
+    with suppress(OSError, ValueError, TypeError):  # none, or damaged
+        return Peaks(**json.loads(file.read_text()))
     peaks = measure()
     with suppress(OSError):
-        if folder:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(asdict(peaks)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(vars(peaks)))
     return peaks
+
+
+def longest_prompt(
+    chat: Chat, processor: Any, examples: Sequence[Example]
+) -> tuple[Example, int, int]:
+    """The example with the most prompt tokens, their number, and how many are of images.
+
+    An image's size says how many tokens it takes. Images are opened from the longest text on, until
+    no other can be longer even if its images were as large as they may be.
+    """
+    most = processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
+
+    @cache
+    def words(text: str, images: int) -> int:
+        return len(chat.encode(text, [0] * images)[0])
+
+    @cache
+    def tokens_of(image: Any) -> int:
+        width, height = image.open().size
+        with suppress(ValueError):  # the processor refuses one that is 200 times as long as wide
+            return processor.get_number_of_image_patches(height, width) // processor.merge_size**2
+        return 0
+
+    def bound(example: Example) -> int:
+        return words(example.prompt, len(example.images)) + most * len(example.images)
+
+    best = (examples[0], 0, 0)
+    for example in sorted(examples, key=bound, reverse=True):
+        if bound(example) <= best[1]:
+            break
+        images = sum(map(tokens_of, example.images))
+        tokens = words(example.prompt, len(example.images)) + images
+        best = max(best, (example, tokens, images), key=itemgetter(1))
+    return best
+
+
+def memory_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What train.py was asked about memory, which is no setting of a run, and the other words.
+
+    >>> memory_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
+    (Namespace(dry_run=True, memory_limit=40000000000), ['--steps', '1'])
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
+    found, rest = parser.parse_known_args(words)
+    if found.memory_limit is not None:
+        found.memory_limit = read_limit(found.memory_limit)
+    return found, rest
+
+
+def read_limit(text: str) -> int:
+    """Bytes of 40GB (10^9 bytes each), 40GiB (2^30), 24000MB or MiB. Raises UsageError.
+
+    >>> read_limit("1.5GB"), read_limit("1 mib")
+    (1500000000, 1048576)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.ASCII | re.IGNORECASE)
+    if found and (size := int(float(found[1]) * UNITS[found[2].lower()])):
+        return size
+    wanted = "expected an amount and its unit, such as 40GB, 40GiB or 24000MB"
+    raise UsageError(f"{f'--memory-limit {text}'.rstrip()}: {wanted}")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process may have of the device, those that it has already among them: of a
+    CPU's memory its share, where torchrun has started several on this machine."""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {device}: is not on this machine; name its --memory-limit")
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    texts = [file.read_text().strip() for file in CGROUPS if file.is_file()]
+    others = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = psutil.virtual_memory().available // others + resident()
+    return min([free, *(int(text) // others for text in texts if text.isdecimal())])
+
+
+def resident() -> int:
+    """Bytes of the process that are in memory."""
+    return psutil.Process().memory_info().rss

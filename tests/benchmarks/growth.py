@@ -36,7 +36,7 @@ from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.settings.config import Config
 from grpo.settings.recipes import RECIPES
-from models.memory.flags import resident
+from models.memory.plan import resident
 from models.open_policy import open_policy
 from tests.benchmarks.counts import Work
 from tests.benchmarks.floor import RESULTS, needed

@@ -117,9 +117,8 @@ def make_config(name: str, folder: Path, tokenizer: Path | None) -> None:
 def planned(config: Config, question: Question) -> Peaks:
     """The fake step."""
     parts, device = without_weights(config, CPU, None), CPU
-    on = config.gradient_checkpointing == "on"
     step = partial(largest_step, config=config, example=question, text="")
-    return fake_step(parts, device, on, config, step)
+    return fake_step(parts, device, config, step)
 
 
 def tracked(policy: Policy, config: Config, question: Question) -> tuple[int, dict[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from models import lora
 from models.loading.load import load
 from models.lora import attach
 from models.memory import fake_device
-from models.memory.fake_step import NEVER, Peaks, fake_step
+from models.memory.fake_step import NEVER, fake_step
+from models.memory.fitting import Peaks
 from models.open_policy import Parts, load_policy
 from models.policy import Policy
 from models.sampling import cuda_graph
@@ -45,12 +47,13 @@ def planned(
 ) -> Peaks:
     """The fake step of a model in a folder."""
     parts = parts_of(folder, given.get("dtype", "float32"))
+    config = replace(config, gradient_checkpointing="on" if on else "off")
     device = given.get("device", CPU)
 
     def step(policy: Policy) -> None:
         largest_step(policy, config, question, "A text.")
 
-    return fake_step(parts, device, on, config, step)
+    return fake_step(parts, device, config, step)
 
 
 def measured(
@@ -133,7 +136,7 @@ def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder, monk
                 operations.records = False
 
             if fake:
-                fake_step(parts_of(tiny_folder), CPU, False, config, step)
+                fake_step(parts_of(tiny_folder), CPU, config, step)
             else:
                 step(policy)
         seen.append(operations.seen)
@@ -166,8 +169,8 @@ def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     rows, slots, layers, width = 4, 512, 2, 2 * 16 * 2  # 77 tokens and 300, in 128s
     cache = 2 * layers * rows * slots * width
     assert cache < on_gpu.phases["sampling"] - on_gpu.held < 2 * cache
-    assert on_gpu.sizes.budget == 4096
-    assert on_cpu.sizes.budget != 4096
+    assert on_gpu.budget == 4096
+    assert on_cpu.budget != 4096
 
 
 def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks():
