@@ -138,11 +138,10 @@ def test_a_plan_needs_no_file_of_weights(tiny_folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("MEDVQA_PLAN_2B" not in os.environ, reason="two minutes: MEDVQA_PLAN_2B=1")
 def test_two_billion_parameters_are_planned_from_a_config(tmp_path, capsys):
     """Recipe medvlm-r1 with groups of 8 on 40 GB, a prompt of an image of 512 tokens."""
-    place = os.environ.get("MEDVQA_DATA")
-    if not place:
-        pytest.skip("MEDVQA_DATA has the tokenizer")
+    place = os.environ["MEDVQA_DATA"]  # has the tokenizer
     folder, data = tmp_path / "2B", f"jsonl:{tmp_path / 'data.jsonl'}"
     make_config("2B", folder, Path(place) / "qwen2vl_tokenizer")
     NoiseImage(1, 896, 448).open().save(tmp_path / "image.png")
@@ -162,7 +161,6 @@ def test_two_billion_parameters_are_planned_from_a_config(tmp_path, capsys):
     assert re.search(r"weights +4,213\.3\n", said)
     assert 12_000 < without < 20_000
     assert 7_000 < on < without - 5_000
-    assert time.process_time() - begun < 300  # 120 on two free cores
 
 
 @pytest.mark.slow
