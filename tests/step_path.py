@@ -69,6 +69,8 @@ def main(folder: Path) -> None:
     sys.argv = ["train.py", *FLAGS.split(), "--out", str(folder / "run")]
     sys.path[0] = str(ROOT)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    # With a core to spare, threads would prepare images meanwhile, and be counted.
+    torch.set_num_threads(os.cpu_count() or 1)
     threading.setprofile(path.enter)
     sys.setprofile(path.enter)
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

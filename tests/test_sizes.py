@@ -23,8 +23,8 @@ MAX_FUNCTION_LINES = 60
 MAX_NESTING = 3  # in the files of the algorithm, grpo/*.py
 # What one step enters before backward(): files and functions of ours. A comprehension counts as a
 # function up to Python 3.11, and so does what the threads that prepare images enter meanwhile.
-MAX_FROM_GRPO = (24, 141)
-MAX_FROM_MAIN = (67, 410)
+MAX_FROM_GRPO = (24, 140)
+MAX_FROM_MAIN = (67, 400)
 
 PRODUCT = [path for path in SOURCES if not path.startswith("tests/")]
 BLOCKS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.Match)
