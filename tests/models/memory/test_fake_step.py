@@ -147,8 +147,11 @@ def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder, monk
     assert (differ[:1], len(seen[0])) == ([], len(seen[1]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize(
+    ("on", "dtype"),
+    [(False, "float32"), (True, "bfloat16"), pytest.param(True, "float32", marks=pytest.mark.slow),
+     pytest.param(False, "bfloat16", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_the_peaks_are_those_of_a_real_step(tiny_folder, dtype, on):
     config = config_of(4, 12)
     fake = planned(tiny_folder, config, on=on, dtype=dtype)
@@ -161,6 +164,7 @@ def test_the_peaks_are_those_of_a_real_step(tiny_folder, dtype, on):
     assert {n: o for n, o in off.items() if abs(o) > 0.02 and n != "vision tower"} == {}
 
 
+@pytest.mark.slow
 def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     """Keys of prompts and completions in every row, and the pool of a graph, until the end."""
     config = config_of(4, 300, "--kl-coef", "0")
@@ -189,8 +193,7 @@ def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize(("on", "dtype"), [(False, "float32"), (True, "bfloat16")])
 def test_the_peak_of_29_million_parameters_is_planned(tmp_path, dtype, on):
     """To 0.1 % of the growth over what is held before the step; asked for are 5 %."""
     folder, config = Path(make_model("29M", tmp_path / "29M")), config_of(8, 64)

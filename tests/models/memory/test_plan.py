@@ -87,6 +87,7 @@ def test_the_largest_group_is_checked_by_a_step_of_its_size():
     assert f"--group-size {MOST} or more" in fitting(known, 10**12)
 
 
+@pytest.mark.slow
 def test_an_estimate_is_what_a_step_of_that_size_holds(tiny_folder):
     """Above the length up to which attention is one dense block (models/attention.py: DENSE)."""
     known = planned(tiny_folder, config_of(12, 60))
@@ -176,6 +177,7 @@ def test_a_dry_run_of_a_gpu_needs_no_gpu(tmp_path, monkeypatch, capsys):
     assert "this run without checkpointing" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_will_not_fit_is_warned_of(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train.main([*TINY, "--memory-limit", "24MB", "--out", "run"])
