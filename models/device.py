@@ -19,7 +19,8 @@ GPU_LOST = re.compile(
 
 
 def pick_device(device: str) -> torch.device:
-    """The device; "auto" takes a GPU if there is one. Raises UsageError if it does not exist."""
+    """The device; "auto" takes a GPU if there is one. Also chooses torch's kernels for GPUs, for
+    the whole process. Raises UsageError if the device does not exist."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):  # not mps, meta, ...: untested here

@@ -58,25 +58,23 @@ class Head(NamedTuple):
 
 
 def read_linear(*modules: nn.Module) -> Linear:
-    """The weights of linears of one input, as one: with LoRA where an adapter is active.
+    """The weights of linears of one input, as one: with LoRA if an adapter is active.
 
-    Their rows lie one below the other, A's too; B has a block for each, and zeros beside it.
+    Their rows lie one below the other, A's too; B has a block for each, and zeros beside it. An
+    adapter is on all seven linears of a layer, and scaled alike: models/lora.py refuses others.
     """
-    weights, biases, a, b, scale = [], [], [], [], None
+    weights, biases, a, b = [], [], [], []
     for module in modules:
         base = module.get_base_layer() if isinstance(module, LoraLayer) else module
         weights.append(base.weight)
         biases.append(base.bias)
         if isinstance(module, LoraLayer) and not module.disable_adapters:
             (name,) = module.active_adapters
-            scale = module.scaling[name]  # the same in all layers: models/lora.py refuses others
+            scale = module.scaling[name]
             a.append(module.lora_A[name].weight)
             b.append(module.lora_B[name].weight)
-        else:  # no LoRA here: a rank of 0
-            a.append(base.weight.new_empty(0, base.weight.shape[1], dtype=torch.float32))
-            b.append(base.weight.new_empty(base.weight.shape[0], 0, dtype=torch.float32))
     weight, bias = as_one(weights), None if biases[0] is None else as_one(biases)
-    if scale is None:
+    if not a:
         return Linear(weight, bias, None, None)
     scaled = torch.block_diag(*b).mul(scale)
     return Linear(weight, bias, torch.cat(a).to(weight.dtype), scaled.to(weight.dtype))

@@ -28,7 +28,7 @@ from models.distribution import score, uniforms
 from models.images.features import VisionCache
 from models.layers import Layers, lay_together
 from models.linear import Head
-from models.sampling.cuda_graph import GraphSampler
+from models.sampling.cuda_graph import GraphSampler, by_graphs
 from models.sampling.sampler import Sampler, Task, sample_eagerly, sample_in_parts
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 
@@ -69,8 +69,9 @@ class Policy:
         # One tensor for sampler and scorer: a token never drawn is not in the normaliser either.
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         # A GPU would wait for Python at every token; graphs launch a whole step at once.
-        uses = {"auto": self.device.type == "cuda", "on": True, "off": False}[graphs]
-        self.sampler: Sampler = GraphSampler(required=graphs == "on") if uses else sample_eagerly
+        self.sampler: Sampler = sample_eagerly
+        if by_graphs(graphs, self.device):
+            self.sampler = GraphSampler(required=graphs == "on")
         self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
     # Questions to prompts

@@ -24,7 +24,7 @@ from models.memory.fake_device import FakeDevice, make_fake
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
 from models.policy import Policy
-from models.sampling.cuda_graph import GraphSampler
+from models.sampling.cuda_graph import GraphSampler, by_graphs
 from models.sampling.sampler import sample_eagerly
 from models.tree import Group, Prompt
 
@@ -68,7 +68,7 @@ class FakePolicy(Policy):
         self.device = device
         self.token_budget = self.pass_tokens(on)
         self.device = torch.device("cpu")  # where fake tensors lie, so that nothing waits for a GPU
-        graphs = {"auto": device.type == "cuda", "on": True, "off": False}[config.cuda_graphs]
+        graphs = by_graphs(config.cuda_graphs, device)
         sampler = GraphSampler(partial(FakeGraph, watch)) if graphs else sample_eagerly
         # Storages for all tokens, the prompts, and the last decoding step.
         self.sampler = lambda task: sampler(replace(task, first=max(0, task.max_length - 2)))

@@ -37,6 +37,11 @@ Step = Callable[[], None]
 Record = Callable[[Step, torch.device, Any], Any]  # see GraphSampler
 
 
+def by_graphs(setting: str, device: torch.device) -> bool:
+    """Whether --cuda-graphs auto, on or off means graphs on this device."""
+    return setting == "on" or (setting == "auto" and device.type == "cuda")
+
+
 class NotRecorded(Exception):
     """A step cannot be recorded. The text says why, in one line."""
 
