@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +14,15 @@ from models.tree import Group
 
 OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
 
-# What a policy says to a question, greedily, and which letter it finds likeliest: `text` (str),
-# `length` (tokens, with the end of sequence), `truncated` (bool), `thought` (the reasoning before
-# the forced choice; None: asked directly), and `letter_logprobs` (a float an option, normalised
-# over the options; [] without any).
-Answer = namedtuple("Answer", ("text", "length", "truncated", "thought", "letter_logprobs"))
+
+class Answer(NamedTuple):
+    """What a policy says to a question, greedily, and which letter it finds likeliest."""
+
+    text: str
+    length: int  # tokens, with the end of sequence
+    truncated: bool
+    thought: str | None  # the reasoning before the forced choice; None: asked directly
+    letter_logprobs: list[float]  # an option each, normalised over the options; [] without any
 
 
 def answer(

@@ -110,11 +110,16 @@ def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> dic
         for (name, points), dash in zip(lines, cycle(DASHES), strict=False)
     ]
     x_ticks = [x for x in ticks(first, last, whole=True) if first <= x <= last]
-    across_ticks = {"x_ticks": [(across(x), number(x)) for x in x_ticks]}
-    up_ticks = {"y_ticks": [(up(y), number(y)) for y in y_ticks]}
-    said = {"words": in_words(title, unit, lines), "rows": rows_of(lines)}
-    plot = {"title": title, "unit": unit, "lines": shapes, "window": window}
-    return plot | across_ticks | up_ticks | said
+    return {
+        "title": title,
+        "unit": unit,
+        "lines": shapes,
+        "x_ticks": [(across(x), number(x)) for x in x_ticks],
+        "y_ticks": [(up(y), number(y)) for y in y_ticks],
+        "words": in_words(title, unit, lines),
+        "rows": rows_of(lines),
+        "window": window,
+    }
 
 
 def _scaled(low: float, high: float, start: float, end: float, x: float) -> float:

@@ -27,9 +27,13 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     for part in found["parts"]:
         columns, rows = list(map(str, part["columns"])), list(map(_row, part["rows"]))
         parts.append({"title": part["title"], "columns": columns, "rows": rows})
-    controls = any(row["kind"] == "control" for part in parts for row in part["rows"])
-    below = {"footnotes": list(map(str, found["footnotes"])), "bars": list(_bars(table))}
-    return {"name": name, "parts": parts, "has_controls": controls} | below
+    return {
+        "name": name,
+        "parts": parts,
+        "has_controls": any(row["kind"] == "control" for part in parts for row in part["rows"]),
+        "footnotes": list(map(str, found["footnotes"])),
+        "bars": list(_bars(table)),
+    }
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,13 +115,17 @@ def heading(traced: Traced) -> dict[str, Any]:
     updates = [(u + 1, record["updates"][u]) for u in traced.updates]
     norms = updates[-1][1].get("grad_norm_by_layer") or {}
     layers = [(layer, norm) for layer, norm in norms.items() if norm is not None]
-    times = [(k.removeprefix("time/"), x) for k, x in metrics.items() if k[:5] == "time/"]
-    signal = sum(not group["zero_variance"] for group in groups)
-    counts = {"groups": len(groups), "signal": signal, "all_layers": len(layers)}
-    counts["left_out"] = record.get("groups_left_out", 0)
-    largest = sorted(layers, key=itemgetter(1), reverse=True)[:MOST_LAYERS]
-    shown = {"times": times, "updates": updates, "layers": largest}
-    return {"step": traced.step, "metrics": metrics} | shown | counts
+    return {
+        "step": traced.step,
+        "metrics": metrics,
+        "times": [(k.removeprefix("time/"), x) for k, x in metrics.items() if k[:5] == "time/"],
+        "groups": len(groups),
+        "signal": sum(not group["zero_variance"] for group in groups),
+        "updates": updates,
+        "layers": sorted(layers, key=itemgetter(1), reverse=True)[:MOST_LAYERS],
+        "all_layers": len(layers),
+        "left_out": record.get("groups_left_out", 0),
+    }
 
 
 def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
@@ -135,12 +139,16 @@ def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
     completions.sort(key=itemgetter("advantage"), reverse=True)
     marks = {mark for found in completions for mark in found["marks"]}
     options = zip(ascii_uppercase, told["options"], strict=False)
-    lettered = [(letter, text, told["gold"] in (letter, text)) for letter, text in options]
-    asked = {"options": lettered, "images": [image_uri(folder, name) for name in told["images"]]}
-    marks |= {"no signal"} if told["zero_variance"] else set()
-    rewards = sorted((found["reward"] for found in completions), reverse=True)
-    given = {"completions": completions, "marks": sorted(marks), "rewards": rewards}
-    return {**told, "number": b + 1, "step": traced.step, **asked, **given}
+    return {
+        **told,
+        "number": b + 1,
+        "step": traced.step,
+        "options": [(letter, text, told["gold"] in (letter, text)) for letter, text in options],
+        "images": [image_uri(folder, name) for name in told["images"]],
+        "completions": completions,
+        "marks": sorted(marks | ({"no signal"} if told["zero_variance"] else set())),
+        "rewards": sorted((found["reward"] for found in completions), reverse=True),
+    }
 
 
 def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[str, Any]:
@@ -153,9 +161,13 @@ def completion(traced: Traced, told: dict[str, Any], row: int, i: int) -> dict[s
         "clipped": any(side[:, places].any() for side in traced.clipped),
         "wrong but rewarded": accuracy and not any(accuracy) and found["advantage"] > 0,
     }
-    weight = traced.tensors["weights"][places[0]].item() if len(places) else math.nan
-    own = {"index": i + 1, "weight": weight, "marks": [m for m, holds in marks.items() if holds]}
-    return {**found, **own, "tokens": list(tokens(traced, places, found["tokens"]))}
+    return {
+        **found,
+        "index": i + 1,
+        "weight": traced.tensors["weights"][places[0]].item() if len(places) else math.nan,
+        "marks": [mark for mark, holds in marks.items() if holds],
+        "tokens": list(tokens(traced, places, found["tokens"])),
+    }
 
 
 def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[str, str, str]]:

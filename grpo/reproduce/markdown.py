@@ -97,10 +97,15 @@ def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
         figures = cell.get("metrics", model.evaluation["metrics"].get(model.name, {}).get(home, {}))
         permuted = model.evaluation["controls"].get(model.name, {}).get("permuted_options", {})
         values = [figures.get(name) for name in metrics]
-        numbers = ["-" if value is None else f"{value:.2f}" for value in values]
-        form = [percent(cell["format_rate"]), f"{cell['mean_length']:.1f}"]
-        shares = cell["findings"], cell["letter_bias"], permuted.get(home, {}).get("same_text")
-        yield [model.row, *form, *map(percent, shares), *numbers]
+        yield [
+            model.row,
+            percent(cell["format_rate"]),
+            f"{cell['mean_length']:.1f}",
+            percent(cell["findings"]),
+            percent(cell["letter_bias"]),
+            percent(permuted.get(home, {}).get("same_text")),
+            *("-" if value is None else f"{value:.2f}" for value in values),
+        ]
 
 
 def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:

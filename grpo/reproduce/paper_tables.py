@@ -40,7 +40,7 @@ class Table:
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct, 4.4 GB"
 SFT = "--method sft"
-SFT_WHY = f"{SFT} --sft-target reasoning"
+SFT_REASONS = f"{SFT} --sft-target reasoning"
 REASONING = "--reward format=1,correctness=1,reasoning=1"
 
 TABLES = {
@@ -66,7 +66,9 @@ TABLES = {
         "mini. SilVar-Med is made of SLAKE's images, so SLAKE is not wholly unseen",
         arms=(
             Arm("SFT, answers", SFT, minutes=5.0),
-            Arm("SFT, reasoning (privileged)", SFT_WHY, "57.08, human evaluation (summary)", 5.0),
+            Arm(
+                "SFT, reasoning (privileged)", SFT_REASONS, "57.08, human evaluation (summary)", 5.0
+            ),
             Arm("GRPO", "--reward format=1,correctness=1"),
             Arm("+ reasoning reward", REASONING),
             Arm(

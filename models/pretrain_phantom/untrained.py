@@ -43,10 +43,17 @@ def make_tokenizer(corpus: list[str], folder: Path) -> None:
     plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
     tokens = [{"content": token, "special": True, **plain} for token in SPECIAL]
     added = {str(i): token for i, token in enumerate(tokens, tokenizer.get_vocab_size())}
-    settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}
-    settings |= {"additional_special_tokens": SPECIAL[1:], "eos_token": "<|im_end|>"}
-    settings |= {"pad_token": "<|endoftext|>", "unk_token": None, "bos_token": None}
-    settings |= {"model_max_length": 2048, "chat_template": CHAT_TEMPLATE}
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "additional_special_tokens": SPECIAL[1:],
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "bos_token": None,
+        "model_max_length": 2048,
+        "chat_template": CHAT_TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 

@@ -194,6 +194,11 @@ def sampled(rows: Sequence[Row]) -> dict[str, Any]:
     ks = sorted({*(2**i for i in range(k.bit_length())), k})
     passed = {f"pass@{j}": fmean(statistics.pass_at_k(k, c, j) for c in right) for j in ks}
     agreed = (row["answers"].count(vote) / k if vote else 0.0 for row, vote in votes)
-    voted = {f"majority@{k}": fmean(vote == row["gold"] for row, vote in votes)}
-    spread = {"mixed": fmean(0 < c < k for c in right), "agreement": fmean(agreed)}
-    return {"n": len(rows), "samples": k} | passed | voted | spread
+    return {
+        "n": len(rows),
+        "samples": k,
+        **passed,
+        f"majority@{k}": fmean(vote == row["gold"] for row, vote in votes),
+        "mixed": fmean(0 < c < k for c in right),
+        "agreement": fmean(agreed),
+    }

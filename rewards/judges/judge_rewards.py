@@ -18,7 +18,7 @@ from rewards.judges.local import Encoder
 from rewards.scoring import Reward, RewardFunction, built_in, parse_rewards
 
 # The value of each verdict. Grades are divided by the best one.
-VALUES = {"no": 0.0, "yes": 1.0, "0": 0.0, "1": 1 / 3, "2": 2 / 3, "3": 1.0}
+VALUES = {"no": 0.0, "yes": 1.0} | {grade: int(grade) / 3 for grade in judge_prompts.GRADES}
 NOTHING = Verdict("0", "nothing was said")  # the verdict about an empty text, without a judge
 
 
