@@ -101,7 +101,7 @@ def read_picture(file: Path | BinaryIO) -> Image.Image:
         check_size(image.height, image.width)
         upright = ImageOps.exif_transpose(image)
         tags = getattr(image, "tag_v2", {})  # of a TIFF
-    if max(tags.get(Tiff.COLORMAP, (256,))) < 256:  # of 8 bits: black, if read as 16
+    if upright.mode == "P" and max(tags.get(Tiff.COLORMAP, (256,))) < 256:  # 8 bits, not 16
         upright.putpalette(bytes(tags[Tiff.COLORMAP]), "RGB;L")
     planes = tags.get(Tiff.PLANAR_CONFIGURATION) == 2 and tags[Tiff.BITSPERSAMPLE][1:2] == (16,)
     signed = set(tags.get(Tiff.SAMPLEFORMAT, ())) == {2}

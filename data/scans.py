@@ -56,7 +56,7 @@ def read_dicom(path: Path) -> Image.Image:
     shades = pixels / white if pixels.ndim == 3 else _grey(pixels, header, frame)
     measures = _header(header, frame, "PixelMeasuresSequence")
     spacing = next(filter(None, map(measures.get, SPACINGS)), (1, 1))
-    return picture(shades, *map(float, spacing))
+    return picture(shades, *np.resize(spacing, 2).astype(float))
 
 
 def _grey(pixels: np.ndarray, header: Any, frame: int) -> np.ndarray:
@@ -101,12 +101,12 @@ def _windowed(values: np.ndarray, voi: Any) -> np.ndarray:
     from pydicom.pixels import apply_voi
 
     center, width = (np.atleast_1d(voi.get(f"Window{name}"))[0] for name in ("Center", "Width"))
-    function = voi.get("VOILUTFunction", "LINEAR")
-    least = 1 if function == "LINEAR" else 1e-6
+    function = voi.get("VOILUTFunction")
+    least = 1e-6 if function in ("LINEAR_EXACT", "SIGMOID") else 1  # LINEAR is the default
     if center is not None and width is not None and width >= least:
         if function == "SIGMOID":
             return 1 / (1 + np.exp(-4 * (values - center) / width))
-        if function == "LINEAR":
+        if function != "LINEAR_EXACT":
             center, width = center - 0.5, max(width - 1, 1e-6)
         return (values - center) / width + 0.5
     if voi.get("VOILUTSequence"):

@@ -55,7 +55,7 @@ def padded(value: int, dtype: type = np.int16) -> np.ndarray:
 
 TWO_VALUES = padded(-2000)
 TWO_VALUES[:, :, :4] = -1500
-OUTSIDE = padded(0x8000, np.uint16)
+OUTSIDE = padded(0x8FFF, np.uint16)
 LATE = {"WindowCenter": "100.5", "WindowWidth": "201"}
 PADDINGS: list[tuple[np.ndarray, dict[str, Any]]] = [
     (padded(-2000), {"PixelPaddingValue": -2000}),
@@ -65,7 +65,7 @@ PADDINGS: list[tuple[np.ndarray, dict[str, Any]]] = [
     (padded(30_000), {"PixelPaddingValue": 30_000, **LATE}),
     (TWO_VALUES, {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1025}),
     (TWO_VALUES, {"PixelPaddingValue": -1025, "PixelPaddingRangeLimit": -2000}),
-    (OUTSIDE, {"PixelPaddingValue": 0x8000, "BitsStored": 12}),  # pydicom makes it 0
+    (OUTSIDE, {"PixelPaddingValue": 0x8FFF, "BitsStored": 12}),  # pydicom makes it 0xFFF
 ]
 
 
@@ -122,8 +122,20 @@ BITS: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
     "a window that is no width": (CT12, {"WindowCenter": "2000", "WindowWidth": "-400"}),
     "a window below 1": (CT12, {"WindowCenter": "2000", "WindowWidth": "0.5"}),
     "a window without a center": (CT12, {"WindowWidth": "400"}),
+    "a window function without a name": (
+        CT12,
+        {"WindowCenter": "2048", "WindowWidth": "4096", "VOILUTFunction": ""},
+    ),
     "identity": (CT12, {"PresentationLUTShape": "IDENTITY"}),
 }
+
+
+@pytest.mark.exhaustive
+def test_padding_is_black_whatever_the_table_makes_of_it(tmp_path: Path) -> None:
+    white_first = {"VOILUTSequence": table(16, np.linspace(65_535, 0, 201).astype(int))}
+    shades = grey(write_dicom(tmp_path, padded(-2000), PixelPaddingValue=-2000, **white_first))
+    assert shades[:, :8].max() == 0
+    assert np.abs(across(shades[:, 8:-8]) - SHADES[::-1]).max() <= 1
 
 
 def test_values_are_shown_as_the_header_means_them(tmp_path: Path) -> None:
@@ -197,6 +209,7 @@ SPACINGS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"PixelAspectRatio": ["1", "3"]}, (123, 21)),
     ({"PixelSpacing": ["0.4883", "0.48828"]}, (41, 21)),  # rounded
     ({"PixelSpacing": ["0", "0"]}, (41, 21)),
+    ({"PixelSpacing": "0.5"}, (41, 21)),
 ]
 
 VOXELS = [("LPS", (1, 3, 9), (21, 123)), ("PLS", (3, 1, 9), (41, 63)), ("LIP", (2, 2, 9), (21, 41))]

@@ -90,6 +90,11 @@ SHOWN: dict[str, tuple[list[np.ndarray], dict[str, Any], list[int]]] = {
         {"t262": [3], "t320": list(range(0, 65_536, 257)) * 3},
         [0, 128, 255],
     ),
+    "a grey with a palette that nothing uses": (
+        numbers("u1", 0, 255),
+        {"t320": [0] * 768},
+        [0, 128, 255],
+    ),
     "planes of 8 bits": (numbers("u1", 0, 255) * 3, {}, [0, 128, 255]),
 }
 REFUSED: dict[str, tuple[list[np.ndarray], dict[str, Any]]] = {
