@@ -207,7 +207,7 @@ SPACINGS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"PixelSpacing": ["1", "2"]}, (82, 21)),
     ({"ImagerPixelSpacing": ["0.2", "0.1"]}, (41, 42)),
     ({"PixelAspectRatio": ["1", "3"]}, (123, 21)),
-    ({"PixelSpacing": ["0.4883", "0.48828"]}, (41, 21)),  # rounded
+    ({"PixelSpacing": ["0.493", "0.5"]}, (41, 21)),  # nearly square
     ({"PixelSpacing": ["0", "0"]}, (41, 21)),
     ({"PixelSpacing": "0.5"}, (41, 21)),
 ]
