@@ -1,66 +1,86 @@
-"""Medical scans as pictures: one slice of a DICOM (.dcm) or NIfTI (.nii, .nii.gz) file.
+"""Medical scans as pictures: one slice of a DICOM file or of a NIfTI file (.nii, .nii.gz).
 
 The packages that read them are optional, and asked for by name when such a file is met.
 """
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from grpo.settings.errors import UsageError
-
 MAX_PIXELS = 64_000_000  # 8000 x 8000: above any detector, far below what a crafted file can claim
-PERCENTILES = (0.5, 99.5)  # black and white of a scan that names no window
+PERCENTILES = (0.5, 99.5)  # black and white of an image that names no window
+NEARLY_SQUARE = 0.02  # pixels whose height differs from their width by less are shown as stored
+# How the values of DICOM may be meant; pydicom has made all colours but a palette's RGB.
+MEANINGS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB")
+MEANINGS += ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
 
-def scan_reader(path: Path) -> Callable[[Path], Image.Image] | None:
-    """What opens a scan, by its ending; None for any other image.
+def read_scan(path: Path) -> Image.Image | None:
+    """A slice of a scan: DICOM is known by its mark, NIfTI by its ending. None: another image.
 
-    Raises UsageError when the package it needs is not installed. The reader raises anything on bad
-    bytes, and DecompressionBombError for a slice of more than `MAX_PIXELS`.
+    Raises anything on bad bytes, ModuleNotFoundError where the package that it needs is not
+    installed, and DecompressionBombError for a slice of more than `MAX_PIXELS`.
     """
-    for endings, package, module, read in (
-        (".dcm", "pydicom>=3", "pydicom.pixels", read_dicom),
-        ((".nii", ".nii.gz"), "nibabel", "nibabel", read_nifti),
-    ):
-        if path.name.lower().endswith(endings):
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                problem = f"image {path} needs {package}, which is not installed"
-                raise UsageError(f'{problem}: pip install "{package}"') from None
-            return read
-    return None
+    with path.open("rb") as file:
+        mark = file.read(132)[128:]  # after the preamble: DICOM PS3.10, 7.1
+    if mark == b"DICM":
+        return read_dicom(path)
+    return read_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else None
 
 
 def read_dicom(path: Path) -> Image.Image:
     """The middle frame of a DICOM file, in mode L or RGB.
 
-    Stored values go through the file's rescale and its first window; MONOCHROME1, where a high
-    value means dark, is inverted.
+    Raises ValueError where the header says of the values what is not known here.
     """
     import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+    from pydicom.pixels import apply_color_lut, pixel_array
 
-    file = pydicom.dcmread(path)
-    check_size(file.Rows, file.Columns)
-    frame = int(file.get("NumberOfFrames") or 1) // 2
-    pixels = pixel_array(file, index=frame)  # (rows, columns), or (rows, columns, 3) in RGB
-    if file.PhotometricInterpretation == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, file)
-    if pixels.ndim == 3:
-        return _picture(pixels / np.iinfo(pixels.dtype).max)
-    values = apply_modality_lut(pixels, _header(file, frame, "PixelValueTransformationSequence"))
-    voi = _header(file, frame, "FrameVOILUTSequence")
-    if voi.get("WindowWidth"):
-        shades = _windowed(values.astype(np.float64), voi)
-    else:
-        shades = _stretched(apply_voi_lut(values, voi))  # the file's table, if it has one
-    return _picture(1 - shades if file.PhotometricInterpretation == "MONOCHROME1" else shades)
+    header = pydicom.dcmread(path)
+    check_size(header.Rows, header.Columns)
+    meaning, stored = header.PhotometricInterpretation, header.get("BitsStored", 0)
+    if meaning not in MEANINGS or header.get("HighBit", stored - 1) != stored - 1:
+        what = f"{meaning} with BitsStored {stored} and HighBit {header.get('HighBit')}"
+        raise ValueError(f"{what} is not known")
+    frame = int(header.get("NumberOfFrames") or 1) // 2
+    pixels = pixel_array(header, index=frame)  # (rows, columns), or (rows, columns, 3) in RGB
+    white = 2**stored - 1
+    if meaning == "PALETTE COLOR":
+        most, pixels = pixels.max(), apply_color_lut(pixels, header)
+        if most > 255 and pixels.itemsize == 1:
+            raise ValueError("pydicom takes places in a palette of 8 bits modulo 256")
+        white = 255 if pixels.max() < 256 else 65535  # 8 bits are found in entries of 16, too
+    shades = pixels / white if pixels.ndim == 3 else _grey(pixels, header, frame)
+    measures = _header(header, frame, "PixelMeasuresSequence")
+    spacing = next(filter(None, map(measures.get, SPACINGS)), (1, 1))
+    return picture(shades, *np.resize(spacing, 2).astype(float))
+
+
+def _grey(pixels: np.ndarray, header: Any, frame: int) -> np.ndarray:
+    """Stored values of a frame as shades from 0 to 1, through the header's rescale and window.
+
+    MONOCHROME1, where a high value means dark, is inverted. Padding (DICOM PS3.3, C.7.5.1.1.2) is
+    black, and does not count in a stretch.
+    """
+    from pydicom.pixels import apply_modality_lut, pixel_array
+
+    values = apply_modality_lut(pixels, _header(header, frame, "PixelValueTransformationSequence"))
+    values = values.astype(np.float64)
+    padding = np.zeros(values.shape, bool)
+    if ends := [header[name].value for name in header.dir("PixelPadding") if header[name].VM]:
+        # As stored: padding may lie outside of BitsStored, and some headers write -2000 as 63536.
+        stored = pixel_array(header, index=frame, correct_unused_bits=False)
+        low, high = np.sort(np.array([ends[0], ends[-1]]).astype(stored.dtype))
+        padding = (stored >= low) & (stored <= high)
+    values[padding] = np.nan
+    shades = _windowed(values, _header(header, frame, "FrameVOILUTSequence"))
+    inverse = header.get("PresentationLUTShape") == "INVERSE"
+    if inverse or header.PhotometricInterpretation == "MONOCHROME1":
+        shades = 1 - shades
+    return np.where(padding, 0, shades)
 
 
 def _header(file: Any, frame: int, name: str) -> Any:
@@ -74,39 +94,52 @@ def _header(file: Any, frame: int, name: str) -> Any:
 
 
 def _windowed(values: np.ndarray, voi: Any) -> np.ndarray:
-    """Values through the first window of a header: 0 at its lower end, 1 at its upper.
+    """Values through the first window of a header, else through its table, else stretched.
 
-    DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    DICOM PS3.3, C.11.2.1.1 to C.11.2.1.3. A window that is not as wide as it must be is none.
     """
-    both = (voi[name].value for name in ("WindowCenter", "WindowWidth"))
-    center, width = (float(np.atleast_1d(value)[0]) for value in both)
-    function = voi.get("VOILUTFunction", "LINEAR")
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if function == "LINEAR_EXACT":
+    from pydicom.pixels import apply_voi
+
+    center, width = (np.atleast_1d(voi.get(f"Window{name}"))[0] for name in ("Center", "Width"))
+    function = voi.get("VOILUTFunction")
+    least = 1e-6 if function in ("LINEAR_EXACT", "SIGMOID") else 1  # LINEAR is the default
+    if center is not None and width is not None and width >= least:
+        if function == "SIGMOID":
+            return 1 / (1 + np.exp(-4 * (values - center) / width))
+        if function != "LINEAR_EXACT":
+            center, width = center - 0.5, max(width - 1, 1e-6)
         return (values - center) / width + 0.5
-    return (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
+    if voi.get("VOILUTSequence"):
+        table = voi.VOILUTSequence[0].LUTDescriptor
+        white, table[2] = 2 ** table[2] - 1, 16  # pydicom takes places in 8 bits modulo 256
+        return apply_voi(np.nan_to_num(values).astype(int), voi) / white
+    return stretched(values)
 
 
 def read_nifti(path: Path) -> Image.Image:
     """The middle slice along the last axis of a NIfTI file (of the middle volume), in mode L.
 
     It is shown as radiologists hang it, by the file's orientation: patient's right on the left,
-    front or head up. Its window is the header's cal_min and cal_max where they are set.
+    front or head up. Its window is the header's cal_min and cal_max where they are set. Of complex
+    values the magnitude is shown.
     """
     import nibabel
 
     file = nibabel.load(path)
     check_size(*file.shape[:2])
     middle = tuple(length // 2 for length in file.shape[2:])
-    values = np.asarray(file.dataobj[(slice(None), slice(None), *middle)], dtype=np.float64)
+    values = np.asarray(file.dataobj[(slice(None), slice(None), *middle)])
+    values = (np.abs(values) if np.iscomplexobj(values) else values).astype(np.float64)
     low, high = float(file.header["cal_min"]), float(file.header["cal_max"])
-    shades = (values - low) / (high - low) if high > low else _stretched(values)
+    shades = (values - low) / (high - low) if high > low else stretched(values)
     # Per axis: which of right-left, back-front, feet-head it is nearest to, and 1 where it goes
     # towards right, front or head, which is the wrong way for a picture.
     orientation = nibabel.io_orientation(file.affine)[:2]
     shades = np.flip(shades, tuple(np.flatnonzero(orientation[:, 1] == 1)))
-    return _picture(shades if orientation[0][0] > orientation[1][0] else shades.T)
+    sizes = nibabel.affines.voxel_sizes(file.affine)[:2]
+    if orientation[0][0] > orientation[1][0]:
+        return picture(shades, *sizes)
+    return picture(shades.T, *sizes[::-1])
 
 
 def check_size(height: int, width: int) -> None:
@@ -115,12 +148,28 @@ def check_size(height: int, width: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _stretched(values: np.ndarray) -> np.ndarray:
-    """Values with 0 and 1 at `PERCENTILES` of those that are finite; all 0 where all are equal."""
-    low, high = np.percentile(values[np.isfinite(values)], PERCENTILES)
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Values with 0 and 1 at `PERCENTILES` of those that are finite, or at their extremes where
+    nearly all are equal; all 0 where all are. Raises ValueError where none is finite."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("no pixel is a finite number")
+    low, high = np.percentile(finite, PERCENTILES)
+    if low == high:
+        low, high = finite.min(), finite.max()
     return (values - low) / (high - low) if high > low else np.zeros(values.shape)
 
 
-def _picture(shades: np.ndarray) -> Image.Image:
-    """Shades from 0 to 1, clipped to that, as 8 bits: (rows, columns) or (rows, columns, 3)."""
-    return Image.fromarray((np.nan_to_num(shades).clip(0, 1) * 255).round().astype(np.uint8))
+def picture(shades: np.ndarray, height: float = 1, width: float = 1) -> Image.Image:
+    """Shades from 0 to 1, clipped to that, as 8 bits: (rows, columns) or (rows, columns, 3).
+
+    Pixels of `height` by `width` are made square: the picture grows along their longer side. If
+    either is no length, they are taken to be square.
+    """
+    image = Image.fromarray((np.nan_to_num(shades).clip(0, 1) * 255).round().astype(np.uint8))
+    ratio = height / width if height > 0 and width > 0 else 1.0
+    if abs(ratio - 1) < NEARLY_SQUARE:
+        return image
+    down, across = round(image.height * max(ratio, 1)), round(image.width * max(1 / ratio, 1))
+    check_size(down, across)
+    return image.resize((across, down), Image.Resampling.BILINEAR)

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from data.example import VQAExample
-from data.images import ImageSource, UnusableImage, plain
+from data.images import ImageSource, UnusableImage, plain, sha256_of
 from data.readers.parquet import ParquetImage
 from data.rows import HELD_OUT, Skipped, Split, fold
 
@@ -86,12 +86,6 @@ def _tail(path: str) -> bytes:
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 4096))
         return file.read()
-
-
-def sha256_of(path: str | Path) -> str:
-    """The hash of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def split_of(group: str, seed: int) -> Split:

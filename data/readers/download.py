@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.images import sha256_of
 from data.readers.hub import HUB, HubData
-from data.splits import sha256_of
 from grpo.settings.config import user_cache
 from grpo.settings.errors import UsageError
 
@@ -30,10 +30,12 @@ MAX_GROWTH = 20  # unpacked over packed: images grow little, a zip bomb a thousa
 def fetch(name: str) -> Path:
     """The folder of a data set of `HUB`, which is fetched and unpacked when it is not there.
 
-    Raises UsageError where it cannot be, saying how to bring it there by hand.
+    Raises UsageError where it cannot be, saying how to bring it there by hand, and for a folder
+    that was fetched and is no longer what `HUB` names.
     """
     folder = user_cache() / "data" / name
     if (folder / RECORD).is_file():
+        _check_kept(name, folder)
         return folder
     try:
         from filelock import FileLock  # comes with torch
@@ -48,6 +50,20 @@ def fetch(name: str) -> Path:
         problem = error if isinstance(error, UsageError) else fetching
         raise UsageError(f"--data {name}: {problem}, or {by_hand(name)}") from None
     return folder
+
+
+def _check_kept(name: str, folder: Path) -> None:
+    """Raises UsageError where a file of a fetched folder is another now, or `HUB` names another.
+
+    Images that came in a zip are not hashed again.
+    """
+    known = HUB[name].files
+    for file, facts in json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"].items():
+        there = folder / file
+        is_same = not there.is_file() or sha256_of(there) == facts["sha256"]
+        if not is_same or known.get(file) not in ("", facts["sha256"]):
+            problem = f"{there} is not the file that this program fetches: move {folder} away"
+            raise UsageError(f"--data {name}: {problem}, or use --data {name}:{folder}")
 
 
 def by_hand(name: str) -> str:

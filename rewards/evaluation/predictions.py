@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from rewards.rules import findings_reward
 from rewards.words import exact_match, token_f1
 
 Row = dict[str, Any]
+HASHES = "image_sha256"
+
+_say_once = cache(lambda text: print(text, file=sys.stderr))
 
 
 def answered(example: Any, answer: Any) -> Row:
@@ -66,8 +71,12 @@ def _answer(example: Any, text: str) -> str | None:
 
 
 def _question(example: Any) -> Row:
-    """Return everything that an answer depends on, besides the policy."""
-    return {
+    """Return everything that an answer depends on, besides the policy.
+
+    The key of an image in a file is its path, so the hash of its bytes stands beside it.
+    """
+    hashes = [image.sha256 for image in example.images if hasattr(image, "sha256")]
+    question = {
         "id": example.id,
         "image": [image.key for image in example.images],
         "question": example.question,
@@ -75,6 +84,7 @@ def _question(example: Any) -> Row:
         "gold": example.letter or example.answer,
         "asked": example.asked,
     } | ({} if example.options else {"references": list(example.references)})
+    return question | ({HASHES: hashes} if hashes else {})
 
 
 def scored_by(row: Row, scorer: str) -> Row:
@@ -98,8 +108,14 @@ def kept_rows(
     options of an id have changed, it is answered again. `write` False leaves the file to another
     process. Raises OSError if it cannot be written.
     """
-    rows = _read_rows(file, write)
-    missing = [e for e in examples if not _question(e).items() <= rows.get(e.id, {}).items()]
+    rows, missing = _read_rows(file, write), []
+    for example in examples:
+        question, row = _question(example), rows.get(example.id, {})
+        if not question.items() <= ({HASHES: question.get(HASHES)} | row).items():
+            missing.append(example)
+        elif write and not question.items() <= row.items():  # an older version wrote no hashes
+            what = f"{file.parent}: answers of an older version, which kept no hash of their images"
+            _say_once(f"{what}, are used; if an image has changed, remove that folder to ask again")
     file.parent.mkdir(parents=True, exist_ok=True)
     with (file if write else Path(os.devnull)).open("a", encoding="utf-8") as out:
         for row in predict(missing):

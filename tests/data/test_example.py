@@ -67,7 +67,7 @@ def test_sixteen_bit_greys_are_scaled_and_not_clipped(tmp_path: Path, top: int) 
     red, green, blue = np.asarray(ImageFile(tmp_path / "x.png").open(), dtype=float).transpose(
         2, 0, 1
     )
-    assert np.abs(red - values * (255 / top)).max() <= 1
+    assert np.abs(red - values * (255 / top)).max() <= 2  # 0.5 % at each end are clipped
     assert (red == green).all()
     assert (red == blue).all()
 

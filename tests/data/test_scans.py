@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,20 @@ from data.rows import Skipped
 from data.scans import MAX_PIXELS
 from data.splits import take_readable
 from grpo.settings.errors import UsageError
+from tests.data.scans import grey, write_dicom, write_nifti
 from tests.data.test_example import example
-
-
-def grey(path: Path) -> np.ndarray:
-    """The shades of an image file, checked to be a grey one in RGB."""
-    image = ImageFile(path).open()
-    assert image.mode == "RGB"
-    shades = np.asarray(image).astype(int)
-    assert (shades == shades[..., :1]).all()
-    return shades[..., 0]
 
 
 @pytest.fixture
 def dicom(tmp_path: Path) -> Any:
-    """Writes a DICOM file of pixels (frames, rows, columns[, 3]) with more header `fields`."""
-    pydicom = pytest.importorskip("pydicom", reason="needs pydicom")
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    """Writes a DICOM file, see tests/data/scans.py."""
+    return partial(write_dicom, tmp_path)
 
-    def write(pixels: np.ndarray, name: str = "x.dcm", **fields: Any) -> Path:
-        file = pydicom.Dataset()
-        file.file_meta = pydicom.dataset.FileMetaDataset()
-        file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        file.SOPClassUID, file.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-        colours = pixels.ndim == 4
-        file.Rows, file.Columns = pixels.shape[1:3]
-        file.SamplesPerPixel = 3 if colours else 1
-        file.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
-        file.PlanarConfiguration = 0
-        file.NumberOfFrames = len(pixels)
-        file.BitsAllocated = file.BitsStored = pixels.dtype.itemsize * 8
-        file.HighBit = file.BitsStored - 1
-        file.PixelRepresentation = int(pixels.dtype.kind == "i")
-        file.PixelData = pixels.tobytes()
-        for field, value in fields.items():
-            setattr(file, field, value)
-        file.save_as(tmp_path / name, enforce_file_format=True)
-        return tmp_path / name
 
-    return write
+@pytest.fixture
+def nifti(tmp_path: Path) -> Any:
+    """Writes a NIfTI file, see tests/data/scans.py."""
+    return partial(write_nifti, tmp_path)
 
 
 # Stored values of a CT; rescaled by 1 and -1024 they are -1000, -160, 40, 240, 3000 Hounsfield.
@@ -133,26 +109,6 @@ def test_a_file_that_claims_too_many_pixels_is_not_decoded(dicom: Any) -> None:
         ImageFile(path).open()
 
 
-@pytest.fixture
-def nifti(tmp_path: Path) -> Any:
-    """Writes a NIfTI file of `values` under axes that point where `axes` says, such as "RAS"."""
-    nibabel = pytest.importorskip("nibabel", reason="needs nibabel")
-
-    def write(values: np.ndarray, axes: str = "LPS", name: str = "x.nii.gz", **fields: Any) -> Path:
-        affine = np.zeros((4, 4))
-        for column, letter in enumerate(axes):
-            place, negative = divmod("RLAPSI".index(letter), 2)
-            affine[place, column] = -1 if negative else 1
-        affine[3, 3] = 1
-        file = nibabel.Nifti1Image(values, affine)
-        for field, value in fields.items():
-            file.header[field] = value
-        nibabel.save(file, tmp_path / name)
-        return tmp_path / name
-
-    return write
-
-
 HEAD = np.array([[0, 1], [2, 3], [4, 5]], dtype=np.float32)  # left-right by front-back
 
 
@@ -219,7 +175,7 @@ def test_without_its_package_a_scan_stops_the_program_and_is_not_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    (tmp_path / name).write_bytes(b"a scan")
+    (tmp_path / name).write_bytes(b"a scan" if "nii" in name else bytes(128) + b"DICM")
     question = replace(example(("yes", "no"), 0), images=(ImageFile(tmp_path / name),))
     with pytest.raises(UsageError, match=f'{name} needs {package}.*: pip install "{package}"'):
         take_readable([question], 1)

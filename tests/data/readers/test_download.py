@@ -260,6 +260,30 @@ def test_parquet_files_are_fetched_into_their_folder_and_there_is_nothing_to_unp
     assert (place / "vqa-rad" / names[0]).is_file()
 
 
+def test_a_fetched_folder_whose_files_are_others_now_is_refused(
+    place: Path, serve: Any, parquet: Any
+) -> None:
+    names = list(download.HUB["vqa-rad"].files)
+    rows = [{"image": 1, "question": "Is it seen?", "answer": "no"}]
+    files = {name: parquet(rows) for name in names}
+    serve("vqa-rad", files, revision=COMMIT)
+    read("vqa-rad")
+    kept = place / "vqa-rad" / names[0]
+    kept.write_bytes(parquet([{**rows[0], "answer": "yes"}]))
+    read.cache_clear()
+    with pytest.raises(UsageError) as error:
+        read("vqa-rad")
+    assert f"{kept} is not the file that this program fetches: move {kept.parents[1]} away" in str(
+        error.value
+    )
+    assert sorted(e.answer for e in read(f"vqa-rad:{place / 'vqa-rad'}").examples) == ["no", "yes"]
+    shutil.move(place / "vqa-rad", place / "moved")  # as the line advises
+    assert [e.answer for e in read("vqa-rad").examples] == ["no", "no"]
+    serve("vqa-rad", files, revision=COMMIT, **{names[0]: "0" * 64})  # a later version of HUB
+    with pytest.raises(UsageError, match="is not the file that this program fetches"):
+        read("vqa-rad")
+
+
 def test_the_advice_for_a_data_set_of_many_files_is_one_short_line() -> None:
     advice = download.by_hand("path-vqa")
     assert advice.startswith("put the 13 parquet files of https://huggingface.co/datasets/flavia")

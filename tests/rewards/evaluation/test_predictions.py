@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from data.example import VQAExample
-from rewards.evaluation.predictions import answered, drawn, kept_rows, scored_by
+from data.images import ImageFile
+from rewards.evaluation.predictions import answered, drawn, kept_rows, scored_by, write_rows
 
 EXAMPLE = VQAExample(
     "q1", (SimpleNamespace(key="a.png"),), "Which side?", ("left", "right"), 1, "MRI", "side"
@@ -124,3 +126,43 @@ def test_whether_an_answer_is_constant_is_the_datas_to_say(tmp_path):
     kept_rows(tmp_path / "r", [example], lambda missing: map(row, missing))
     again = replace(example, constant=True)
     assert kept_rows(tmp_path / "r", [again], lambda missing: [])[0]["constant"]
+
+
+def in_file(example: VQAExample, folder: Path, content: bytes) -> VQAExample:
+    """The example about an image in a file of that content."""
+    (folder / "a.png").write_bytes(content)
+    return replace(example, images=(ImageFile(folder / "a.png"),))
+
+
+def test_an_answer_is_kept_for_the_same_bytes_only(tmp_path):
+    asked = []
+
+    def predict(missing):
+        asked.extend(missing)
+        return map(row, missing)
+
+    (example,) = examples("a")
+    for content in (b"one", b"one", b"two", b"two"):
+        kept_rows(tmp_path / "r", [in_file(example, tmp_path, content)], predict)
+    assert len(asked) == 2
+    pair = replace(example, images=(*asked[0].images, SimpleNamespace(key="drawn")))
+    assert "image_sha256" in row(pair)
+    assert "image_sha256" not in row(example)  # the key of a drawn image names its pixels
+
+
+def test_rows_without_hashes_are_taken_and_said_once(tmp_path, capsys):
+    (example,) = examples("a")
+    known = in_file(example, tmp_path, b"one")
+    for name in ("one", "two"):
+        old = row(known)
+        del old["image_sha256"]
+        write_rows(tmp_path / name, [old])
+        assert kept_rows(tmp_path / name, [known], lambda missing: map(row, missing)) == [old | {
+            "constant": False, "closed": True,
+        }]  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.count("answers of an older version") == 1
+    assert str(tmp_path) in said
+    changed = replace(known, question="Where?")
+    asked = kept_rows(tmp_path / "one", [changed], lambda missing: map(row, missing))
+    assert asked[0]["image_sha256"]
