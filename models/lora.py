@@ -11,10 +11,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
+import re
 import shutil
+import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -33,12 +37,22 @@ TARGETS = (
     r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
-# What changes the formula above; an adapter that uses any of it is not ours to train further.
-PLAIN = {
-    "use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {},
-    "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False, "use_qalora": False,
-    "alora_invocation_tokens": None,
-}  # fmt: skip
+# The fields of adapter_config.json that may have any value: they are honoured, or say nothing of
+# what A and B mean. Of any other field only peft's default is read. ms-swift writes the last three.
+FREE = (
+    "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "lora_dropout", "fan_in_fan_out", "inference_mode", "task_type", "revision",
+    "base_model_name_or_path", "auto_mapping", "peft_version", "ensure_weight_tying", "eva_config",
+    "corda_config", "lora_ga_config", "loftq_config", "runtime_config", "lora_dtype",
+    "lorap_lr_ratio", "lorap_emb_lr",
+)  # fmt: skip
+# How A and B may have begun, beside the default. Any other start (pissa, olora, corda, loftq,
+# lora_ga) takes B A out of the base first, so what is saved holds a part of W.
+STARTS = [("init_lora_weights", start) for start in ("gaussian", "orthogonal", "eva")]
+MERGE = "if peft can merge it into its base (merge_and_unload), give the merged folder as --model"
+# A weight's name in any layout: of transformers before 4.52, or with the name of an adapter.
+NAME = re.compile(r"(?!.*visual).*\b(layers\.\d+\.\w+\.\w+_proj\.lora_[AB])(\.\w+)?\.weight")
+OURS = r"base_model.model.model.language_model.\1.weight"
 
 
 def attach(model: Qwen2VLForConditionalGeneration, r: int, alpha: int, seed: int) -> PeftModel:
@@ -98,31 +112,35 @@ def merged(model: PeftModel) -> dict[str, Tensor]:
     return tensors
 
 
-def read_config(folder: Path) -> tuple[int, int]:
-    """(r, alpha) of a saved adapter. Raises UsageError unless it is plain LoRA in safetensors."""
+def read_config(folder: Path) -> tuple[int, int, dict[str, Any]]:
+    """(r, alpha, the whole config) of a saved adapter. `read` makes up for a rounded alpha.
+
+    Raises UsageError unless it is LoRA in safetensors, as the formula above has it.
+    """
     if not (folder / CONFIG).is_file():
         _refuse(folder, f"no {CONFIG} there; give the adapter/ folder of a run")
     if not (folder / WEIGHTS).is_file():
         _refuse(folder, f"no {WEIGHTS} there; only safetensors are read, save it again so")
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        kind, r, alpha = str(config["peft_type"]), int(config["r"]), int(config["lora_alpha"])
-        if not 0 < r <= MOST_R or alpha <= 0:
-            raise ValueError(f"r {r} and alpha {alpha}")
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        r, alpha, plain = int(config["r"]), config["lora_alpha"], LoraConfig().to_dict()
+        if not 0 < r <= MOST_R or r != config["r"] or not 0 < alpha < math.inf:
+            raise ValueError(f"r {config['r']} and alpha {alpha}")
+        odd = [(k, v) for k, v in config.items() if k not in FREE and v and v != plain.get(k)]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         _refuse(folder, f"damaged {CONFIG} ({error!r}); save it again")
-    odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]
-    if kind != "LORA" or odd:
-        _refuse(folder, f"not plain LoRA ({', '.join([kind, *odd])}); train one with train.py")
-    return r, alpha
+    if named := ", ".join(f"{k} {v!s:.40}" for k, v in odd if (k, v) not in STARTS):
+        _refuse(folder, f"not plain LoRA ({named}); {MERGE}")
+    return r, max(1, round(alpha)), config
 
 
 def read(model: PeftModel, folder: Path) -> None:
     """Copy a saved adapter into "default", in place: the optimizer's tensors stay the same ones.
+    A linear that the adapter is not on has B = 0.
 
     Raises UsageError where it was made for another base, rank or set of linears.
     """
-    r, alpha = read_config(folder)
+    r, alpha, config = read_config(folder)
     own = model.peft_config["default"]
     if (r, alpha) != (own.r, own.lora_alpha):
         problem = f"has r {r} and alpha {alpha}, not {own.r} and {own.lora_alpha}"
@@ -134,16 +152,47 @@ def read(model: PeftModel, folder: Path) -> None:
     except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
         _refuse(folder, f"damaged ({error}); save it again")
     target = weights(model)
-    shapes, found = ({n: p.shape for n, p in group.items()} for group in (target, tensors))
-    if shapes != found or expected != fingerprint(model):
-        config = json.loads((folder / CONFIG).read_text())
+    try:
+        if expected != fingerprint(model):
+            raise ValueError("was trained on another base")
+        found = _fitted(tensors, target, whole=config.get("target_modules") == TARGETS)
+    except ValueError as error:
         name = made_for.get("name") or config.get("base_model_name_or_path")
-        problem = f"was trained on another base ({name}) than {own.base_model_name_or_path}"
-        _refuse(folder, f"{problem}; use --model with its own base")
-    if bad := [n for n, t in tensors.items() if not (t.is_floating_point() and t.isfinite().all())]:
+        remedy = f"use --model with its own base ({name}), or, {MERGE}"
+        _refuse(folder, f"{error}, and does not fit {own.base_model_name_or_path}; {remedy}")
+    if bad := [n for n, t in found.items() if not (t.is_floating_point() and t.isfinite().all())]:
         problem = f"{len(bad)} of its weights hold what is no finite number ({bad[0]}, ...)"
         _refuse(folder, f"{problem}; train it again")
-    _copy(tensors, target)
+    if len(found) < len(target):
+        on = f"is on {len(found) // 2} of {len(target) // 2} linears; the others stay the base's"
+        print(f"adapter {folder}: {on}", file=sys.stderr)
+    scale = config["lora_alpha"] / alpha * (math.sqrt(r) if config.get("use_rslora") else 1)
+    source = {n: torch.zeros_like(p) if ".lora_B." in n else p for n, p in target.items()}
+    for name, tensor in found.items():
+        source[name] = tensor.float() * scale if ".lora_B." in name else tensor
+    _copy(source, target)
+
+
+def _fitted(
+    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], whole: bool
+) -> dict[str, Tensor]:
+    """The tensors of a file by their names in `target`; `whole`: all of it must be there.
+
+    Raises ValueError for one that is too many, misshapen or missing, as A is where only B is there.
+    """
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = NAME.sub(OURS, key)
+        if name in found or name not in target:
+            raise ValueError(f"has {key}, which has no place here")
+        if tensor.shape != target[name].shape:
+            raise ValueError(f"has {key} of {[*tensor.shape]}, not {[*target[name].shape]}")
+        found[name] = tensor
+    on = {name.partition(".lora_")[0] for name in found}
+    for name in target:
+        if name not in found and (whole or not found or name.partition(".lora_")[0] in on):
+            raise ValueError(f"lacks {name}")
+    return found
 
 
 def _refuse(folder: Path, problem: str) -> NoReturn:

@@ -95,7 +95,7 @@ def scored_policy(options: Options) -> tuple[Config, Path | None, Path]:
         return config, run / "adapter", place
     given |= {"model": options.model, "modality": options.modality or "MRI"}
     if adapter := Path(options.adapter) if options.adapter else None:
-        given["lora_r"], given["lora_alpha"] = lora.read_config(adapter)
+        given["lora_r"], given["lora_alpha"], _ = lora.read_config(adapter)
     recipe = "phantom" if options.model in SHIPPED else "medvlm-r1"
     config = Config(**{**RECIPES[recipe], "recipe": recipe, **given})
     name = f"{Path(options.model).name}-{stamp(options.model, adapter, config.data)}"
@@ -125,7 +125,7 @@ def load_policy(
     """
     place = pick_device(device)
     base, tokenizer, processor = load(model, pick_dtype(dtype, place), max_pixels)
-    r, alpha = lora.read_config(Path(adapter)) if adapter is not None else (lora.R, lora.ALPHA)
+    r, alpha, *_ = lora.read_config(Path(adapter)) if adapter else (lora.R, lora.ALPHA)
     tuned = lora.attach(base, lora_r or r, lora_alpha or alpha, seed)
     if adapter is not None:
         lora.read(tuned, Path(adapter))
