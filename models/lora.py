@@ -13,10 +13,8 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import sys
 import warnings
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +22,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -38,17 +37,16 @@ TARGETS = (
 )
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 # The fields of adapter_config.json that may have any value: they are honoured, or say nothing of
-# what A and B mean. Of any other field only peft's default is read. ms-swift writes the last three.
+# what A and B mean. Of any other field only peft's default is read.
 FREE = (
     "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform",
     "layers_pattern", "lora_dropout", "fan_in_fan_out", "inference_mode", "task_type", "revision",
     "base_model_name_or_path", "auto_mapping", "peft_version", "ensure_weight_tying", "eva_config",
-    "corda_config", "lora_ga_config", "loftq_config", "runtime_config", "lora_dtype",
-    "lorap_lr_ratio", "lorap_emb_lr",
+    "corda_config", "lora_ga_config", "loftq_config", "runtime_config",
 )  # fmt: skip
 # How A and B may have begun, beside the default. Any other start (pissa, olora, corda, loftq,
 # lora_ga) takes B A out of the base first, so what is saved holds a part of W.
-STARTS = [("init_lora_weights", start) for start in ("gaussian", "orthogonal", "eva")]
+START, STARTS = "init_lora_weights", ("gaussian", "orthogonal", "eva")
 MERGE = "if peft can merge it into its base (merge_and_unload), give the merged folder as --model"
 # A weight's name in any layout: of transformers before 4.52, or with the name of an adapter.
 NAME = re.compile(r"(?!.*visual).*\b(layers\.\d+\.\w+\.\w+_proj\.lora_[AB])(\.\w+)?\.weight")
@@ -82,13 +80,12 @@ def save(model: PeftModel, folder: Path) -> None:
     """Write "default" alone. `base.json` says which base it belongs to, whatever its path is."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in weights(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(serialized(tensors, metadata={"format": "pt"}))
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(folder))
     base = {"name": config.base_model_name_or_path, "fingerprint": fingerprint(model)}
-    (folder / BASE).write_text(json.dumps(base, indent=2) + "\n")
-    shutil.copymode(folder / BASE, folder / WEIGHTS)  # safetensors makes files for their owner only
+    (folder / BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -129,7 +126,7 @@ def read_config(folder: Path) -> tuple[int, int, dict[str, Any]]:
         odd = [(k, v) for k, v in config.items() if k not in FREE and v and v != plain.get(k)]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         _refuse(folder, f"damaged {CONFIG} ({error!r}); save it again")
-    if named := ", ".join(f"{k} {v!s:.40}" for k, v in odd if (k, v) not in STARTS):
+    if named := ", ".join(f"{k} {v!s:.40}" for k, v in odd if k != START or v not in STARTS):
         _refuse(folder, f"not plain LoRA ({named}); {MERGE}")
     return r, max(1, round(alpha)), config
 
@@ -147,52 +144,30 @@ def read(model: PeftModel, folder: Path) -> None:
         _refuse(folder, f"{problem}; use --lora-r {r} --lora-alpha {alpha}")
     try:
         tensors = load_file(folder / WEIGHTS)
-        made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
+        made_for = (
+            json.loads((folder / BASE).read_text("utf-8")) if (folder / BASE).is_file() else {}
+        )
         expected = made_for.get("fingerprint") or fingerprint(model)
     except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
         _refuse(folder, f"damaged ({error}); save it again")
-    target = weights(model)
-    try:
-        if expected != fingerprint(model):
-            raise ValueError("was trained on another base")
-        found = _fitted(tensors, target, whole=config.get("target_modules") == TARGETS)
-    except ValueError as error:
-        name = made_for.get("name") or config.get("base_model_name_or_path")
-        remedy = f"use --model with its own base ({name}), or, {MERGE}"
-        _refuse(folder, f"{error}, and does not fit {own.base_model_name_or_path}; {remedy}")
-    if bad := [n for n, t in found.items() if not (t.is_floating_point() and t.isfinite().all())]:
-        problem = f"{len(bad)} of its weights hold what is no finite number ({bad[0]}, ...)"
-        _refuse(folder, f"{problem}; train it again")
-    if len(found) < len(target):
-        on = f"is on {len(found) // 2} of {len(target) // 2} linears; the others stay the base's"
-        print(f"adapter {folder}: {on}", file=sys.stderr)
+    trained_on = made_for.get("name") or config.get("base_model_name_or_path")
+    remedy = f"use --model with its own base ({trained_on}), or, {MERGE}"
+    if expected != fingerprint(model):
+        _refuse(folder, f"was trained on another base than {own.base_model_name_or_path}; {remedy}")
+    target, found = weights(model), {}
     scale = config["lora_alpha"] / alpha * (math.sqrt(r) if config.get("use_rslora") else 1)
-    source = {n: torch.zeros_like(p) if ".lora_B." in n else p for n, p in target.items()}
-    for name, tensor in found.items():
-        source[name] = tensor.float() * scale if ".lora_B." in name else tensor
-    _copy(source, target)
-
-
-def _fitted(
-    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], whole: bool
-) -> dict[str, Tensor]:
-    """The tensors of a file by their names in `target`; `whole`: all of it must be there.
-
-    Raises ValueError for one that is too many, misshapen or missing, as A is where only B is there.
-    """
-    found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = NAME.sub(OURS, key)
-        if name in found or name not in target:
-            raise ValueError(f"has {key}, which has no place here")
-        if tensor.shape != target[name].shape:
-            raise ValueError(f"has {key} of {[*tensor.shape]}, not {[*target[name].shape]}")
-        found[name] = tensor
-    on = {name.partition(".lora_")[0] for name in found}
-    for name in target:
-        if name not in found and (whole or not found or name.partition(".lora_")[0] in on):
-            raise ValueError(f"lacks {name}")
-    return found
+        if name in found or name not in target or tensor.shape != target[name].shape:
+            _refuse(folder, f"has {key} {[*tensor.shape]}, which has no place here; {remedy}")
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            _refuse(folder, f"{key} holds what is no finite number; train it again")
+        found[name] = tensor.float() * scale if ".lora_B." in name else tensor
+    on = Counter(name.partition(".lora_")[0] for name in found)
+    if not on or min(on.values()) < 2:
+        _refuse(folder, f"lacks A or B of {min(on, key=on.get, default='all')}; save it again")
+    nothing = {n: torch.zeros_like(p) if ".lora_B." in n else p for n, p in target.items()}
+    _copy(nothing | found, target)
 
 
 def _refuse(folder: Path, problem: str) -> NoReturn:

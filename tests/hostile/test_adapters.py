@@ -132,18 +132,24 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         tensors(lambda found: found.update({FIRST: found[FIRST].long()})),
         "no finite number",
     ),
-    "a name too many": (tensors(lambda found: found.update(evil=torch.ones(1))), "has evil, which"),
-    "a name too few": (tensors(lambda found: found.pop(FIRST)), f"lacks {FIRST}"),
-    "another name": (tensors(lambda found: found.update(x=found.pop(FIRST))), "has x, which"),
+    "a name too many": (
+        tensors(lambda found: found.update(evil=torch.ones(1))),
+        "has evil [1], which",
+    ),
+    "a name too few": (tensors(lambda found: found.pop(FIRST)), "lacks A or B of"),
+    "another name": (
+        tensors(lambda found: found.update(x=found.pop(FIRST))),
+        "has x [16, 64], which",
+    ),
     "another shape": (
         tensors(lambda found: found.update({FIRST: torch.ones(4, 4)})),
-        f"has {FIRST} of [4, 4], not [16, 64]",
+        f"has {FIRST} [4, 4], which has no place",
     ),
-    "no tensor": (tensors(lambda found: found.clear()), f"lacks {FIRST}"),
-    "no tensor of those listed": (nothing, f"lacks {FIRST}"),
+    "no tensor": (tensors(lambda found: found.clear()), "lacks A or B of"),
+    "no tensor of those listed": (nothing, "lacks A or B of"),
     "a vision tower of such layers": (
         tensors(of_vision),
-        "visual.layers.0.mlp.down_proj.lora_A.weight, which has no place here",
+        "visual.layers.0.mlp.down_proj.lora_A.weight [16, 128], which has no place here",
     ),
     "another base": (text(lora.BASE, '{"name": "x", "fingerprint": "0"}'), "its own base (x)"),
     "a base of a list": (text(lora.BASE, "[]"), "damaged"),
@@ -240,7 +246,9 @@ def test_a_weight_that_is_on_no_linear_of_ours_is_refused_by_its_name(
 
     def is_refused(name: str) -> None:
         spoil = tensors(lambda found: found.update({name: torch.ones(16, 64)}))
-        refused(policy, saved, tmp_path / name, (spoil, f"has {name}, which has no place here"))
+        refused(
+            policy, saved, tmp_path / name, (spoil, f"has {name} [16, 64], which has no place here")
+        )
 
     try_every(is_refused, names)
 

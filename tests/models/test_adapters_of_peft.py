@@ -105,13 +105,8 @@ def try_kinds(kinds: list[str], model: Path, place: Path) -> None:
     try_every(is_read, kinds)
 
 
-def test_an_adapter_moves_each_weight_as_peft_does(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_adapter_moves_each_weight_as_peft_does(tiny_folder: Path, tmp_path: Path) -> None:
     try_kinds(["q and v", "alpha of no whole number"], tiny_folder, tmp_path)
-    said = capsys.readouterr().err
-    assert "q and v: is on 4 of 14 linears; the others stay the base's" in said
-    assert "no whole number" not in said
 
 
 @pytest.mark.exhaustive
