@@ -25,8 +25,8 @@ from data.example import VQAExample
 from data.images import ImageFile
 from data.load import fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank, share, world
-from grpo.run.atomic import write_json
-from grpo.run.folder import newest_run, same_but_seed
+from grpo.run.atomic import write_json, write_whole
+from grpo.run.folder import lock, newest_run, same_but_seed
 from grpo.run.terminal import progress_bar
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
@@ -85,11 +85,9 @@ class Scorer:
         controls: Mapping[str, Tests] | None = None,
         judges: Sequence[Any] = (),
     ) -> Answers:
-        """All answers of base and trained policy, or of one of these `models`.
-
-        Each further way of asking is a model of its own in the table. Controls, samples and figures
-        use the first way only.
-        """
+        """All answers of base and trained policy, or of one of these `models`. Each further way of
+        asking is a model of its own in the table; controls, samples and figures use the first."""
+        lock(self.folder, "evaluate")
         (first, *others) = self.options.ways or (self.config.prompt,)
         k, temperature, found = self.options.samples, self.options.temperature, {}
         for model in models:
@@ -236,13 +234,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(options: Options, config: Config, folder: Path, table: dict[str, Any]) -> None:
-    """Print the table, and write it down."""
-    print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
-    print(text.text(table) + "\nPhantoms are drawn, not medical data." * is_drawn(config.data))
+    """Write the table down, then print it."""
     if not rank():
         write_json(Path(options.json or folder / "evaluation.json"), table)
-    if options.markdown and not rank():
-        Path(options.markdown).write_text(text.markdown(table), encoding="utf-8")
+        if options.markdown:
+            write_whole(Path(options.markdown), text.markdown(table).encode())
+    print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, greedy")
+    print(text.text(table) + "\nPhantoms are drawn, not medical data." * is_drawn(config.data))
 
 
 if __name__ == "__main__":

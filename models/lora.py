@@ -11,16 +11,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
+import math
+import re
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -33,12 +36,21 @@ TARGETS = (
     r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
-# What changes the formula above; an adapter that uses any of it is not ours to train further.
-PLAIN = {
-    "use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {},
-    "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False, "use_qalora": False,
-    "alora_invocation_tokens": None,
-}  # fmt: skip
+# The fields of adapter_config.json that may have any value: they are honoured, or say nothing of
+# what A and B mean. Of any other field only peft's default is read.
+FREE = (
+    "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "lora_dropout", "fan_in_fan_out", "inference_mode", "task_type", "revision",
+    "base_model_name_or_path", "auto_mapping", "peft_version", "ensure_weight_tying", "eva_config",
+    "corda_config", "lora_ga_config", "loftq_config", "runtime_config",
+)  # fmt: skip
+# How A and B may have begun, beside the default. Any other start (pissa, olora, corda, loftq,
+# lora_ga) takes B A out of the base first, so what is saved holds a part of W.
+START, STARTS = "init_lora_weights", ("gaussian", "orthogonal", "eva")
+MERGE = "if peft can merge it into its base (merge_and_unload), give the merged folder as --model"
+# A weight's name in any layout: of transformers before 4.52, or with the name of an adapter.
+NAME = re.compile(r"(?!.*visual).*\b(layers\.\d+\.\w+\.\w+_proj\.lora_[AB])(\.\w+)?\.weight")
+OURS = r"base_model.model.model.language_model.\1.weight"
 
 
 def attach(model: Qwen2VLForConditionalGeneration, r: int, alpha: int, seed: int) -> PeftModel:
@@ -68,13 +80,12 @@ def save(model: PeftModel, folder: Path) -> None:
     """Write "default" alone. `base.json` says which base it belongs to, whatever its path is."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in weights(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(serialized(tensors, metadata={"format": "pt"}))
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(folder))
     base = {"name": config.base_model_name_or_path, "fingerprint": fingerprint(model)}
-    (folder / BASE).write_text(json.dumps(base, indent=2) + "\n")
-    shutil.copymode(folder / BASE, folder / WEIGHTS)  # safetensors makes files for their owner only
+    (folder / BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -98,52 +109,65 @@ def merged(model: PeftModel) -> dict[str, Tensor]:
     return tensors
 
 
-def read_config(folder: Path) -> tuple[int, int]:
-    """(r, alpha) of a saved adapter. Raises UsageError unless it is plain LoRA in safetensors."""
+def read_config(folder: Path) -> tuple[int, int, dict[str, Any]]:
+    """(r, alpha, the whole config) of a saved adapter. `read` makes up for a rounded alpha.
+
+    Raises UsageError unless it is LoRA in safetensors, as the formula above has it.
+    """
     if not (folder / CONFIG).is_file():
         _refuse(folder, f"no {CONFIG} there; give the adapter/ folder of a run")
     if not (folder / WEIGHTS).is_file():
         _refuse(folder, f"no {WEIGHTS} there; only safetensors are read, save it again so")
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        kind, r, alpha = str(config["peft_type"]), int(config["r"]), int(config["lora_alpha"])
-        if not 0 < r <= MOST_R or alpha <= 0:
-            raise ValueError(f"r {r} and alpha {alpha}")
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        r, alpha, plain = int(config["r"]), config["lora_alpha"], LoraConfig().to_dict()
+        if not 0 < r <= MOST_R or r != config["r"] or not 0 < alpha < math.inf:
+            raise ValueError(f"r {config['r']} and alpha {alpha}")
+        odd = [(k, v) for k, v in config.items() if k not in FREE and v and v != plain.get(k)]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         _refuse(folder, f"damaged {CONFIG} ({error!r}); save it again")
-    odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]
-    if kind != "LORA" or odd:
-        _refuse(folder, f"not plain LoRA ({', '.join([kind, *odd])}); train one with train.py")
-    return r, alpha
+    if named := ", ".join(f"{k} {v!s:.40}" for k, v in odd if k != START or v not in STARTS):
+        _refuse(folder, f"not plain LoRA ({named}); {MERGE}")
+    return r, max(1, round(alpha)), config
 
 
 def read(model: PeftModel, folder: Path) -> None:
     """Copy a saved adapter into "default", in place: the optimizer's tensors stay the same ones.
+    A linear that the adapter is not on has B = 0.
 
     Raises UsageError where it was made for another base, rank or set of linears.
     """
-    r, alpha = read_config(folder)
+    r, alpha, config = read_config(folder)
     own = model.peft_config["default"]
     if (r, alpha) != (own.r, own.lora_alpha):
         problem = f"has r {r} and alpha {alpha}, not {own.r} and {own.lora_alpha}"
         _refuse(folder, f"{problem}; use --lora-r {r} --lora-alpha {alpha}")
     try:
         tensors = load_file(folder / WEIGHTS)
-        made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
+        made_for = (
+            json.loads((folder / BASE).read_text("utf-8")) if (folder / BASE).is_file() else {}
+        )
         expected = made_for.get("fingerprint") or fingerprint(model)
     except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
         _refuse(folder, f"damaged ({error}); save it again")
-    target = weights(model)
-    shapes, found = ({n: p.shape for n, p in group.items()} for group in (target, tensors))
-    if shapes != found or expected != fingerprint(model):
-        config = json.loads((folder / CONFIG).read_text())
-        name = made_for.get("name") or config.get("base_model_name_or_path")
-        problem = f"was trained on another base ({name}) than {own.base_model_name_or_path}"
-        _refuse(folder, f"{problem}; use --model with its own base")
-    if bad := [n for n, t in tensors.items() if not (t.is_floating_point() and t.isfinite().all())]:
-        problem = f"{len(bad)} of its weights hold what is no finite number ({bad[0]}, ...)"
-        _refuse(folder, f"{problem}; train it again")
-    _copy(tensors, target)
+    trained_on = made_for.get("name") or config.get("base_model_name_or_path")
+    remedy = f"use --model with its own base ({trained_on}), or, {MERGE}"
+    if expected != fingerprint(model):
+        _refuse(folder, f"was trained on another base than {own.base_model_name_or_path}; {remedy}")
+    target, found = weights(model), {}
+    scale = config["lora_alpha"] / alpha * (math.sqrt(r) if config.get("use_rslora") else 1)
+    for key, tensor in tensors.items():
+        name = NAME.sub(OURS, key)
+        if name in found or name not in target or tensor.shape != target[name].shape:
+            _refuse(folder, f"has {key} {[*tensor.shape]}, which has no place here; {remedy}")
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            _refuse(folder, f"{key} holds what is no finite number; train it again")
+        found[name] = tensor.float() * scale if ".lora_B." in name else tensor
+    on = Counter(name.partition(".lora_")[0] for name in found)
+    if not on or min(on.values()) < 2:
+        _refuse(folder, f"lacks A or B of {min(on, key=on.get, default='all')}; save it again")
+    nothing = {n: torch.zeros_like(p) if ".lora_B." in n else p for n, p in target.items()}
+    _copy(nothing | found, target)
 
 
 def _refuse(folder: Path, problem: str) -> NoReturn:

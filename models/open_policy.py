@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -92,14 +93,24 @@ def scored_policy(options: Options) -> tuple[Config, Path | None, Path]:
         config = replace(Config.load(run / "config.json"), **given)
         # Answers to questions of another data set are kept apart.
         place = run / "other" / config.data.replace("/", "_") if options.data else run
-        return config, run / "adapter", place
+        return config, run / "adapter", shortened(place)
     given |= {"model": options.model, "modality": options.modality or "MRI"}
     if adapter := Path(options.adapter) if options.adapter else None:
-        given["lora_r"], given["lora_alpha"] = lora.read_config(adapter)
+        given["lora_r"], given["lora_alpha"], _ = lora.read_config(adapter)
     recipe = "phantom" if options.model in SHIPPED else "medvlm-r1"
     config = Config(**{**RECIPES[recipe], "recipe": recipe, **given})
     name = f"{Path(options.model).name}-{stamp(options.model, adapter, config.data)}"
-    return config, adapter, Path("runs") / "models" / name
+    return config, adapter, shortened(Path("runs") / "models" / name)
+
+
+def shortened(place: Path) -> Path:
+    """A folder, with a hash for its name if that is longer than file systems allow (255 bytes).
+
+    >>> shortened(Path("other/phantom:new-kind")), len(shortened(Path("other", "x" * 256)).name)
+    (PosixPath('other/phantom:new-kind'), 32)
+    """
+    name = os.fsencode(place.name)
+    return place if len(name) < 256 else place.with_name(hashlib.sha256(name).hexdigest()[:32])
 
 
 def load_policy(
@@ -125,7 +136,7 @@ def load_policy(
     """
     place = pick_device(device)
     base, tokenizer, processor = load(model, pick_dtype(dtype, place), max_pixels)
-    r, alpha = lora.read_config(Path(adapter)) if adapter is not None else (lora.R, lora.ALPHA)
+    r, alpha, *_ = lora.read_config(Path(adapter)) if adapter else (lora.R, lora.ALPHA)
     tuned = lora.attach(base, lora_r or r, lora_alpha or alpha, seed)
     if adapter is not None:
         lora.read(tuned, Path(adapter))

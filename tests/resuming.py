@@ -42,7 +42,12 @@ def kept(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in run.rglob("*"):
         name = file.relative_to(run).as_posix()
-        if file.is_dir() or name in ("config.json", "arm.json") or name.startswith("tensorboard"):
+        if (
+            file.is_dir()
+            or file.suffix == ".lock"
+            or name in ("config.json", "arm.json")
+            or name.startswith("tensorboard")
+        ):
             continue
         if file.name in ("state.json", "SHA256SUMS", "summary.json", "metrics.jsonl"):
             found[name] = [alike(json.loads(line)) for line in whole(file)]

@@ -23,6 +23,7 @@ from grpo.report import curves as charts
 from grpo.report import token_table as inspector
 from grpo.report.contents import contents
 from grpo.report.token_table import DAMAGED, Traced
+from grpo.run.atomic import write_whole
 from grpo.run.folder import newest_run
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, option, parse_flags
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Path(argv[0]) if named else newest_run()
     text = page(run, int(options.max_mb * 1e6))
     out = Path(options.out or run / "report.html")
-    out.write_text(text, encoding="utf-8")
+    write_whole(out, text.encode())
     print(f"wrote {out}, {len(text.encode()) / 1e6:.1f} MB")
 
 

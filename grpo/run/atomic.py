@@ -73,13 +73,16 @@ def _sums(folder: Path) -> list[str]:
     return lines
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
+def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_whole(Path(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it, so that a kill leaves no half of it."""
-    part = path.with_name(f"{path.name}.part")
+    """Write a file under another name, then rename it, so that a kill leaves no half of it and two
+    writers do not mix. A pipe, a link or /dev/stdout stays what it is."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        part = path
     part.write_bytes(content)
     part.replace(path)

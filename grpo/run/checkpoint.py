@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
@@ -81,7 +80,7 @@ class Checkpointer:
             sync(self.run)
             for old in checkpoints(self.run)[: -self.config.keep_checkpoints]:
                 remove_folder(old)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise _unwritten(place, error) from None
 
     def _write(self, folder: Path) -> None:
@@ -104,13 +103,12 @@ def save_adapter(run: Path, policy: Policy) -> None:
         return
     try:
         policy.save(run / "adapter")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise _unwritten(run / "adapter", error) from None
 
 
-def _unwritten(place: Path, error: Exception) -> UsageError:
-    problem = getattr(error, "strerror", None) or str(error)
-    return UsageError(f"{place}: cannot be written ({problem}); make room there")
+def _unwritten(place: Path, error: OSError) -> UsageError:
+    return UsageError(f"{place}: cannot be written ({error.strerror}); make room there")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -156,9 +154,7 @@ def origin(questions: str, adapter: Path | None) -> str:
     """A hash of the two things that settings name but do not contain: the training questions (as
     the hash `questions`) and the adapter to start from."""
     files = sorted(adapter.glob("*.safetensors")) if adapter else []
-    return hashlib.sha256(
-        b"".join([questions.encode(), *(f.read_bytes() for f in files)])
-    ).hexdigest()
+    return hashlib.sha256(b"".join([questions.encode(), *map(Path.read_bytes, files)])).hexdigest()
 
 
 def restore(

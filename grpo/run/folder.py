@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -37,25 +40,49 @@ def check_out(config: Config) -> None:
         raise UsageError(f"--out {config.out}: {problem}; --resume auto, or name another folder")
 
 
+def lock(folder: Path, name: str) -> int | None:
+    """Keep other processes from `folder` until this one ends, or closes the file that is returned.
+
+    `name` is "train", or "evaluate" for predictions/ and evaluation.json. The lock ends with its
+    owner, however that ends; the file's text says who that is. Raises UsageError if another process
+    has it. Prints a line if the file system has no locks. Only the first process of a run locks.
+    """
+    if rank():
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.lock"
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of all, NFS knows this kind best
+    except (BlockingIOError, PermissionError):
+        owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+        remedy = f"wait for its end (if its machine is gone, delete {file})"
+        raise UsageError(f"{folder}: {owner} is writing there; {remedy}") from None
+    except OSError as error:
+        problem = f"cannot be locked ({error.strerror}); start nothing else that writes there"
+        print(f"{name}.py: {file} {problem}", file=sys.stderr)
+    owner = f"{name}.py, process {os.getpid()} on {os.uname().nodename},"
+    os.write(handle, owner.ljust(200).encode())
+    return handle
+
+
 def run_folder(config: Config, policy: Policy, label: str, run: Path | None = None) -> Path:
     """The run's folder with its config.json: the settings, and what the machine made of "auto".
 
     `run` is the folder of a run that goes on; None makes a new one, --out or runs/<date>-<label>.
     Prints in one line what of the machine has changed since. Raises UsageError.
     """
-    new = run is None
-    if new:
-        dated = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label}"
-        run = Path(config.out) if config.out else dated
     now = machinery(policy)
     try:
-        if new:
+        if run is None:
+            dated = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label}"
+            run = Path(config.out) if config.out else dated
             run.mkdir(parents=True, exist_ok=config.out is not None)
+            lock(run, "train")
+            check_out(config)  # again: another run may have come and gone meanwhile
         else:
             warn_of_changes(json.loads((run / "config.json").read_text("utf-8")), now)
-        part = run / "config.json.part"
-        config.save(part, **now, git_commit=git_commit())
-        part.replace(run / "config.json")
+        config.save(run / "config.json", **now, git_commit=git_commit())
     except OSError as error:
         problem = f"cannot write there ({error.strerror})"
         raise UsageError(f"--out {run}: {problem}; name another folder") from None

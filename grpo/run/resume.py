@@ -15,7 +15,7 @@ from grpo.distributed import gathered, rank
 from grpo.interfaces import Policy
 from grpo.run.atomic import write_whole
 from grpo.run.checkpoint import FOLDER, Checkpoint, cut_back, newest, opened
-from grpo.run.folder import NO_SAY, check_out, finished, run_folder
+from grpo.run.folder import NO_SAY, check_out, finished, lock, run_folder
 from grpo.run.metrics_log import check_tensorboard
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -57,6 +57,7 @@ def starting_point(config: Config) -> Point:
     check_settings(config, run)
     if not one and finished(run, config.steps):
         return Point(run, finished=True)
+    lock(run, "train")
     point = Point(run, opened(named) if one else newest(run))
     if point.step > config.steps:
         raise UsageError(f"--steps {config.steps}: {run} has made {point.step} already; give more")
@@ -77,6 +78,9 @@ def open_run(
     if not rank():
         run = run_folder(config, policy, label, point.run)
         if point.run:
+            os.close(
+                lock(run, "evaluate")
+            )  # what evaluate.py writes now would be of another policy
             cut_back(run, point.checkpoint, config.steps)
         lines = "".join(json.dumps(row) + "\n" for row in skipped)
         write_whole(run / "skipped.jsonl", lines.encode())

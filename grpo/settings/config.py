@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from grpo.run.atomic import write_json
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
 from grpo.settings.recipes import RECIPES, TRL_NAMES, choose
@@ -36,13 +37,19 @@ def key_word(text: str) -> int:
 
 
 def user_cache() -> Path:
-    """Return the folder of the user's cache for image features and fetched data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medvqa-grpo"
+    """Return the folder of the user's cache for image features and fetched data. Raises UsageError
+    if the user has no home, as in a container that runs under any user's number."""
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder.startswith("~"):
+        raise UsageError("no home folder for the cache; set HOME, or use --cache FOLDER or none")
+    return Path(folder) / "medvqa-grpo"
 
 
 def cache_folder(name: str) -> Path | None:
     """Return the folder that `--cache` names; None if nothing is cached."""
-    return {"auto": user_cache(), "none": None}.get(name, Path(name))
+    if name == "auto":
+        return user_cache()
+    return None if name == "none" else Path(name)
 
 
 Method = Literal["grpo", "sft"]
@@ -225,5 +232,4 @@ class Config:
 
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write {"config": all settings, "overrides": those not the recipe's, **extra} as JSON."""
-        record = {"config": self.to_dict(), "overrides": self.overrides(), **extra}
-        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(path, {"config": self.to_dict(), "overrides": self.overrides(), **extra})

@@ -6,7 +6,8 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
 
 LONGEST_LINE = 2005  # characters
 
@@ -19,24 +20,48 @@ class SettingsError(UsageError):
     """A mistake that only other settings can correct: resuming with the same ones fails again."""
 
 
+class Output:
+    """stdout or stderr, which ends no program: a character that its encoding lacks becomes "?", and
+    once nobody reads it any more (`| head`, a terminal that is gone) the rest is dropped."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """`stream` None is a stream that was closed before the program began."""
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, text: str) -> None:
+        encoding = self.stream.encoding or "utf-8"
+        try:
+            self.stream.write(text.encode(encoding, "replace").decode(encoding))
+            self.stream.flush()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 @contextmanager
 def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2."""
-    try:
-        yield
-    except BrokenPipeError:  # the program that reads our output has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # steps and answers are on disk as they come: nothing is lost
-        remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
-        problem = one_line(f"{error.filename or 'output'}: {error.strerror}")
-        print(f"{prog}: {problem}; {remedy}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (UsageError, *also) as error:
-        print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2.
+
+    Inside, what is printed goes through `Output`.
+    """
+    with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr)):
+        try:
+            yield
+        except (OSError, UsageError, *also) as error:
+            line = str(error)
+            if isinstance(error, OSError):  # steps and answers are on disk: nothing is lost
+                full = error.errno == errno.ENOSPC
+                remedy = "make room" if full else "mend that, then run this again"
+                line = f"{error.filename or 'output'}: {error.strerror}; {remedy}"
+            print(f"{prog}: {one_line(line)}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 def one_line(text: str) -> str:

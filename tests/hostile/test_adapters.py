@@ -90,6 +90,17 @@ def pickled(name: str) -> Spoil:
     return spoil
 
 
+def nothing(folder: Path) -> None:
+    """No weights, of an adapter that lists some modules."""
+    config(target_modules=["q_proj"])(folder)
+    tensors(dict.clear)(folder)
+
+
+def of_vision(found: dict[str, torch.Tensor]) -> None:
+    for name in list(found):
+        found[name.replace("language_model", "visual")] = found.pop(name)
+
+
 FAULTS: dict[str, tuple[Spoil, str]] = {
     "another rank": (config(r=8), "use --lora-r 8"),
     "another alpha": (config(lora_alpha=1), "--lora-alpha 1"),
@@ -103,14 +114,14 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "rank in words": (config(r="many"), "damaged adapter_config.json"),
     "rank of nothing": (config(r=None), "damaged adapter_config.json"),
     "rank of a list": (config(r=[16]), "damaged adapter_config.json"),
-    "another method": (config(peft_type="PREFIX_TUNING"), "not plain LoRA (PREFIX_TUNING)"),
+    "a rank of half": (config(r=16.5), "damaged adapter_config.json"),
+    "a rank in digits": (config(r="16"), "damaged adapter_config.json"),
+    "an alpha in digits": (config(lora_alpha="32"), "damaged adapter_config.json"),
+    "an alpha of NaN": (config(lora_alpha=float("nan")), "damaged adapter_config.json"),
+    "an alpha without end": (config(lora_alpha=float("inf")), "damaged adapter_config.json"),
+    "another method": (config(peft_type="PREFIX_TUNING"), "LoRA (peft_type PREFIX_TUNING)"),
     "a method of no text": (config(peft_type=["LORA"]), "not plain LoRA"),
-    "DoRA": (config(use_dora=True), "not plain LoRA (LORA, use_dora)"),
-    "rsLoRA": (config(use_rslora=True), "use_rslora"),
-    "a rank a layer": (config(rank_pattern={"q_proj": 4}), "rank_pattern"),
-    "a bias": (config(bias="all"), "bias"),
-    "whole modules": (config(modules_to_save=["lm_head"]), "modules_to_save"),
-    "activated by tokens": (config(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens"),
+    "DoRA": (config(use_dora=True), "not plain LoRA (use_dora True); if peft can merge it"),
     "a config of a list": (text(lora.CONFIG, "[]"), "damaged adapter_config.json"),
     "a config of no bytes": (text(lora.CONFIG, ""), "damaged adapter_config.json"),
     "a config nested deep": (text(lora.CONFIG, "[" * 100_000), "damaged adapter_config.json"),
@@ -121,15 +132,26 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         tensors(lambda found: found.update({FIRST: found[FIRST].long()})),
         "no finite number",
     ),
-    "a name too many": (tensors(lambda found: found.update(evil=torch.ones(1))), "another base"),
-    "a name too few": (tensors(lambda found: found.pop(FIRST)), "another base"),
-    "another name": (tensors(lambda found: found.update(x=found.pop(FIRST))), "another base"),
+    "a name too many": (
+        tensors(lambda found: found.update(evil=torch.ones(1))),
+        "has evil [1], which",
+    ),
+    "a name too few": (tensors(lambda found: found.pop(FIRST)), "lacks A or B of"),
+    "another name": (
+        tensors(lambda found: found.update(x=found.pop(FIRST))),
+        "has x [16, 64], which",
+    ),
     "another shape": (
         tensors(lambda found: found.update({FIRST: torch.ones(4, 4)})),
-        "another base",
+        f"has {FIRST} [4, 4], which has no place",
     ),
-    "no tensor": (tensors(lambda found: found.clear()), "another base"),
-    "another base": (text(lora.BASE, '{"name": "x", "fingerprint": "0"}'), "another base (x)"),
+    "no tensor": (tensors(lambda found: found.clear()), "lacks A or B of"),
+    "no tensor of those listed": (nothing, "lacks A or B of"),
+    "a vision tower of such layers": (
+        tensors(of_vision),
+        "visual.layers.0.mlp.down_proj.lora_A.weight [16, 128], which has no place here",
+    ),
+    "another base": (text(lora.BASE, '{"name": "x", "fingerprint": "0"}'), "its own base (x)"),
     "a base of a list": (text(lora.BASE, "[]"), "damaged"),
     "a base nested deep": (text(lora.BASE, "[" * 100_000), "damaged"),
     "a fingerprint of a list": (text(lora.BASE, '{"fingerprint": [1]}'), "another base"),
@@ -156,21 +178,79 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def test_an_adapter_with_a_fault_is_refused(policy: Policy, saved: Path, tmp_path: Path) -> None:
-    def is_refused(fault: str) -> None:
-        folder = Path(shutil.copytree(saved, tmp_path / fault))
-        spoil, says = FAULTS[fault]
-        spoil(folder)
-        before = [parameter.clone() for parameter in policy.parameters()]
-        with pytest.raises(UsageError) as error:
-            policy.load(folder)
-        line = one_line(str(error.value))
-        assert says in line
-        assert str(folder) in line
-        for now, then in zip(policy.parameters(), before, strict=True):
-            assert torch.equal(now, then)
+def refused(policy: Policy, saved: Path, folder: Path, fault: tuple[Spoil, str]) -> None:
+    """Assert that an adapter with this fault is refused in one line, and nothing of it is read."""
+    shutil.copytree(saved, folder)
+    spoil, says = fault
+    spoil(folder)
+    before = [parameter.clone() for parameter in policy.parameters()]
+    with pytest.raises(UsageError) as error:
+        policy.load(folder)
+    line = one_line(str(error.value))
+    assert says in line
+    assert str(folder) in line
+    for now, then in zip(policy.parameters(), before, strict=True):
+        assert torch.equal(now, then)
 
-    try_every(is_refused, FAULTS)
+
+def test_an_adapter_with_a_fault_is_refused(policy: Policy, saved: Path, tmp_path: Path) -> None:
+    try_every(lambda fault: refused(policy, saved, tmp_path / fault, FAULTS[fault]), FAULTS)
+
+
+# Fields of adapter_config.json that change what A and B mean, or that no peft we know has.
+STARTS = ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "mica", ["pissa"])
+FIELDS: list[tuple[str, Any]] = [
+    *(("init_lora_weights", start) for start in STARTS),
+    ("rank_pattern", {"q_proj": 4}),
+    ("alpha_pattern", {"q_proj": 4}),
+    ("bias", "lora_only"),
+    ("lora_bias", True),
+    ("use_qalora", True),
+    ("modules_to_save", ["lm_head"]),
+    ("alora_invocation_tokens", [1, 2]),
+    ("trainable_token_indices", {"embed_tokens": [0]}),
+    ("target_parameters", ["mlp.weight"]),
+    ("layer_replication", [[0, 1], [0, 1]]),
+    ("megatron_config", {"tensor_model_parallel_size": 2}),
+    ("use_bdlora", {"nblocks": 2}),
+    ("kasa_config", {"beta": 1}),
+    ("swift_type", "LONGLORA"),
+    ("a_field_of_next_year", 0.5),
+]
+
+
+def test_a_field_that_changes_what_a_and_b_mean_is_refused_by_its_name(
+    policy: Policy, saved: Path, tmp_path: Path
+) -> None:
+    def is_refused(field: tuple[str, Any]) -> None:
+        name, value = field
+        folder, says = tmp_path / f"{name} {value}", f"not plain LoRA ({name} {value}"
+        refused(policy, saved, folder, (config(**{name: value}), says))
+
+    try_every(is_refused, FIELDS)
+
+
+def test_a_weight_that_is_on_no_linear_of_ours_is_refused_by_its_name(
+    policy: Policy, saved: Path, tmp_path: Path
+) -> None:
+    names = (
+        "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight",
+        "base_model.model.model.visual.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.language_model.layers.99.self_attn.q_proj.lora_A.weight",
+        "base_model.model.lm_head.lora_B.weight",
+        "base_model.model.model.language_model.embed_tokens.lora_embedding_A",
+        FIRST.replace("lora_A.weight", "lora_magnitude_vector"),
+        FIRST.replace(".weight", ".zeroth.weight"),  # beside that of another adapter
+        FIRST.replace("lora_A", "base_layer"),
+    )
+
+    def is_refused(name: str) -> None:
+        spoil = tensors(lambda found: found.update({name: torch.ones(16, 64)}))
+        refused(
+            policy, saved, tmp_path / name, (spoil, f"has {name} [16, 64], which has no place here")
+        )
+
+    try_every(is_refused, names)
 
 
 def test_the_adapter_without_a_fault_is_read(policy: Policy, saved: Path) -> None:

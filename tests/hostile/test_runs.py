@@ -18,6 +18,8 @@ from grpo.report import page as report
 from grpo.run.folder import check_out, run_folder
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, exit_on_usage_error, one_line
+from grpo.settings.options import Options
+from models.open_policy import scored_policy
 from models.policy import Policy
 from rewards.scoring import RewardError
 from tests.grpo.report.runs import make_run
@@ -158,6 +160,38 @@ def test_a_folder_without_permission_is_one_line(
 ) -> None:
     tmp_path.chmod(0o500)
     said(lambda _: run_folder(Config(out=str(tmp_path / "run")), trained, "run"), [], capsys)
+
+
+def test_answers_to_other_data_lie_in_a_folder_with_a_name_that_fits(tmp_path: Path) -> None:
+    """The name is the data's, as it always was, unless that is longer than a name may be."""
+    Config(out=str(tmp_path), recipe="phantom").save(tmp_path / "config.json")
+    (tmp_path / "models" / ("m" * 250)).mkdir(parents=True)
+    names = {
+        "phantom:new-kind": "phantom:new-kind",
+        "jsonl:/a/rows.jsonl": "jsonl:_a_rows.jsonl",
+        "jsonl:" + "x" * 249: "jsonl:" + "x" * 249,
+        "jsonl:" + "x" * 250: None,
+        "jsonl:/" + "医学影像问答数据/" * 11 + "rows.jsonl": None,
+        "jsonl:/" + "derivatives/" * 400 + "rows.jsonl": None,
+    }
+    found = set()
+    for data, name in names.items():
+        place = scored_policy(Options(run=str(tmp_path), data=data))[2]
+        assert place.parent == tmp_path / "other"
+        assert name in (None, place.name)
+        place.mkdir(parents=True)
+        found.add(place)
+    assert len(found) == len(names)
+    place = scored_policy(Options(model=str(tmp_path / "models" / ("m" * 250))))[2]
+    assert len(place.name) <= 255
+
+
+def test_a_table_is_kept_before_it_is_printed(tmp_path: Path) -> None:
+    """Whatever the terminal does."""
+    options, unprintable = Options(json=str(tmp_path / "a.json")), {"results": {}}
+    with pytest.raises(KeyError):
+        evaluate.report(options, Config(), tmp_path, unprintable)
+    assert json.loads((tmp_path / "a.json").read_text()) == unprintable
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from grpo.run.atomic import SUMS, check_folder, remove_folder, sweep, write_folder
+from grpo.run.atomic import SUMS, check_folder, remove_folder, sweep, write_folder, write_whole
 
 
 def fill(folder: Path) -> None:
@@ -54,3 +55,21 @@ def test_a_removed_folder_is_gone(tmp_path: Path) -> None:
     write_folder(tmp_path / "step-1", fill)
     remove_folder(tmp_path / "step-1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_whole_and_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    file, link, pipe = (tmp_path / name for name in ("file", "link", "pipe"))
+    file.write_bytes(b"before")
+    reading = file.open("rb")  # a reader sees the old file to its end
+    write_whole(file, b"after, and longer")
+    assert (reading.read(), file.read_bytes()) == (b"before", b"after, and longer")
+    link.symlink_to(file)
+    write_whole(link, b"by the link")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"by the link"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, b"through the pipe")
+    assert os.read(end, 100) == b"through the pipe"
+    assert pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "pipe"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,7 +238,7 @@ def test_a_run_that_is_cut_off_leaves_whole_files_and_the_json_last(tmp_path, cu
     write_trace(tmp_path, made(2), config(), describe, pieces)
     second = made(2)
     second.metrics["step"] = 2
-    (tmp_path / f"step-000002.{cut}.part").mkdir()  # where the disk fails
+    (tmp_path / f"step-000002.{cut}.{os.getpid()}.part").mkdir()  # where the disk fails
     with pytest.raises(OSError, match="step-000002"):
         write_trace(tmp_path, second, config(), describe, pieces)
     read(tmp_path)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pwd
 import sys
 from pathlib import Path
 
 import pytest
 
 from grpo.settings import recipes
-from grpo.settings.config import Config
+from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import flag
 from grpo.settings.recipes import TRL_NAMES
@@ -253,3 +254,19 @@ def test_a_foreign_or_damaged_file_is_refused_in_one_line(tmp_path: Path) -> Non
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.json: cannot be read"):
         Config.load(tmp_path / "nowhere.json")
+
+
+def test_the_users_cache_is_looked_for_where_it_is_used(monkeypatch, tmp_path):
+    """In a container that runs under any user's number there is no home."""
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: {}["no such user"])
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder("none") is None
+    assert cache_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(UsageError, match="no home folder for the cache; set HOME, or use --cache"):
+        cache_folder("auto")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("auto") == tmp_path / ".cache" / "medvqa-grpo"
+    for folder in ("~/of mine", str(tmp_path / "of mine")):
+        monkeypatch.setenv("XDG_CACHE_HOME", folder)
+        assert cache_folder("auto") == tmp_path / "of mine" / "medvqa-grpo"
