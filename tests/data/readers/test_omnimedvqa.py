@@ -128,13 +128,9 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
         Skipped("not 2 to 26 options", where + "a.json", "Set_00005"),
         Skipped("a text field is not text", where + "a.json", "Set_00006"),
         Skipped("row is not an object", where + "a.json", "7"),
-        Skipped("broken JSON, with the rest of its file", where + "b.json", ""),
-        Skipped("broken JSON, with the rest of its file", where + "d.json", ""),
-        Skipped(
-            "file is not a JSON list, with the rest of its file",
-            "QA_information/Restricted-access/c.json",
-            "",
-        ),
+        Skipped("broken JSON" + whole, where + "b.json", ""),
+        Skipped("broken JSON" + whole, where + "d.json", ""),
+        Skipped("file is not a JSON list" + whole, "QA_information/Restricted-access/c.json", ""),
     )
 
 
