@@ -4,9 +4,8 @@
     python evaluate.py --run runs/NAME --controls full --markdown table.md
     python evaluate.py --image scan.png --question "Which side?" --options "left;right"
 
-Answers are greedy. `predictions/` in the run folder keeps every one of them, so no question is
-asked twice, and evaluation.json keeps the table, which the report shows. train.py uses two
-functions of this file: `validate` between steps, and `score_run` at the end.
+Answers are greedy. `predictions/` in the run folder keeps every one, so no question is asked twice.
+evaluation.json keeps the table, for the report. train.py calls `validate` and `score_run`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from data import evaluation_questions as questions
-from data.evaluation_questions import Tests, load_tests
+from data.evaluation_questions import Tests, control_questions, load_tests
 from data.example import VQAExample
 from data.images import ImageFile
-from data.load import fingerprint, is_drawn, with_names
+from data.load import LeftOut, fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank, share, world
 from grpo.run.atomic import write_json, write_whole
 from grpo.run.folder import lock, newest_run, same_but_seed
@@ -34,7 +33,7 @@ from grpo.settings.flags import names_in, parse_flags
 from grpo.settings.options import Options
 from models.answering import answer, reference_nll, samples
 from models.export import export_merged, refuse_taken
-from models.open_policy import open_policy, scored_policy
+from models.open_policy import open_policy, refusal, scored_policy
 from models.policy import Policy
 from rewards.answers import reasoning
 from rewards.evaluation import text
@@ -161,7 +160,7 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
         other, adapter, folder = scored_policy(named)
-        asked = load_tests(other := with_names(other))
+        asked = load_tests(other := with_names(other), LeftOut(refusal(other)))
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
         if label in taken:
@@ -180,15 +179,15 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
 
 def evaluate(options: Options, config: Config, adapter: Path | None, folder: Path) -> Any:
     """The table of a model, its controls, and the runs beside it."""
-    tests = load_tests(config)
+    skipped = LeftOut(refusal(config))
+    tests = load_tests(config, skipped)
     others = rivals(options, config, tests)
     controls, priors, coinciding = {}, {}, {}
     if options.controls != "none":
-        # The priors learn from what the run was trained on, even if --data asks about other data.
-        own = scored_policy(replace(options, data=None))[0]
-        learned = config if options.model else with_names(own)
+        own = config if options.model else scored_policy(replace(options, data=None))[0]
         most = FAST if options.controls == "fast" else None
-        controls, priors, coinciding = questions.control_questions(tests, learned, most)
+        controls, priors, coinciding = control_questions(tests, most, own, config, skipped)
+    left_out = questions.say_left_out("evaluate.py", skipped) if skipped else ""
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
     judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     policy = open_policy(config, adapter)
@@ -203,7 +202,7 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
             seeds.setdefault(other.seed, label)
     alike = list(seeds.values()) if len(seeds) > 1 else ()
     table = tabulate(answers, config.modality, priors, coinciding, alike)
-    return table | {"scorer": options.scorer}
+    return table | {"scorer": options.scorer, "left_out": left_out}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

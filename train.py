@@ -41,7 +41,7 @@ from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.sft import sft
 from models.images.prefetch import prefetching
 from models.memory.plan import memory_flags, plan_memory
-from models.open_policy import open_policy, starting_adapter, starting_model
+from models.open_policy import open_policy, refusal, starting_adapter, starting_model
 from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges
 from rewards.judges.judge_rewards import reward_terms
@@ -74,7 +74,7 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     config = replace(config, out=str(point.run) if point.run else config.out)
 
     judges, reward = open_rewards(config)
-    examples, validation, tests, skipped = load_questions(config)
+    examples, validation, tests, skipped = load_questions(config, refusal(config))
     target = sft_target(config, examples)
     adapter = starting_adapter(config)
     asked = in_all_ways(examples, config.ways)

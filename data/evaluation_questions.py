@@ -1,7 +1,7 @@
 """The questions of an evaluation: the tests, the validation, and the questions of the controls."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -9,8 +9,17 @@ from typing import Any
 from data.controls.altered import blank_image, coincidences, permuted_options, shuffled_images
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, one_asked
-from data.load import Skips, is_drawn, learned_from, load, load_split, read, with_modality
-from data.rows import Skipped
+from data.load import (
+    LeftOut,
+    is_drawn,
+    learned_from,
+    load,
+    load_split,
+    read,
+    with_modality,
+    with_names,
+)
+from data.rows import Skipped, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -19,7 +28,7 @@ Tests = dict[str, list[VQAExample]]  # modality -> questions
 SHUFFLE_SEED = 0
 
 
-def load_tests(config: Config, skipped: Skips = None) -> Tests:
+def load_tests(config: Config, skipped: LeftOut | None = None) -> Tests:
     """The test questions of each modality to score: the one trained on first, then the unseen.
 
     Raises UsageError where there are none, and says so where there are fewer than asked for. What
@@ -52,14 +61,14 @@ def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
 
 
 def control_questions(
-    tests: Tests, learned: Config, most: int | None
+    tests: Tests, most: int | None, learned: Config, asked: Config, skipped: LeftOut
 ) -> tuple[dict[str, Tests], dict[str, Any], dict[str, tuple[int, int]]]:
     """(controls, priors, coinciding), all of them empty where no question has options.
 
     controls: control -> the questions that it asks a model, made of the first `most` of each test
     (None: all), none constant if there are others. Permuted ids are `id~order`.
-    priors: prior -> modality -> rows of all questions with options, answered by what the training
-    questions of the configuration `learned` teach.
+    priors: prior -> modality -> rows of all questions with options, answered by what
+    `learned_questions` teach; none if there are none.
     coinciding: modality -> shuffled images that are as good as the right one, see
     controls/altered.py: coincidences.
     """
@@ -76,15 +85,35 @@ def control_questions(
         controls["shuffled_image"][modality] = shuffled
         controls["permuted_options"][modality] = [replace(e, id=f"{e.id}~{k}") for k, e in turned]
         coinciding[modality] = coincidences(few, shuffled)
-    spec, size, seed = learned_from(learned.data), learned.train_size, learned.data_seed
-    training = load(spec, learned.modality, split="train", size=size, seed=seed)
-    fitted = {"options_prior": Prior(by_text, training)}
-    fitted["majority_letter"] = Prior(by_letter, training)
+    training = learned_questions(learned, asked, skipped)
+    fitted = {"options_prior": by_text, "majority_letter": by_letter} if training else {}
     priors = {
         name: {m: [_row(e, prior) for e in examples] for m, examples in closed.items()}
-        for name, prior in fitted.items()
+        for name, prior in ((name, Prior(clues, training)) for name, clues in fitted.items())
     }
     return controls, priors, coinciding
+
+
+def learned_questions(learned: Config, asked: Config, skipped: LeftOut) -> list[VQAExample]:
+    """The training questions of the configuration `learned`, from which the priors learn.
+
+    If they cannot be read (their data has moved), those of the data that is `asked`; none if it has
+    no training questions either. Both is said. `skipped` is told of the data that is asked only.
+    """
+    for spec in dict.fromkeys(map(learned_from, (learned.data, asked.data))):
+        config = with_names(replace(learned, data=spec))
+        skips = skipped if spec == asked.data else LeftOut(skipped.refused)
+        try:
+            return load_split(config, "train", config.train_size, skips)
+        except UsageError as error:
+            print(f"evaluate.py: the priors cannot learn from {spec}: {error}", file=sys.stderr)
+    return []
+
+
+def say_left_out(program: str, skipped: Collection[Skipped]) -> str:
+    """How many rows were left out, by reason; printed to stderr, too."""
+    print(f"{program}: rows left out: {summary(skipped)}", file=sys.stderr)
+    return summary(skipped)
 
 
 def _row(example: VQAExample, prior: Prior) -> dict[str, Any]:
@@ -93,7 +122,7 @@ def _row(example: VQAExample, prior: Prior) -> dict[str, Any]:
     return {"id": example.id, **shown, "constant": example.constant, "correct": correct}
 
 
-def load_validation(config: Config, skipped: set[Skipped]) -> Tests:
+def load_validation(config: Config, skipped: LeftOut) -> Tests:
     """The questions of --eval-every by modality: the one trained on, then the unseen.
 
     All are about images of the training side of the split, so no test image is used. An unseen

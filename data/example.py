@@ -4,8 +4,9 @@ No other form of a question leaves data/. This is the one place of templates: tr
 pretraining and rewards all meet here, so a prompt cannot differ between them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import attrgetter
 from string import ascii_uppercase
 from typing import Any
@@ -49,6 +50,8 @@ class VQAExample:
     references: tuple[str, ...] = ()  # of an open question: every wording that counts as right
     findings: tuple[str, ...] | None = None  # what the image shows, one phrase each; None: unknown
     answer_type: str = ""  # "closed" or "open" as the data set says; "": closed if it has options
+    # What else its row holds, for users' reward functions: each key is a column of its own.
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -131,8 +134,11 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
 
 
 def columns(examples: Sequence[VQAExample]) -> dict[str, list[Any]]:
-    """The columns that reward functions receive: name -> one value a question."""
+    """The columns that reward functions receive: name -> one value a question; None where the row
+    of a question lacks a key that another has."""
     found = {}
+    for name in chain.from_iterable(map(attrgetter("extra"), examples)):
+        found[name] = [example.extra.get(name) for example in examples]
     for column in COLUMNS:
         name = {"answer": "letter", "references": "right_answers"}.get(column, column)
         found[column] = list(map(attrgetter(name), examples))

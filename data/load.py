@@ -19,40 +19,54 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 
 from data.example import VQAExample
+from data.images import ImageSource, UnusableImage
 from data.phantom import questions as phantom
 from data.readers.common import NoFiles
 from data.readers.download import HUB, fetch
-from data.rows import Listing, Skipped, modality_name, summary
-from data.splits import Split, assign, balanced_order, image_groups, in_two_splits, take_readable
+from data.rows import Listing, Skipped, Split, modality_name, summary
+from data.splits import assign, balanced_order, image_groups, in_two_splits
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import names_in
 
 ALL = "ALL"  # every modality of a data set together
-Skips = set[Skipped] | None  # where to add what is left out; None: nowhere
 READERS = (*HUB, "vqa-med-2019", "silvar-med", "jsonl")
 
 
+# (question, width and height of each image) -> why the model cannot take it; "" if it can
+Refusal = Callable[[VQAExample, list[tuple[int, int]]], str]
+
+
+class LeftOut(set[Skipped]):
+    """What has been left out so far. `refused` tells which questions the model cannot take."""
+
+    def __init__(self, refused: Refusal = lambda *_: "") -> None:
+        super().__init__()
+        self.refused = refused
+
+
 def load(
-    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: Skips = None
+    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: LeftOut | None = None
 ) -> list[VQAExample]:
     """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
 
     Questions are balanced over question types; their images are opened once, to see that they can
-    be. What was left out on the way, of every split and modality, is added to `skipped`.
+    be, and passed over if `skipped.refused`. What was left out on the way, of every split and
+    modality, is added to `skipped`.
     """
     modality = modality_name(modality) or modality
     if is_drawn(spec):
         variant = spec.partition(":")[2]
         return phantom.load(modality, split=split, size=size, seed=seed, variant=variant)
     listing = read(spec)
+    skipped = LeftOut() if skipped is None else skipped
     there = with_modality(listing.examples, modality)
     if not there:
         counts = Counter(example.modality for example in listing.examples).most_common(20)
@@ -60,23 +74,55 @@ def load(
         raise UsageError(f"{spec} has no {modality} questions; in --modality and --ood, use {has}")
     splits = splits_of(spec, seed)
     pool = [example for example in there if splits[example.id] == split]
-    taken, unreadable = take_readable(balanced_order(pool, seed), size)
-    if skipped is not None:
-        skipped.update(listing.skipped, unreadable, in_two_splits(listing.examples, splits))
+    skipped.update(listing.skipped, in_two_splits(listing.examples, splits))
+    taken = take_usable(balanced_order(pool, seed), size, skipped)
     if size > 0 and not taken:
         remedy = "put its files there" if listing.splits else "try another --data-seed"
         problem = f"no usable {modality} image in its {split} split ({len(there)} questions in all)"
+        problem += f", {summary(skipped)}" if skipped else ""
         raise UsageError(f"{spec} has {problem}: add images, or {remedy}")
     return taken
 
 
-def load_split(config: Config, split: Split, size: int, skipped: Skips = None) -> list[VQAExample]:
+def take_usable(ordered: Iterable[VQAExample], size: int, skipped: LeftOut) -> list[VQAExample]:
+    """The first `size` examples whose images open and that the model takes.
+
+    What is passed over on the way is added to `skipped`: found now, before a long run starts.
+    """
+    taken: list[VQAExample] = []
+    size_of = cache(_size_of)  # several questions share an image
+    for example in ordered:
+        if len(taken) == size:
+            break
+        sizes = {image.key: size_of(image) for image in example.images}
+        damaged = [key for key in sizes if sizes[key] is None]
+        problem = "image cannot be read"
+        if not damaged:
+            problem = skipped.refused(example, [sizes[image.key] for image in example.images])
+        if problem:
+            place = [*damaged, *sizes, ""][0]
+            skipped.add(Skipped(problem, place, example.id))
+        else:
+            taken.append(example)
+    return taken
+
+
+def _size_of(image: ImageSource) -> tuple[int, int] | None:
+    try:
+        return image.open().size
+    except UnusableImage:
+        return None
+
+
+def load_split(
+    config: Config, split: Split, size: int, skipped: LeftOut | None = None
+) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
     spec, modality, seed = config.data, config.modality, config.data_seed
     examples = load(spec, modality, split=split, size=size, seed=seed, skipped=skipped)
     if len(examples) < size:
         found = f"{len(examples)} {modality} questions for {split}"
-        print(f"{found}, all that there are; {size} were asked for", file=sys.stderr)
+        print(f"{found}, all that can be used; {size} were asked for", file=sys.stderr)
     return examples
 
 

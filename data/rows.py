@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from data.example import VQAExample
 from data.images import ImageSource
-from data.readers.common import BadRow, NoFiles, Rows, images_under, require
+from data.readers.common import BadRow, NoFiles, Rows, images_under, labelled, require
 from data.readers.parquet import ParquetImage
 
 # Tried in this order: "OCT (Optical Coherence Tomography" must not become CT.
@@ -122,7 +122,7 @@ def read_files(
     skipped: list[Skipped] = []
     splits: dict[str, Split] = {}
     for file in files:
-        name = os.path.relpath(os.path.abspath(file), root)
+        name, refused = os.path.relpath(os.path.abspath(file), root), set()
         for number, raw in _until_broken(rows_of, file):
             row_id = str(number)
             try:
@@ -139,6 +139,9 @@ def read_files(
                     splits[row_id] = split
             except (BadRow, RecursionError) as bad:  # a list in a list in a list, for a text
                 problem = str(bad) if isinstance(bad, BadRow) else "row is nested too deep"
+                if row_id in refused:  # two rows of one id are two
+                    row_id += f"#{number}"
+                refused.add(row_id)
                 skipped.append(Skipped(problem, name, row_id))
     return Listing(root, tuple(examples.values()), tuple(skipped), splits)
 
@@ -148,7 +151,7 @@ def _until_broken(rows_of: Callable[[Path], Rows], file: Path) -> Rows:
     try:
         yield from rows_of(file)
     except BadRow as bad:
-        yield "", bad
+        yield "", BadRow(f"{bad}, with the rest of its file")
 
 
 def _example(id: str, row: dict[str, Any], image_at: Callable[[Any], ImageSource]) -> VQAExample:
@@ -156,7 +159,7 @@ def _example(id: str, row: dict[str, Any], image_at: Callable[[Any], ImageSource
     question = _text(row.get("question"))
     require(question, "question is blank")
     answer_type = _text(row.get("answer_type")).lower()
-    answer = _answer(row.get("options"), row.get("answer"), answer_type)
+    answer = _answer(row.get("options"), row.get("answer"), _text(row.get("label")), answer_type)
     modality = modality_name(_text(row.get("modality")) or UNLABELLED)
     require(0 < len(modality) <= LONGEST_NAME, "modality is unknown")
     images, findings = _listed(row.get("image")), row.get("findings")
@@ -169,14 +172,17 @@ def _example(id: str, row: dict[str, Any], image_at: Callable[[Any], ImageSource
         **{name: _text(row.get(name)) for name in ("question_type", "reasoning", "dataset")},
         findings=None if findings is None else _texts(findings),
         answer_type=answer_type,
+        extra=row.get("extra", {}),
     )
 
 
-def _answer(options: Any, answer: Any, answer_type: str) -> dict[str, Any]:
+def _answer(options: Any, answer: Any, label: str, answer_type: str) -> dict[str, Any]:
     """`options`, `gold` and `references` of a row.
 
     Without options an answer is wanted in words, but for yes and no: they are put as options,
-    unless the data set itself calls the question open.
+    unless the data set itself calls the question open. With options, `answer` is the text of the
+    right one and `label` its letter, counted among the options as the row lists them. If a row has
+    both, they must not name two options. A label equal to `answer` may be a text only.
     """
     if options is None:
         references = _texts(answer)
@@ -186,11 +192,15 @@ def _answer(options: Any, answer: Any, answer_type: str) -> dict[str, Any]:
             return {"options": YES_NO, "gold": YES_NO.index(folded), "references": ()}
         return {"options": (), "gold": 0, "references": references}
     require(isinstance(options, list), "options are not a list")
-    options = tuple(text for text in map(_text, options) if text)
+    texts = list(map(_text, options))
+    options = tuple(filter(None, texts))
     require(2 <= len(options) <= 26, "not 2 to 26 options")
     names = [fold(text) for text in options]
     require(len(set(names)) == len(names), "two options are equal")
-    right = fold(_text(answer))
+    text, right = _text(answer), labelled(fold(label), list(map(fold, texts)))
+    require(right or label in ("", text), "answer is none of the options")
+    require(fold(text) not in names or right in ("", fold(text)), "letter and answer disagree")
+    right = right or fold(text)
     require(right in names, "answer is none of the options")
     return {"options": options, "gold": names.index(right), "references": ()}
 

@@ -13,12 +13,11 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
 from data.example import VQAExample
-from data.images import ImageSource, UnusableImage, plain, sha256_of
+from data.images import ImageSource, plain, sha256_of
 from data.readers.parquet import ParquetImage
 from data.rows import HELD_OUT, Skipped, Split, fold
 
@@ -138,26 +137,6 @@ def balanced_order(examples: Iterable[VQAExample], seed: int) -> list[VQAExample
     return [example for turn in turns for example in turn if example is not None]
 
 
-def take_readable(
-    ordered: Iterable[VQAExample], size: int
-) -> tuple[list[VQAExample], list[Skipped]]:
-    """The first `size` examples whose images open, and what was passed over on the way.
-
-    Opening the images now finds a damaged file before a long run starts.
-    """
-    taken: list[VQAExample] = []
-    skipped: list[Skipped] = []
-    is_damaged = cache(_is_damaged)  # several questions share an image
-    for example in ordered:
-        if len(taken) == size:
-            break
-        bad = [image.key for image in example.images if is_damaged(image)]
-        skipped += [Skipped("image cannot be read", key, example.id) for key in bad]
-        if not bad:
-            taken.append(example)
-    return taken, skipped
-
-
 def constant_answers(examples: Iterable[VQAExample]) -> dict[tuple[str, str], str]:
     """The answers known without an image after seeing `examples` (training, one modality).
 
@@ -180,14 +159,6 @@ def has_constant_answer(example: VQAExample, constant: dict[tuple[str, str], str
 def _names(example: VQAExample) -> list[tuple[str, str]]:
     by_type, by_question = ("type", example.question_type), ("question", fold(example.question))
     return [by_type, by_question] if example.question_type else [by_question]
-
-
-def _is_damaged(image: ImageSource) -> bool:
-    try:
-        image.open()
-    except UnusableImage:
-        return True
-    return False
 
 
 def _unit(*name: object) -> float:

@@ -11,9 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from data.evaluation_questions import Tests, load_tests, load_validation
+from data.evaluation_questions import Tests, load_tests, load_validation, say_left_out
 from data.example import VQAExample, one_asked
-from data.load import load_split
+from data.load import LeftOut, Refusal, load_split
 from data.rows import BY_DESIGN, Skipped, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import SHUFFLE_STREAM, Config, key_word
@@ -113,9 +113,14 @@ def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAE
     return target
 
 
-def load_questions(config: Config) -> tuple[list[VQAExample], Tests, Tests, set[Skipped]]:
-    """The training questions, validation and test questions by modality, and the rows left out."""
-    skipped: set[Skipped] = set()
+def load_questions(
+    config: Config, refused: Refusal
+) -> tuple[list[VQAExample], Tests, Tests, LeftOut]:
+    """The training questions, validation and test questions by modality, and the rows left out.
+
+    `refused` says which questions the model cannot take: they are left out, too.
+    """
+    skipped = LeftOut(refused)
     examples = load_split(config, "train", config.train_size, skipped)
     validation = load_validation(config, skipped) if config.eval_every else {}
     tests = load_tests(config, skipped) if config.eval_size else {}
@@ -136,7 +141,7 @@ def say_of_data(
         where = f"the first is {first.row or 'all'} of {first.file}: {first.reason}"
         raise UsageError(f"--strict: {summary(faults)}; {where}; mend them, or leave --strict out")
     if skipped:
-        print(f"train.py: rows left out: {summary(skipped)}", file=sys.stderr)
+        say_left_out("train.py", skipped)
     if tests and (constant := constant_answers(examples)):
         counts = ", ".join(
             f"{sum(has_constant_answer(e, constant) for e in test)} of {len(test)} {modality}"

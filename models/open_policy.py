@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from grpo.settings.flags import flag
 from grpo.settings.options import Options
 from grpo.settings.recipes import RECIPES
 from models import lora
+from models.chat import Chat
 from models.device import pick_device, pick_dtype
 from models.loading.load import SHIPPED, folder_of, load
 from models.policy import Policy
@@ -27,6 +30,8 @@ LOADED = (
     "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing",
     "cuda_graphs", "seed",
 )  # fmt: skip
+
+MARGIN = 64  # tokens that another way of asking, or a forced choice, may add to a question
 
 # What each instruction-tuned model was before its instruction tuning.
 BASES = {
@@ -169,3 +174,30 @@ def stamp(model: str, adapter: Path | None, *more: str) -> str:
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     weights = sorted((str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     return hashlib.sha256(repr((model, *more, weights)).encode()).hexdigest()[:8]
+
+
+def refusal(config: Config) -> Callable[[Any, Sequence[tuple[int, int]]], str]:
+    """`refused(example, sizes)`: why the model of a configuration cannot take a question whose
+    images have these widths and heights; "" if it can. No weight is read."""
+
+    @cache
+    def parts() -> tuple[Chat, Any, int]:
+        model, tokenizer, processor = load(
+            config.model, torch.float32, config.max_pixels, weights=False
+        )
+        return Chat(tokenizer), processor, model.config.text_config.max_position_embeddings
+
+    def refused(example: Any, sizes: Sequence[tuple[int, int]]) -> str:
+        chat, processor, most = parts()
+        try:
+            patches = [processor.get_number_of_image_patches(h, w) for w, h in sizes]
+        except ValueError:
+            return "image is more than 200 times as long as wide"
+        ids, _ = chat.encode(example.prompt, [n // processor.merge_size**2 for n in patches])
+        completion = len(chat.encode_text(example.completion(example.reasoning)))
+        completion = max(config.max_completion_length, completion)
+        if len(ids) + MARGIN + completion > most:
+            return "question and --max-completion-length are too long"
+        return ""
+
+    return refused

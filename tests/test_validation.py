@@ -8,7 +8,7 @@ import pytest
 
 import train
 from data.evaluation_questions import load_validation
-from data.load import load, splits_of
+from data.load import LeftOut, load, splits_of
 from evaluate import Scorer
 from grpo.settings.config import Config
 from grpo.settings.options import Options
@@ -33,7 +33,7 @@ def test_every_modality_is_validated_on_its_own_training_images(
     omni: OmniFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(data=omni.spec, val_size=5, ood="CT,XRAY", data_seed=3)
-    found = load_validation(config, set())
+    found = load_validation(config, LeftOut())
     splits = splits_of(omni.spec, 3)
     whole = {"split": "test", "size": 60, "seed": 3}
     drawn = [e for m in FORMS for e in load(omni.spec, m, **whole)]

@@ -23,8 +23,8 @@ from data.audit.table import render
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample
 from data.images import ImageSource
-from data.load import is_drawn, learned_from, load, modalities, read, splits_of
-from data.rows import Skipped, modality_name
+from data.load import LeftOut, is_drawn, learned_from, load, modalities, read, splits_of
+from data.rows import modality_name, summary
 from data.splits import Split, constant_answers, copies, has_constant_answer
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, names_in, option, parse_flags
@@ -52,7 +52,7 @@ class Options:
 def audit(spec: str, options: Options) -> dict[str, Any]:
     """All figures, ready for JSON, by modality where they have one. Accuracies lie in [0, 1]."""
     names = chosen_modalities(spec, options.modality)
-    skipped: set[Skipped] = set()
+    skipped = LeftOut()
     whole, drawn = questions(spec, names, options, skipped)
     every = {name: list(chain(*whole[name].values())) for name in names}
     train = {name: drawn[name]["train"] for name in names}
@@ -71,6 +71,7 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
         "options_prior_from": learned,
         "constant": {name: constant(every[name], test[name], priors[name]) for name in names},
         **shared_images(whole.values()),
+        "left_out": summary(skipped),
         "unusable": dict(Counter(item.reason for item in sorted(skipped)).most_common()),
     }
 
@@ -86,7 +87,7 @@ def chosen_modalities(spec: str, asked: str | None) -> list[str]:
 
 
 def questions(
-    spec: str, names: Sequence[str], options: Options, skipped: set[Skipped]
+    spec: str, names: Sequence[str], options: Options, skipped: LeftOut
 ) -> tuple[dict[str, Parts], dict[str, Parts]]:
     """By modality: all questions, and those that a run draws.
 
@@ -100,7 +101,7 @@ def questions(
             if example.modality in whole and splits[example.id]:
                 whole[example.modality][splits[example.id]].append(example)
     draw = partial(load, seed=options.seed, skipped=skipped)
-    for name, split in product(names, get_args(Split)):
+    for name, split in product(names, get_args(Split) if is_drawn(spec) else ("train", "test")):
         size = options.train_size if split == "train" else options.eval_size
         if is_drawn(spec) or whole[name][split]:  # `load` takes an empty split for an error
             source = learned_from(spec) if split == "train" else spec

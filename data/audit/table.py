@@ -13,14 +13,13 @@ def render(figures: dict[str, Any]) -> str:
     width = 2 + max(9, *map(len, names))
     rows = [("", names), *count_rows(figures), ("", []), *score_rows(figures), ("", [])]
     table = [f"{label:34}" + "".join(f"{cell:>{width}}" for cell in cells) for label, cells in rows]
-    leaks, copies, unusable = figures["leaks"], figures["copies"], figures["unusable"]
-    left_out = ", ".join(f"{n} {why}" for why, n in unusable.items()) or "nothing"
+    leaks, copies = figures["leaks"], figures["copies"]
     lines = [
         f"{figures['data']}, seed {figures['seed']}",
         *table,
         f"Images in more than one split: {leaks['path']} by path, {leaks['hash']} by content "
         f"({copies['images']} lie under several paths, {copies['paths']} in all).",
-        f"Left out: {left_out}.",
+        f"Rows left out: {figures['left_out']}.",
     ]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -5,15 +5,18 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from data.images import ImageFile
 
 IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
 Rows = Iterator[tuple[int | str, Any]]  # number of a row in its file, and the row or a `BadRow`
+# A letter as data sets write it, after `fold`: "b", "(b)", "b)", "option b", "b: left".
+LABEL = re.compile(r"(?:(?:option|choice|answer)[ :]*)?\(?([a-z])(?:[).:]+ ?(.*))?")
 ENDINGS = ("", ".jpg", ".png", ".jpeg")  # of images that are named without one
 
 
@@ -68,14 +71,36 @@ def text_lines(file: Path) -> Rows:
 
 
 def csv_rows(file: Path) -> Rows:
-    """(line number from 1, row by column) of a CSV file whose first line names the columns."""
-    lines = csv.DictReader(io.StringIO(read_text(file), newline=""), restval="")
+    """(line number from 1, row by column) of a CSV file whose first line names the columns.
+
+    A quotation mark that opens a cell by mistake costs its own line only. It is known by a row of
+    several lines that has another number of cells than there are columns, or whose first line and
+    another one have them all by themselves.
+    """
+    lines = list(io.StringIO(read_text(file), newline=""))
+    names, at = _record(lines)
+    require(names and at == 1, "broken CSV")
+    while at < len(lines):
+        cells, length = _record(map(lines.__getitem__, range(at, len(lines))))
+        others = [len(_record([line])[0]) for line in lines[at + 1 : at + length]]
+        swallows = lines[at].count(",") >= len(names) - 1 and len(names) in others
+        is_broken = length > 1 and (swallows or len(cells) != len(names))
+        if is_broken or (not cells and lines[at].strip()):
+            length = 1
+            yield at + 1, BadRow("broken CSV")
+        elif cells:
+            row = zip(names, cells + [""] * len(names), strict=False)
+            yield at + length, {name.strip(): cell for name, cell in row}
+        at += length
+
+
+def _record(lines: Iterable[str]) -> tuple[list[str], int]:
+    """The cells of the first row of a CSV file, and how many lines it takes; no cells if broken."""
+    rows = csv.reader(lines)
     try:
-        for row in lines:
-            row.pop(None, None)  # more cells than columns
-            yield lines.line_num, {name.strip(): cell for name, cell in row.items()}
+        return next(rows, []), rows.line_num
     except csv.Error:
-        raise BadRow("broken CSV") from None
+        return [], 1
 
 
 def split_named(name: str) -> str:
@@ -95,6 +120,23 @@ def fields(row: dict[str, Any], *names: str, **renamed: str) -> dict[str, Any]:
     {'question': 'Which?', 'answer': None, 'id': 7}
     """
     return {new: row.get(old) for new, old in ({n: n for n in names} | renamed).items()}
+
+
+def labelled(label: str, names: Sequence[str]) -> str:
+    """The option that a label means; "" if it means none. All are folded (data/rows.py: fold).
+
+    Raises `BadRow` if the options have letters of their own, in another order.
+
+    >>> [labelled(label, ["left", "right"]) for label in ("b", "(a)", "b: right", "b: left", "c")]
+    ['right', 'left', 'right', '', '']
+    """
+    found = LABEL.fullmatch(label)
+    place = ascii_lowercase.index(found[1]) if found else len(names)
+    if place >= len(names):
+        return ""
+    own = [match[1] for match in map(LABEL.fullmatch, names) if match and match[2]]
+    require(len(own) < len(names) or own[place] == found[1], "letter and answer disagree")
+    return names[place] if found[2] in (None, "", names[place]) else ""
 
 
 def visible(files: Iterable[Path]) -> list[Path]:

@@ -8,8 +8,8 @@ must agree, and "problem" (the question with its options, not used).
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import fields, json_files, json_list, require
-from data.rows import Listing, fold, read_files
+from data.readers.common import fields, json_files, json_list
+from data.rows import Listing, read_files
 
 HUB_NAME = "medical_multimodel_evaluation_data.json"  # spelt so in the hub repository
 EXPECTED = f"a JSON list such as {HUB_NAME}, or its folder, with images/ unpacked beside it"
@@ -21,13 +21,9 @@ def read(path: Path) -> Listing:
 
 
 def _row(raw: dict[str, Any], _: Path) -> dict[str, Any]:
-    options, answer, letter = raw.get("options"), raw.get("answer"), raw.get("solution")
-    if isinstance(options, list) and isinstance(letter, str) and isinstance(answer, str):
-        index = ord(letter) - ord("A") if len(letter) == 1 else -1
-        agree = 0 <= index < len(options) and fold(str(options[index])) == fold(answer)
-        require(agree, "letter and answer disagree")
+    options = raw.get("options")
     return {
-        **fields(raw, "question", "answer", "dataset", modality="subset"),
+        **fields(raw, "question", "answer", "dataset", label="solution", modality="subset"),
         "image": raw.get("image") or "",
         "options": [] if options is None else options,  # never an open question
     }

@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import csv_rows, image_finder, require, split_named, visible
-from data.rows import Listing, fold, read_files
+from data.readers.common import csv_rows, image_finder, split_named, visible
+from data.rows import Listing, read_files
 
 VERSIONS = (("train_2", "test_2"), ("train", "test_clean"), ("train", "test"))
-LETTERS = "ABCD"
 EXPECTED = "the folder of train_2.csv, test_2.csv and unpacked images_2.zip (or all without _2)"
 
 
@@ -46,20 +45,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _choices(raw: dict[str, Any]) -> dict[str, Any]:
-    """`options`, without their letters, and `answer`, the text of the right one, by its letter.
+    """`options`, without their letters, and the right one, by its letter, its text, or both.
 
-    In some files the column of the answer holds the letter itself.
+    Where no column holds the letter (version 2), a letter in the column of the answer is one.
     """
-    options = [re.sub(rf"^\s*{x}\s*:\s*", "", raw.get(f"Choice {x}", "")) for x in LETTERS]
+    options = [re.sub(rf"^\s*{x}\s*:\s*", "", raw.get(f"Choice {x}", "")) for x in "ABCD"]
     answer = raw.get("Answer", raw.get("Anwser", ""))
-    letter = raw.get("Answer_label", raw.get("Anwser_label", "")).strip().upper()
-    names = [fold(option) for option in options]
-    if not letter and fold(answer) not in names:
-        letter = answer.strip().rstrip(".:").upper()
-    if not letter:
-        return {"options": options, "answer": answer}
-    index = LETTERS.find(letter) if len(letter) == 1 else -1
-    require(index >= 0, "answer is none of the options")
-    agree = fold(answer) == names[index] or fold(answer) not in names
-    require(agree, "letter and answer disagree")
-    return {"options": options, "answer": options[index]}
+    label = raw.get("Answer_label", raw.get("Anwser_label"))
+    if label is None and len(answer.strip(" .:")) == 1:
+        answer, label = "", answer
+    return {"options": options, "answer": answer, "label": label}

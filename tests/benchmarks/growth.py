@@ -67,7 +67,7 @@ def timed_steps(steps: int, threads: int) -> Iterator[tuple[float, float]]:
     config = Config(**RECIPES["phantom"] | plain)
     policy = open_policy(config)
     ban_the_end(policy)
-    examples = load_split(config, "train", config.train_size, set())
+    examples = load_split(config, "train", config.train_size)
     policy.encode(examples)
     draw = question_order(examples, config.seed, config.prompts_per_step)
     start = time.perf_counter()

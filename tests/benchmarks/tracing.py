@@ -33,7 +33,7 @@ from train import open_rewards
 def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
     """Whether a step was traced, and its seconds of processor time, the writing included."""
     policy = open_policy(config)
-    examples = load_split(config, "train", config.train_size, set())
+    examples = load_split(config, "train", config.train_size)
     draw = question_order(examples, config.seed, config.prompts_per_step)
     _, reward = open_rewards(config)
     start = time.process_time()

@@ -51,7 +51,7 @@ SETTINGS = {**RECIPES["phantom"], "cache": "none", "device": "cpu", "threads": 1
 
 def started() -> tuple[Config, Policy, Any]:
     config = Config(**SETTINGS, recipe="phantom")
-    examples = load_split(config, "train", config.train_size, set())
+    examples = load_split(config, "train", config.train_size)
     return (
         config,
         open_policy(config),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from data.images import ImageFile, UnusableImage
+from data.load import LeftOut, take_usable
 from data.rows import Skipped
 from data.scans import MAX_PIXELS
-from data.splits import take_readable
 from grpo.settings.errors import UsageError
 from tests.data.scans import grey, write_dicom, write_nifti
 from tests.data.test_example import example
@@ -178,12 +178,13 @@ def test_without_its_package_a_scan_stops_the_program_and_is_not_left_out(
     (tmp_path / name).write_bytes(b"a scan" if "nii" in name else bytes(128) + b"DICM")
     question = replace(example(("yes", "no"), 0), images=(ImageFile(tmp_path / name),))
     with pytest.raises(UsageError, match=f'{name} needs {package}.*: pip install "{package}"'):
-        take_readable([question], 1)
+        take_usable([question], 1, LeftOut())
 
 
 def test_a_damaged_picture_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a scan")
     question = example(("yes", "no"), 0)
     bad = replace(question, images=(ImageFile(tmp_path / "a.png"),))
-    skipped = [Skipped("image cannot be read", str(tmp_path / "a.png"), "1")]
-    assert take_readable([bad, question], 1) == ([question], skipped)
+    skipped = LeftOut()
+    assert take_usable([bad, question], 1, skipped) == [question]
+    assert skipped == {Skipped("image cannot be read", str(tmp_path / "a.png"), "1")}

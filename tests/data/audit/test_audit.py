@@ -12,7 +12,7 @@ import pytest
 from data.audit.audit import Options, audit, full_stops, main, questions, shared_images
 from data.example import VQAExample
 from data.images import ImageFile
-from data.load import load
+from data.load import LeftOut, load
 from grpo.settings.errors import UsageError
 from tests.programs import Program
 
@@ -91,12 +91,14 @@ def test_what_can_be_answered_without_looking_is_found(folder: Any) -> None:
 
 
 def test_the_splits_are_those_that_a_run_draws_from(folder: Any) -> None:
-    whole, drawn = questions(folder.spec, ["MRI", "CT"], Options(seed=SEED, train_size=9), set())
+    whole, drawn = questions(
+        folder.spec, ["MRI", "CT"], Options(seed=SEED, train_size=9), LeftOut()
+    )
     for name in ("MRI", "CT"):
         for split in SPLITS:
             loaded = load(folder.spec, name, split=split, size=10**6, seed=SEED)
             assert {e.id for e in whole[name][split]} == {e.id for e in loaded}
-            size = 9 if split == "train" else 300
+            size = {"train": 9, "val": 0, "test": 300}[split]
             assert drawn[name][split] == loaded[:size]
 
 

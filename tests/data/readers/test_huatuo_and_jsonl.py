@@ -57,8 +57,8 @@ def test_the_list_of_medvlm_r1_is_read_and_its_letter_must_agree(huatuo: Path) -
     assert [e.question for e in listing.examples] == ["Which part is shown?"]
     name = "MRI_CT_XRAY_300each_dataset.json"
     assert listing.skipped == (
-        Skipped("letter and answer disagree", name, "1"),
-        Skipped("letter and answer disagree", name, "2"),
+        Skipped("letter and answer disagree", name, "MRI_CT_XRAY_300each_dataset#1"),
+        Skipped("answer is none of the options", name, "MRI_CT_XRAY_300each_dataset#2"),
     )
 
 
@@ -123,7 +123,7 @@ def test_a_users_row_keeps_all_it_has(tmp_path: Path, picture: Picture) -> None:
         (["left", "right"], "B", 1),
         (["left", "right"], " b", 1),
         (["left", "right"], "Right.", 1),
-        (["B", "A"], "A", 1),  # the text of an option comes before its letter
+        (["left", "right"], "option B", 1),
         (["left", "right"], "C", None),
         (["left", "right"], "AB", None),
         (["left", "right"], "", None),
@@ -178,7 +178,12 @@ def test_a_split_named_in_a_row_is_kept_under_one_of_three_names(tmp_path: Path)
 
 
 def test_bad_open_rows_are_counted(tmp_path: Path) -> None:
-    good = {"question": "Q?", "answer": "a cyst", "findings": ["dark rim ", "dark rim", ""]}
+    good = {
+        "question": "Q?",
+        "answer": "a cyst",
+        "answer_type": "open",
+        "findings": ["dark rim ", "dark rim", ""],
+    }
     bad = [
         {"options": []}, {"options": "yes, no"}, {"options": ["yes"]}, {"answer": []},
         {"answer": [" ", "."]}, {"answer": None}, {"answer": {"text": "x"}},

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data.example import VQAExample
-from data.load import load, modalities, read
+from data.load import LeftOut, load, modalities, read
 from data.rows import Skipped, modality_name
 from grpo.settings.errors import UsageError
 
@@ -118,7 +118,7 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
     omni.write('{"rows": []}', "c.json", "Restricted-access")
     omni.write("[" * 100_000, "d.json")
     omni.write("junk of a Mac", "._a.json")
-    where = "QA_information/Open-access/"
+    where, whole = "QA_information/Open-access/", ", with the rest of its file"
     assert [e.id for e in read(omni.spec).examples] == ["Set_00000"]
     assert read(omni.spec).skipped == (
         Skipped("image is missing", where + "a.json", "Set_00001"),
@@ -128,9 +128,9 @@ def test_bad_rows_and_files_are_left_out_by_reason_with_file_and_row(omni: Any) 
         Skipped("not 2 to 26 options", where + "a.json", "Set_00005"),
         Skipped("a text field is not text", where + "a.json", "Set_00006"),
         Skipped("row is not an object", where + "a.json", "7"),
-        Skipped("broken JSON", where + "b.json", ""),
-        Skipped("broken JSON", where + "d.json", ""),
-        Skipped("file is not a JSON list", "QA_information/Restricted-access/c.json", ""),
+        Skipped("broken JSON" + whole, where + "b.json", ""),
+        Skipped("broken JSON" + whole, where + "d.json", ""),
+        Skipped("file is not a JSON list" + whole, "QA_information/Restricted-access/c.json", ""),
     )
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_image_is_passed_over_when_drawn_and_the_next_takes_its_place(
     omni.write(rows)
     whole = load(omni.spec, "MRI", split="train", size=3, seed=0)
     Path(whole[1].images[0].key).write_bytes(b"damaged")
-    skipped: set[Skipped] = set()
+    skipped = LeftOut()
     read.cache_clear()
     kept = load(omni.spec, "MRI", split="train", size=3, seed=0, skipped=skipped)
     assert len(kept) == 3

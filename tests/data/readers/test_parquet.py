@@ -7,7 +7,7 @@ import pytest
 
 from data.audit.audit import shared_images
 from data.controls.altered import shuffled_images
-from data.load import load, read
+from data.load import LeftOut, load, read
 from data.readers.parquet import ParquetImage
 from data.rows import Skipped
 from data.splits import copies
@@ -92,7 +92,7 @@ def test_no_image_of_the_test_is_trained_on_and_what_that_costs_is_counted(
 ) -> None:
     spec = write(tmp_path, TRAIN, parquet([rad(i % 60, f"Q{i}?") for i in range(120)]))
     write(tmp_path, TEST, parquet([rad(i, f"T{i}?") for i in range(0, 80, 4)]))
-    skipped: set[Skipped] = set()
+    skipped = LeftOut()
     drawn = {
         split: load(spec, "ALL", split=split, size=999, seed=1, skipped=skipped)
         for split in ("train", "val", "test")
@@ -124,7 +124,7 @@ def test_bad_rows_are_left_out_by_reason_and_bad_images_when_they_are_drawn(
             ("image path is blank", 3), ("answer is blank", 4),
         )
     )  # fmt: skip
-    skipped: set[Skipped] = set()
+    skipped = LeftOut()
     taken = load(spec, "OTHER", split="test", size=9, seed=0, skipped=skipped)
     assert [e.id for e in taken] == [f"{TEST}#0"]
     assert Counter(s.reason for s in skipped)["image cannot be read"] == 1

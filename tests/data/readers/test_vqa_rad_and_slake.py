@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from data.load import load, read
+from data.load import LeftOut, load, read
 from data.rows import Skipped
 from grpo.settings.errors import UsageError
 from tests.data.sets import png, rad_row, slake_row
@@ -63,7 +63,7 @@ def test_the_phrase_type_names_the_test_and_shared_images_leave_training(tmp_pat
     }
     assert drawn["test"] == {"1", "2"}
     assert drawn["train"] <= set("456789")
-    skipped: set[Skipped] = set()
+    skipped = LeftOut()
     load(spec, "OTHER", split="test", size=1, seed=0, skipped=skipped)
     shared = str(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
     assert skipped == {Skipped("image is also in a held-out split", shared, "3")}
