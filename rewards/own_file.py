@@ -36,7 +36,11 @@ class OwnFile:
         self.module = ModuleType(_free_name(path))
         sys.modules[self.module.__name__] = self.module  # pickle and dataclasses look it up there
         self.module.__file__ = str(path)
-        os.register_at_fork(after_in_child=_end_with_the_run)
+        os.register_at_fork(
+            before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM]),
+            after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM]),
+            after_in_child=_end_with_the_run,
+        )
         with self._apart():
             sys.path = [str(path.parent), *sys.path]
             asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run
@@ -74,11 +78,15 @@ def _settings() -> dict[Callable[[Any], Any], Callable[[], Any]]:
     """Return how each setting of the process is set, and how it is read."""
     import torch
 
+    def set_device(device: Any) -> None:
+        # None is the CPU without the context of a device, which slows every call down.
+        torch.set_default_device(None if device.type == "cpu" else device)
+
     cudnn = torch.backends.cudnn
     settings = {
         os.chdir: os.getcwd,
         _set_environment: os.environ.copy,
-        _set_device: torch.get_default_device,
+        set_device: torch.get_default_device,
         torch.set_grad_enabled: torch.is_grad_enabled,
         torch.set_anomaly_enabled: torch.is_anomaly_enabled,
     }
@@ -98,13 +106,6 @@ def _set_environment(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
-def _set_device(device: Any) -> None:
-    """Set torch's default device; None is the CPU, without the detour of a device's context."""
-    import torch
-
-    torch.set_default_device(None if device.type == "cpu" else device)
-
-
 def _free_name(path: Path) -> str:
     """Return a module's name for the file: its own, by which other processes can import it, or if
     another module has that name, one with a number."""
@@ -116,6 +117,7 @@ def _free_name(path: Path) -> str:
 
 def _end_with_the_run() -> None:
     """In a process that was forked, undo the run's handlers: the run stops at the next step, and a
-    pool then ends its processes by SIGTERM."""
+    pool then ends its processes by SIGTERM. One that came too early is waiting."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

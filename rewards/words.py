@@ -39,21 +39,21 @@ _SPACELESS = re.compile(
     r"[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u31ff\u3400-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff]"
 )
-# In these patterns, \u2013 is the en dash and \u2212 the minus sign.
+_MINUS = "\u2212"  # the mathematical sign, which unlike a dash is no punctuation
+_SIGN = r"[-\u2013\u2212+]"  # a hyphen, an en dash, a minus or a plus
 # The sign of a marker, at the end of a word: "HER2 -", "ER-, PR+", "ER(-)".
-_MARKER = re.compile(r"(?<=\w)\s*(?:\([-\u2013\u2212+]\)|[-\u2013\u2212+](?=\s*(?:[,;).]|/\w|$)))")
+_MARKER = re.compile(rf"(?<=\w)\s*(?:\({_SIGN}\)|{_SIGN}(?=\s*(?:[,;).]|/\w|$)))")
 # "5 x 10^9" is written 5e9, and "10^9" 1e9.
-_POWER = re.compile(r"((?<=\d)\s?[x\u00d7*\u00b7]\s?|(?<![\w.,]))10\^\{?(?=[-\u2212+]?\d\d?(?!\d))")
+_POWER = re.compile(rf"((?<=\d)\s?[x\u00d7*\u00b7]\s?|(?<![\w.,]))10\^\{{?(?={_SIGN}?\d\d?(?!\d))")
 # A word, or a number with all that may belong to it.
-_RUN = re.compile(
-    r"(?:(?<![^\s(<>=~])[-\u2013\u2212+](?=\.?\d))?(?:(?<!\.)\.(?=\d))?"
-    r"(?:[^\W_]|[.,](?=[^\W_])|(?<=\de)[-\u2212+](?=\d))+"
+_START, _PART = (
+    rf"(?:(?<![^\s(<>=~]){_SIGN}(?=\.?\d))?(?:(?<!\.)\.(?=\d))?",
+    r"[^\W_]|[.,](?=[^\W_])",
 )
+_RUN = re.compile(rf"{_START}(?:{_PART}|(?<=\de){_SIGN}(?=\d))+")
 # Sign, whole part, fraction, power of ten, unit.
-_NUMBER = re.compile(
-    r"([-\u2013\u2212+]?)(\d+|\d{1,3}(?:,\d{3})+)?(\.\d+)?(?:e([-\u2212+]?\d\d?))?([^\W\d_][^\W_]*)?"
-)
-_MINUS = "\u2212"  # a sign, which unlike a dash is no punctuation
+_WHOLE, _UNIT = r"\d+|\d{1,3}(?:,\d{3})+", r"[^\W\d_][^\W_]*"
+_NUMBER = re.compile(rf"({_SIGN}?)({_WHOLE})?(\.\d+)?(?:e({_SIGN}?\d\d?))?({_UNIT})?")
 
 
 def folded(text: str) -> str:
@@ -110,7 +110,7 @@ def _plain(word: str) -> str:
     sign, whole, fraction, power, unit = found.groups("")
     number = (whole.replace(",", "") or "0") + fraction
     if power:
-        number = f"{Decimal(number + 'e' + power.replace(_MINUS, '-')):f}"
+        number = f"{Decimal(number + 'e' + re.sub('[^0-9+]', '-', power)):f}"
     if "." in number:
         number = number.rstrip("0").rstrip(".")
     return (_MINUS if sign.strip("+") else "") + number + unit

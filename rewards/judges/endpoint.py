@@ -22,15 +22,13 @@ FORM = (
     'Reply with one JSON object and nothing else: {{"reason": "one short sentence", '
     '"verdict": "..."}}, where the verdict is one of {choices}.'
 )
-MAX_TOKENS = 1024  # in the text of a reply
+SAMPLING = {"temperature": 0.0, "max_tokens": 1024}  # tokens in the text of a reply
 MAX_BODY = 2**22  # bytes of a whole reply
 LONGEST_REPLY = 10  # a reply may take this many times `timeout`
 LONGEST_PAUSE = 300.0  # seconds, even if the server asks for more
 
 # A harmless question, which tells a judge that refuses one text from a judge that refuses all.
 PROBE = Inquiry("You answer questions.", "Is blood red?", ("yes", "no"))
-# Parts of a request that some servers do not take, as their refusals name them.
-OPTIONAL = ("temperature", "max_tokens", "role")
 
 REMEDIES = {
     401: "set MEDVQA_JUDGE_KEY to the endpoint's key",
@@ -76,7 +74,8 @@ class Endpoint:
         self.identity = (self.url.rstrip("/"), self.model, FORM)
         self.repeated: list[str] = []  # appended to by all threads
         self.unread = ""
-        self._takes = set(OPTIONAL)
+        # Parts of a request that some servers do not take, as their refusals name them.
+        self._takes = {"role", *SAMPLING}
         self._key = find_key(self.url, os.environ)
         self._over = threading.Event()  # set when no verdict is needed any more: ends all pauses
 
@@ -99,20 +98,16 @@ class Endpoint:
     def _ask(self, inquiry: Inquiry) -> Verdict | None:
         """Return the verdict; an unreadable reply is asked for once more."""
         try:
-            if verdict := self._verdict(inquiry):
-                return verdict
-            self.repeated.append("a reply without a verdict")
-            return self._verdict(inquiry)
+            for repeated in (["a reply without a verdict"], []):
+                reply = self._reply(inquiry)
+                if verdict := read_verdict(reply, inquiry.choices):
+                    return verdict
+                self.unread = repr(self._line(reply))
+                self.repeated += repeated
         except JudgeError as error:
             self.unread = str(error).removeprefix(f"judge {self.shown}: ")
             self._reply(PROBE)  # raises JudgeError for a fault that every request has
-            return None
-
-    def _verdict(self, inquiry: Inquiry) -> Verdict | None:
-        reply = self._reply(inquiry)
-        if not (verdict := read_verdict(reply, inquiry.choices)):
-            self.unread = repr(self._line(reply))
-        return verdict
+        return None
 
     def _reply(self, inquiry: Inquiry) -> str:
         """Return the text of a completion, in at most `tries` requests. Raises JudgeError."""
@@ -137,12 +132,10 @@ class Endpoint:
         A part of the request that the server does not take is left out from then on. Raises Fault
         for a problem that may pass, JudgeError for one that will not.
         """
-        takes = self._takes.copy()
-        body = bytearray()
+        takes, body = self._takes.copy(), bytearray()
+        request = {"json": self._form(inquiry, takes)}
         try:
-            with self._client.stream(
-                "POST", self._address, json=self._form(inquiry, takes)
-            ) as response:
+            with self._client.stream("POST", self._address, **request) as response:
                 until = time.monotonic() + LONGEST_REPLY * self.timeout
                 for part in response.iter_bytes():
                     body += part
@@ -179,14 +172,13 @@ class Endpoint:
         return type(get_session())(headers=headers, timeout=self.timeout)
 
     def _form(self, inquiry: Inquiry, takes: Collection[str]) -> dict[str, Any]:
-        """Return the body of a request, with those of the OPTIONAL parts that the server takes."""
+        """Return the body of a request, with those of the optional parts that the server takes."""
         form = FORM.format(choices=", ".join(f'"{choice}"' for choice in inquiry.choices))
         turns = {"system": f"{inquiry.system}\n\n{form}", "user": inquiry.user}
         if "role" not in takes:
             turns = {"user": "\n\n".join(turns.values())}
         messages = [{"role": role, "content": content} for role, content in turns.items()]
-        sampling = {"temperature": 0.0, "max_tokens": MAX_TOKENS}
-        sampling = {name: value for name, value in sampling.items() if name in takes}
+        sampling = {name: value for name, value in SAMPLING.items() if name in takes}
         return {"model": self.model, "messages": messages, **sampling}
 
     def _refused(self, status: int, headers: Mapping[str, str], text: str) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ class Judge:
         self.model = model
         self.folder = None if cache is None else Path(cache) / "judge"
         self._counts = dict.fromkeys(COUNTS, 0.0)
-        self._heard = Counter()  # verdicts asked for and missed, since the judge was opened
+        self._said = False  # that most replies hold no verdict
 
     def ask(self, inquiries: Sequence[Inquiry | Verdict | None]) -> list[Verdict | None]:
         """Return the verdicts (n,) in order; None is an unreadable reply, which is counted.
@@ -61,13 +60,13 @@ class Judge:
         finally:
             self._counts["retries"] += len(self.model.repeated) - repeated
             self._counts["seconds"] += time.monotonic() - started
-        self._heard.update(asked=len(missing), missed=list(found.values()).count(None))
-        if 2 * self._heard["missed"] > self._heard["asked"] and not self._heard["said"]:
-            self._heard["said"] = 1
-            of_all = f"{self._heard['missed']} of {self._heard['asked']}"
-            example = f"no verdict in {of_all} replies, the last: {self.model.unread}"
+        missed = list(found.values()).count(None)
+        if 2 * missed > len(missing) and not self._said:
+            self._said = True
+            problem = f"no verdict in {missed} of {len(missing)} replies"
+            problem = f"judge {self.model.shown}: {problem}, such as {self.model.unread}"
             remedy = "they pay nothing: take another --judge-model, or drop the reward"
-            print(f"judge {self.model.shown}: {example}; {remedy}", file=sys.stderr)
+            print(f"{problem}; {remedy}", file=sys.stderr)
         return [found.get(inquiry, inquiry) for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:

@@ -121,7 +121,7 @@ def test_a_judge_whose_replies_hold_no_verdict_is_said_once(
     judge = judge_at(server)
     assert judge.ask(ASKED) == [None] * 3
     said = capsys.readouterr().err
-    assert f"judge {server.url}: no verdict in 3 of 3 replies, the last: 'It depends on" in said
+    assert f"judge {server.url}: no verdict in 3 of 3 replies, such as 'It depends on" in said
     assert said.count("\n") == 1
     judge.ask(ASKED)
     assert capsys.readouterr().err == ""
