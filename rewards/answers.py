@@ -10,7 +10,7 @@ B". Tags count in lower case only. All functions take time linear in the text.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from rewards.words import exact_match
+from rewards.words import exact_match, folded
 
 Texts = Sequence[str]
 Values = list[float | None]
@@ -130,12 +130,12 @@ def reasoning(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """Remove case, runs of white space and one trailing full stop, to compare options.
+    """Return the text folded, without runs of white space and one trailing full stop.
 
     >>> _normal("  Left   Lung. ")
     'left lung'
     """
-    return " ".join(text.split()).casefold().removesuffix(".").rstrip()
+    return " ".join(folded(text).split()).removesuffix(".").rstrip()
 
 
 # --- MedVLM-R1's own scoring, for comparisons with its figures; our main figures do not use it

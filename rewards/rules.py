@@ -25,7 +25,7 @@ from rewards.words import normalised, token_f1, words
 
 MATCHED = 64  # most stated findings that are compared; a thousand would be no report
 # A full stop ends a clause only before white space: "1.5 cm" is one clause.
-_CLAUSE_END = re.compile(r"[;\n]|\.(?!\S)")
+_CLAUSE_END = re.compile(r"[;\n\uff1b\u3002]|\.(?!\S)")  # and those of Chinese
 _DENIAL = re.compile(r"(?:there (?:is|are) )?(?:no|none|not|without)\b")
 # The statement that there is nothing to find; a doubt ("not sure", "no idea") is none.
 _NOTHING = re.compile(

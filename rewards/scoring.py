@@ -10,23 +10,24 @@ A reward function must be pure: the same arguments give the same numbers, and th
 unchanged. A resumed run scores its completions again and must end in the same weights.
 """
 
-import asyncio
-import inspect
 import math
-import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from itertools import starmap
 from numbers import Real
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
+from rewards.own_file import OwnFile, finished
 
 RewardFunction = Callable[..., Sequence[float | None]]
+# The size of a reward times its weight: within a group, its square must not exceed a float32.
+LARGEST = 1e18
 
 
 class RewardError(ValueError):
@@ -107,11 +108,14 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     """
     known = built_in() if known is None else known
     rewards: list[Reward] = []
+    files: dict[Path, OwnFile] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
-        named = (function, _load(Path(path), function)) if colon else (name, _known(name, known))
+        named = (
+            (function, _load(Path(path), function, files)) if colon else (name, _known(name, known))
+        )
         reward = Reward(*named, weight)
         if reward.name in [other.name for other in rewards]:
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
@@ -142,22 +146,19 @@ def _weight(name: str, number: str) -> float:
     raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
 
 
-def _load(path: Path, function: str) -> RewardFunction:
-    """Run the user's file and return the named function of it. Raises RewardError."""
+def _load(path: Path, function: str, files: dict[Path, OwnFile]) -> RewardFunction:
+    """Return the named function of the user's file, which is run once. Raises RewardError."""
     if not path.is_file():
         raise RewardError(f"reward {function!r}: there is no file {path}; give a Python file")
-    # Compiled and not imported: an import would write __pycache__ beside the user's file.
-    name = str(path.resolve())
-    module = sys.modules[name] = ModuleType(name)  # dataclasses look up their module here
-    module.__file__ = name
+    place = path.resolve()
     try:
-        exec(compile(path.read_bytes(), name, "exec"), module.__dict__)
+        files[place] = files[place] if place in files else OwnFile(place)
     except (Exception, SystemExit) as error:  # a script's exit() must not end the run silently
         raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
-    found = getattr(module, function, None)
+    found = getattr(files[place].module, function, None)
     if not callable(found):
         raise RewardError(f"reward {function!r}: no such function in {path}; define it there")
-    return found
+    return partial(files[place].call, found)
 
 
 def score(
@@ -197,14 +198,14 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     """Return the values (n,) as plain floats and Nones. Raises RewardError if one is neither."""
     name, n = reward.name, len(arguments["completions"])
     try:
-        values = reward.function(**arguments)
-        values = asyncio.run(values) if inspect.iscoroutine(values) else values
+        values = finished(reward.function(**arguments))
     except RewardError:  # a judge's: its message already holds the remedy
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, CancelledError) as error:
         remedy = "it must take (prompts, completions, **columns) and return a list"
         raise RewardError(f"reward {name!r} raised {_line(error)}; {remedy}") from error
-    if not hasattr(values, "__len__") or isinstance(values, str | bytes | Mapping | set):
+    single = not hasattr(values, "__len__") or getattr(values, "shape", None) == ()
+    if single or isinstance(values, str | bytes | Mapping | set):
         given = type(values).__name__
         raise RewardError(f"reward {name!r} returned {given}; return a list of {n} numbers")
     if len(values) != n:
@@ -212,13 +213,26 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
         raise RewardError(f"reward {name!r} returned {given}; return one for each, in order")
     floats: Values = []
     for i, value in enumerate(values):
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+        number = None if value is None else _number(value)
+        if number is not None and not abs(number) * max(1.0, abs(reward.weight)) <= LARGEST:
             given = f"{_line(value)} for completion {i}"
-            raise RewardError(f"reward {name!r} returned {given}; return a finite float, or None")
-        floats.append(None if value is None else float(value))
+            remedy = f"return a finite float, times its weight at most {LARGEST:g}, or None"
+            raise RewardError(f"reward {name!r} returned {given}; {remedy}")
+        floats.append(number)
     return floats
+
+
+def _number(value: object) -> float:
+    """Return a number of any type as a float; NaN if it is no number or too large for a float."""
+    with suppress(Exception):  # numbers of other libraries raise many kinds
+        value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
+        if isinstance(value, Real | Decimal):
+            return float(value)
+    return math.nan
 
 
 def _line(thing: object) -> str:
     """Return the repr of an error or a value on one line of at most 150 characters."""
-    return " ".join(repr(thing).split())[:150]
+    with suppress(Exception):  # Python writes no integer of more than 4300 digits
+        return " ".join(repr(thing).split())[:150]
+    return type(thing).__name__

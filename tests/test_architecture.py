@@ -33,11 +33,12 @@ LAZY = {
     "grpo/run/terminal.py": ("tqdm",),
     "rewards/judges/endpoint.py": ("huggingface_hub", "httpx"),
     "rewards/judges/local.py": ("torch", "transformers"),
+    "rewards/own_file.py": ("torch",),
 }
 OTHERS = {"rewards": (), "grpo": ("torch", "safetensors", "jinja2"), "models": None, "data": None}
 
 # The reward file that a user names on the command line is code, and meant to be run.
-RUNS_THE_USERS_CODE = {"rewards/scoring.py": ["exec"]}
+RUNS_THE_USERS_CODE = {"rewards/own_file.py": ["exec"]}
 # What the ten files of the algorithm may not import: grpo's packages around it.
 AROUND = ("grpo.run", "grpo.report", "grpo.reproduce", "grpo.explain")
 

@@ -3,13 +3,17 @@
 import json
 import os
 import random
+import re
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any
 
 from rewards.judges.address import addresses, find_key
 from rewards.judges.interface import Inquiry, JudgeError, Verdict, Verdicts
@@ -18,16 +22,28 @@ FORM = (
     'Reply with one JSON object and nothing else: {{"reason": "one short sentence", '
     '"verdict": "..."}}, where the verdict is one of {choices}.'
 )
-MAX_TOKENS = 1024  # in the text of a reply
+SAMPLING = {"temperature": 0.0, "max_tokens": 1024}  # tokens in the text of a reply
 MAX_BODY = 2**22  # bytes of a whole reply
 LONGEST_REPLY = 10  # a reply may take this many times `timeout`
 LONGEST_PAUSE = 300.0  # seconds, even if the server asks for more
+
+# A harmless question, which tells a judge that refuses one text from a judge that refuses all.
+PROBE = Inquiry("You answer questions.", "Is blood red?", ("yes", "no"))
 
 REMEDIES = {
     401: "set MEDVQA_JUDGE_KEY to the endpoint's key",
     403: "set MEDVQA_JUDGE_KEY to a key that may use this model",
     404: "mend the address, such as http://localhost:8000/v1, or --judge-model",
 }
+
+
+# What is called the verdict: one word, or one as in "B) left", then the next part or the end.
+_VERDICT = re.compile(
+    r"""\bverdict\W{1,40}(\w+?)(?:\.0|\)[^"\n]{1,200})?"""
+    r"""(?=["'\u201d*`.)\s]*(?:,\s*["'\u201c}]|[}\n]|//|$))""",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"""["']reason["']\s*:\s*("(?:[^"\\]|\\.)*")""", re.DOTALL)
 
 
 class Fault(Exception):
@@ -40,8 +56,8 @@ class Endpoint:
 
     At most `concurrency` requests run at once. Each is given up after `timeout` seconds without a
     byte and made at most `tries` times; the pauses between the tries start at `wait` seconds and
-    double. `repeated` holds the problems after which a request was made again. Raises JudgeError
-    if the address is unusable or `model` is missing.
+    double. `repeated` holds the problems after which a request was made again, `unread` the last
+    reply without a verdict. Raises JudgeError if the address is unusable or `model` is missing.
     """
 
     url: str
@@ -57,13 +73,17 @@ class Endpoint:
             raise JudgeError(f"judge {self.shown}: which of its models? add --judge-model NAME")
         self.identity = (self.url.rstrip("/"), self.model, FORM)
         self.repeated: list[str] = []  # appended to by all threads
+        self.unread = ""
+        # Parts of a request that some servers do not take, as their refusals name them.
+        self._takes = {"role", *SAMPLING}
         self._key = find_key(self.url, os.environ)
         self._over = threading.Event()  # set when no verdict is needed any more: ends all pauses
 
     def verdicts(self, inquiries: Sequence[Inquiry]) -> Verdicts:
-        """Yield each inquiry's index and verdict, as they arrive; None: unreadable, twice.
+        """Yield each inquiry's index and verdict, as they arrive; None: unreadable, twice, or a
+        text that the endpoint refuses, though it answers the PROBE.
 
-        Raises JudgeError if the endpoint refuses or a request has failed `tries` times.
+        Raises JudgeError if the endpoint refuses every request or does not answer the PROBE either.
         """
         self._over.clear()
         pool = ThreadPoolExecutor(self.concurrency)
@@ -77,21 +97,23 @@ class Endpoint:
 
     def _ask(self, inquiry: Inquiry) -> Verdict | None:
         """Return the verdict; an unreadable reply is asked for once more."""
-        form = FORM.format(choices=", ".join(f'"{choice}"' for choice in inquiry.choices))
-        messages = [
-            {"role": "system", "content": f"{inquiry.system}\n\n{form}"},
-            {"role": "user", "content": inquiry.user},
-        ]
-        if verdict := read_verdict(self._reply(messages), inquiry.choices):
-            return verdict
-        self.repeated.append("a reply without a verdict")
-        return read_verdict(self._reply(messages), inquiry.choices)
+        try:
+            for repeated in (["a reply without a verdict"], []):
+                reply = self._reply(inquiry)
+                if verdict := read_verdict(reply, inquiry.choices):
+                    return verdict
+                self.unread = repr(self._line(reply))
+                self.repeated += repeated
+        except JudgeError as error:
+            self.unread = str(error).removeprefix(f"judge {self.shown}: ")
+            self._reply(PROBE)  # raises JudgeError for a fault that every request has
+        return None
 
-    def _reply(self, messages: list[dict[str, str]]) -> str:
+    def _reply(self, inquiry: Inquiry) -> str:
         """Return the text of a completion, in at most `tries` requests. Raises JudgeError."""
         for attempt in range(1, self.tries + 1):
             try:
-                return self._request(messages)
+                return self._request(inquiry)
             except Fault as fault:
                 problem, *pauses = fault.args
             if attempt < self.tries:
@@ -104,24 +126,16 @@ class Endpoint:
         tried = f"no answer in {self.tries} tries, the last: {problem}"
         raise JudgeError(f"judge {self.shown}: {tried}; {remedy}")
 
-    def _request(self, messages: list[dict[str, str]]) -> str:
+    def _request(self, inquiry: Inquiry) -> str:
         """Make one request and return the completion's text.
 
-        Raises Fault for a problem that may pass, JudgeError for one that will not.
+        A part of the request that the server does not take is left out from then on. Raises Fault
+        for a problem that may pass, JudgeError for one that will not.
         """
-        from huggingface_hub.errors import OfflineModeIsEnabled
-        from huggingface_hub.utils import get_session
-
-        sampling = {"model": self.model, "temperature": 0.0, "max_tokens": MAX_TOKENS}
-        request = {
-            "json": {"messages": messages, **sampling},
-            "headers": {"authorization": f"Bearer {self._key}"} if self._key else {},
-            "timeout": self.timeout,
-            "follow_redirects": False,  # the texts are meant for this address only
-        }
-        body = bytearray()
+        takes, body = self._takes.copy(), bytearray()
+        request = {"json": self._form(inquiry, takes)}
         try:
-            with get_session().stream("POST", self._address, **request) as response:
+            with self._client.stream("POST", self._address, **request) as response:
                 until = time.monotonic() + LONGEST_REPLY * self.timeout
                 for part in response.iter_bytes():
                     body += part
@@ -129,19 +143,43 @@ class Endpoint:
                         raise Fault("a reply without end")
         except Fault:
             raise
-        except OfflineModeIsEnabled:
-            remedy = "unset HF_HUB_OFFLINE, which forbids all requests"
-            raise JudgeError(f"judge {self.shown}: {remedy}") from None
         except Exception as error:  # the client and its transport raise many kinds
             silent = "Timeout" in type(error).__name__ and f"silent for {self.timeout:g} seconds"
             raise Fault(silent or self._line(f"{type(error).__name__}: {error}")) from None
         if response.status_code >= 300:
-            self._refused(response.status_code, response.headers, body.decode("utf-8", "replace"))
+            text = body.decode("utf-8", "replace")
+            named = {name for name in takes if re.search(rf"\b{name}s?\b", text)}
+            if named and response.status_code in (400, 422, 500):
+                if named & self._takes:
+                    left_out = f"asked without {', '.join(sorted(named))}, which it does not take"
+                    print(f"judge {self.shown}: {left_out}", file=sys.stderr)
+                self._takes -= named
+                return self._request(inquiry)
+            self._refused(response.status_code, response.headers, text)
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has no text
+
+    @cached_property
+    def _client(self) -> Any:
+        """An HTTP client of the hub's kind, without the hub's hook that obeys HF_HUB_OFFLINE."""
+        from huggingface_hub.utils import get_session
+
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        # Redirections are not followed: the texts are meant for this address only.
+        return type(get_session())(headers=headers, timeout=self.timeout)
+
+    def _form(self, inquiry: Inquiry, takes: Collection[str]) -> dict[str, Any]:
+        """Return the body of a request, with those of the optional parts that the server takes."""
+        form = FORM.format(choices=", ".join(f'"{choice}"' for choice in inquiry.choices))
+        turns = {"system": f"{inquiry.system}\n\n{form}", "user": inquiry.user}
+        if "role" not in takes:
+            turns = {"user": "\n\n".join(turns.values())}
+        messages = [{"role": role, "content": content} for role, content in turns.items()]
+        sampling = {name: value for name, value in SAMPLING.items() if name in takes}
+        return {"model": self.model, "messages": messages, **sampling}
 
     def _refused(self, status: int, headers: Mapping[str, str], text: str) -> None:
         """Raise Fault or JudgeError, without the key, for a status that is no success."""
@@ -161,8 +199,9 @@ class Endpoint:
 def read_verdict(reply: str, choices: Sequence[str]) -> Verdict | None:
     """Read the verdict of a reply, in time linear in the reply; None if it is in any doubt.
 
-    The reply must hold one JSON object, whose "verdict" is one of `choices` as a text or a number,
-    in any case. Anything may surround it: a code fence, a sentence, thinking that ends in </think>.
+    The reply is the choice alone, or calls one of `choices` the verdict, in any case, and no other:
+    in a JSON object, even a broken one, or in words. Anything may surround it: a code fence, a
+    sentence, thinking that ends in </think>.
 
     >>> read_verdict('```json\\n{"reason": "As seen.", "verdict": 3}\\n```', "0123")
     Verdict(choice='3', reason='As seen.')
@@ -170,27 +209,15 @@ def read_verdict(reply: str, choices: Sequence[str]) -> Verdict | None:
     True
     """
     said = reply.rpartition("</think>")[2]
-    start, end = said.find("{"), said.rfind("}")
-    try:
-        found = json.loads(said[start : end + 1], object_pairs_hook=_once)
-        verdict, reason = found["verdict"], found.get("reason")
-    except (ValueError, KeyError, TypeError, RecursionError):
+    named = {word.casefold() for word in _VERDICT.findall(said) or [said.strip(" .()*`'\"\n")]}
+    found = [choice for choice in choices if choice.casefold() in named]
+    if len(named) > 1 or not found or "<think" in said:
         return None
-    if isinstance(verdict, float) and verdict.is_integer():
-        verdict = int(verdict)
-    if not isinstance(verdict, str | int) or isinstance(verdict, bool):
-        return None
-    known = {choice.casefold(): choice for choice in choices}
-    choice = known.get(str(verdict).strip(" .()\n").casefold())
-    text = " ".join(reason.split())[:500] if isinstance(reason, str) else ""
-    return None if choice is None else Verdict(choice, text)
-
-
-def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Make an object of these pairs. Raises ValueError if a name occurs twice."""
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
+    reason = ""
+    if stated := _REASON.search(said):
+        with suppress(ValueError):  # a line break in the text is no doubt about the verdict
+            reason = json.loads(stated[1], strict=False)
+    return Verdict(found[0], " ".join(reason.split())[:500])
 
 
 def _retry_after(text: str) -> float:

@@ -7,6 +7,7 @@ them twice. An `Encoder` (local.py) compares meanings instead.
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -32,13 +33,15 @@ class Judge:
         self.model = model
         self.folder = None if cache is None else Path(cache) / "judge"
         self._counts = dict.fromkeys(COUNTS, 0.0)
+        self._said = False  # that most replies hold no verdict
 
     def ask(self, inquiries: Sequence[Inquiry | Verdict | None]) -> list[Verdict | None]:
         """Return the verdicts (n,) in order; None is an unreadable reply, which is counted.
 
         A verdict or None among the inquiries needs no judge, and is returned as it is.
         Each verdict is kept as soon as it arrives, so an error loses none of those before it.
-        Raises JudgeError if the judge no longer answers or the cache cannot be written.
+        Says once that most replies hold no verdict. Raises JudgeError if the judge no longer
+        answers or the cache cannot be written.
         """
         started, repeated = time.monotonic(), len(self.model.repeated)
         distinct = list(dict.fromkeys(each for each in inquiries if isinstance(each, Inquiry)))
@@ -57,6 +60,13 @@ class Judge:
         finally:
             self._counts["retries"] += len(self.model.repeated) - repeated
             self._counts["seconds"] += time.monotonic() - started
+        missed = list(found.values()).count(None)
+        if 2 * missed > len(missing) and not self._said:
+            self._said = True
+            problem = f"no verdict in {missed} of {len(missing)} replies"
+            problem = f"judge {self.model.shown}: {problem}, such as {self.model.unread}"
+            remedy = "they pay nothing: take another --judge-model, or drop the reward"
+            print(f"{problem}; {remedy}", file=sys.stderr)
         return [found.get(inquiry, inquiry) for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:

@@ -33,10 +33,13 @@ def wire(content: Any) -> dict[str, Any]:
 
 
 class Server:
-    """Answers `reply(body)`; `faults`, one a request, come first: see `_Handler.fail`."""
+    """Answers `reply(body)`; `faults`, one a request, come first: see `_Handler.fail`.
+
+    A reply that is a tuple is a fault, too.
+    """
 
     def __init__(self) -> None:
-        self.reply: Callable[[dict[str, Any]], str | None] = lambda body: verdict("yes")
+        self.reply: Callable[[dict[str, Any]], Any] = lambda body: verdict("yes")
         self.faults: list[Any] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -73,7 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
             judge.peak = max(judge.peak, judge.in_flight)
         if judge.together:
             judge.wait_for_others()
-        reply = json.dumps(wire(judge.reply(body))).encode()
+        said = judge.reply(body)
+        fault = said if isinstance(said, tuple) else fault
+        reply = b"" if isinstance(said, tuple) else json.dumps(wire(said)).encode()
         with judge.arrived:
             judge.in_flight -= 1
         if fault is None:

@@ -87,10 +87,10 @@ def test_what_may_pass_is_tried_again_and_counted(server):
 
 def test_a_judge_that_stays_away_ends_with_one_line(server):
     for fault in (500, "hang up", b"no json"):
-        server.faults, server.bodies = [fault] * 3, []
+        server.faults, server.bodies = [fault] * 6, []
         with pytest.raises(JudgeError, match="no answer in 3 tries") as error:
             judge_at(server, tries=3).ask([INQUIRY])
-        assert len(server.bodies) == 3, fault
+        assert len(server.bodies) == 6, fault  # the question, and one that no judge refuses
         assert server.url in str(error.value), fault
         assert "\n" not in str(error.value), fault
 
@@ -102,15 +102,15 @@ def test_nobody_there_ends_with_one_line():
         judge_at(server, tries=2).ask([INQUIRY])
 
 
-def test_a_refusal_is_not_tried_again_and_shows_no_key(server, monkeypatch):
+def test_a_refusal_of_every_request_is_not_tried_again_and_shows_no_key(server, monkeypatch):
     monkeypatch.setenv("MEDVQA_JUDGE_KEY", "very-secret")
     key = "MEDVQA_JUDGE_KEY"
     for status, remedy in {401: key, 403: key, 404: "--judge-model", 400: "oops"}.items():
-        server.faults = [(status, {}, b'{"error": {"message": "oops very-secret"}}')]
+        server.faults = [(status, {}, b'{"error": {"message": "oops very-secret"}}')] * 2
         server.bodies, server.headers = [], []
         with pytest.raises(JudgeError, match=f"status {status}") as error:
             judge_at(server).ask([INQUIRY])
-        assert len(server.bodies) == 1, status
+        assert len(server.bodies) == 2, status
         assert server.headers[0]["authorization"] == "Bearer very-secret", status
         assert remedy in str(error.value), status
         assert "very-secret" not in "".join(traceback.format_exception(error.value)), status
@@ -177,9 +177,11 @@ REPLIES = [
     ('{"verdict": ["2"]}', None),
     ('{"score": 2}', None),
     ('["verdict"]', None),
-    ("2", None),
+    ("2", "2"),
     ("", None),
-    ('{"verdict": "2"', None),
+    ('{"verdict": "2"', "2"),
+    ('{"verdict": "(2) good"}', "2"),
+    ("Verdict: 2, rather 3", None),
     ("{" * 100_000 + "}" * 100_000, None),
     ('{"a":' * 100_000 + "1" + "}" * 100_000, None),
     ("\ud800", None),
@@ -246,7 +248,7 @@ def test_a_judge_that_is_none_is_refused_in_one_line():
 
 
 def test_passwords_in_an_address_are_not_shown(server):
-    server.faults = [404]
+    server.faults = [404] * 2
     server.url = server.url.replace("//", "//me:hunter2@")
     with pytest.raises(JudgeError) as error:
         judge_at(server).ask([INQUIRY])
