@@ -135,7 +135,9 @@ def _normal(text: str) -> str:
     >>> _normal("  Left   Lung. ")
     'left lung'
     """
-    return " ".join(folded(text).split()).removesuffix(".").rstrip()
+    plain = text.isascii() and "&" not in text  # as most are: nothing to fold but the case
+    same = text.casefold() if plain else folded(text)
+    return " ".join(same.split()).removesuffix(".").rstrip()
 
 
 # --- MedVLM-R1's own scoring, for comparisons with its figures; our main figures do not use it

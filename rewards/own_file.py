@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,7 @@ TORCH = ("default_dtype", "num_threads", "float32_matmul_precision", "determinis
 class OwnFile:
     """A user's file, run once, as a module. Raises whatever the file raises."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: bytes) -> None:
         self._chosen: dict[Callable, Any] = {}  # the settings that the file has changed
         self.module = ModuleType(_free_name(path))
         sys.modules[self.module.__name__] = self.module  # pickle and dataclasses look it up there
@@ -45,7 +45,7 @@ class OwnFile:
             sys.path = [str(path.parent), *sys.path]
             asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run
             # Compiled and not imported: an import would write __pycache__ beside the user's file.
-            exec(compile(path.read_bytes(), str(path), "exec"), self.module.__dict__)
+            exec(compile(source, str(path), "exec"), self.module.__dict__)
 
     def call(self, function: Callable[..., Any], /, **arguments: Any) -> Any:
         """Return what a function of the file returns; it gets copies, so it may change them."""
@@ -67,6 +67,12 @@ class OwnFile:
             self._chosen = {put: value for put, value in theirs.items() if value != ours[put]}
             for put in self._chosen:
                 put(ours[put])
+
+
+@cache
+def own_file(path: Path, source: bytes) -> OwnFile:
+    """Return the file as a module that is run once, however many of its functions are rewards."""
+    return OwnFile(path, source)
 
 
 def finished(values: Any) -> Any:

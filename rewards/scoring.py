@@ -18,12 +18,12 @@ from decimal import Decimal
 from functools import partial
 from itertools import starmap
 from numbers import Real
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
-from rewards.own_file import OwnFile, finished
 
 RewardFunction = Callable[..., Sequence[float | None]]
 # The size of a reward times its weight: within a group, its square must not exceed a float32.
@@ -108,16 +108,13 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     """
     known = built_in() if known is None else known
     rewards: list[Reward] = []
-    files: dict[Path, OwnFile] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
-        named = (
-            (function, _load(Path(path), function, files)) if colon else (name, _known(name, known))
-        )
+        named = (function, _load(Path(path), function)) if colon else (name, _known(name, known))
         reward = Reward(*named, weight)
-        if reward.name in [other.name for other in rewards]:
+        if reward.name in map(attrgetter("name"), rewards):
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)
     accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
@@ -146,19 +143,20 @@ def _weight(name: str, number: str) -> float:
     raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
 
 
-def _load(path: Path, function: str, files: dict[Path, OwnFile]) -> RewardFunction:
+def _load(path: Path, function: str) -> RewardFunction:
     """Return the named function of the user's file, which is run once. Raises RewardError."""
+    from rewards.own_file import own_file  # most runs have none
+
     if not path.is_file():
         raise RewardError(f"reward {function!r}: there is no file {path}; give a Python file")
-    place = path.resolve()
     try:
-        files[place] = files[place] if place in files else OwnFile(place)
+        file = own_file(path.resolve(), path.read_bytes())
     except (Exception, SystemExit) as error:  # a script's exit() must not end the run silently
         raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
-    found = getattr(files[place].module, function, None)
+    found = getattr(file.module, function, None)
     if not callable(found):
         raise RewardError(f"reward {function!r}: no such function in {path}; define it there")
-    return partial(files[place].call, found)
+    return partial(file.call, found)
 
 
 def score(
@@ -198,7 +196,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     """Return the values (n,) as plain floats and Nones. Raises RewardError if one is neither."""
     name, n = reward.name, len(arguments["completions"])
     try:
-        values = finished(reward.function(**arguments))
+        values = reward.function(**arguments)
     except RewardError:  # a judge's: its message already holds the remedy
         raise
     except (Exception, SystemExit, CancelledError) as error:
@@ -213,7 +211,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
         raise RewardError(f"reward {name!r} returned {given}; return one for each, in order")
     floats: Values = []
     for i, value in enumerate(values):
-        number = None if value is None else _number(value)
+        number = value if value is None or type(value) is float else _number(value)
         if number is not None and not abs(number) * max(1.0, abs(reward.weight)) <= LARGEST:
             given = f"{_line(value)} for completion {i}"
             remedy = f"return a finite float, times its weight at most {LARGEST:g}, or None"

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo.run.atomic import write_json
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
 from grpo.settings.recipes import RECIPES, TRL_NAMES, choose
@@ -232,4 +231,5 @@ class Config:
 
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write {"config": all settings, "overrides": those not the recipe's, **extra} as JSON."""
-        write_json(path, {"config": self.to_dict(), "overrides": self.overrides(), **extra})
+        record = {"config": self.to_dict(), "overrides": self.overrides(), **extra}
+        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

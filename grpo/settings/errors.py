@@ -6,7 +6,8 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 LONGEST_LINE = 2005  # characters
@@ -20,13 +21,12 @@ class SettingsError(UsageError):
     """A mistake that only other settings can correct: resuming with the same ones fails again."""
 
 
+@dataclass
 class Output:
     """stdout or stderr, which ends no program: a character that its encoding lacks becomes "?", and
     once nobody reads it any more (`| head`, a terminal that is gone) the rest is dropped."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        """`stream` None is a stream that was closed before the program began."""
-        self.stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    stream: TextIO
 
     def write(self, text: str) -> None:
         encoding = self.stream.encoding or "utf-8"
@@ -48,7 +48,11 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
 
     Inside, what is printed goes through `Output`.
     """
-    with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr)):
+    with ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        # A stream that was closed before the program began is None.
+        stack.enter_context(redirect_stdout(Output(sys.stdout or nowhere)))
+        stack.enter_context(redirect_stderr(Output(sys.stderr or nowhere)))
         try:
             yield
         except (OSError, UsageError, *also) as error:
