@@ -88,7 +88,7 @@ def decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
     except Exception as error:  # the decoders raise almost anything on bad bytes
         what = " ".join(f"{type(error).__name__}: {error}".split())
         problem = f"cannot be read ({what}): replace it"
-    raise UnusableImage(f"image {name} {problem}, or leave its question out")
+    raise UnusableImage(f"image {name} {problem}, or begin a run without its question")
 
 
 def read_picture(file: Path | BinaryIO) -> Image.Image:

@@ -52,8 +52,11 @@ class LeftOut(set[Skipped]):
         self.refused = refused
 
 
+Skips = LeftOut | None  # where to add what is left out; None: nowhere
+
+
 def load(
-    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: LeftOut | None = None
+    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: Skips = None
 ) -> list[VQAExample]:
     """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
 
@@ -94,14 +97,12 @@ def take_usable(ordered: Iterable[VQAExample], size: int, skipped: LeftOut) -> l
     for example in ordered:
         if len(taken) == size:
             break
-        sizes = {image.key: size_of(image) for image in example.images}
-        damaged = [key for key in sizes if sizes[key] is None]
-        problem = "image cannot be read"
-        if not damaged:
-            problem = skipped.refused(example, [sizes[image.key] for image in example.images])
+        sizes = [size_of(image) for image in example.images]
+        problem = "image cannot be read" if None in sizes else skipped.refused(example, sizes)
         if problem:
-            place = [*damaged, *sizes, ""][0]
-            skipped.add(Skipped(problem, place, example.id))
+            place = sizes.index(None) if None in sizes else 0
+            key = example.images[place].key if sizes else ""
+            skipped.add(Skipped(problem, key, example.id))
         else:
             taken.append(example)
     return taken
@@ -114,9 +115,7 @@ def _size_of(image: ImageSource) -> tuple[int, int] | None:
         return None
 
 
-def load_split(
-    config: Config, split: Split, size: int, skipped: LeftOut | None = None
-) -> list[VQAExample]:
+def load_split(config: Config, split: Split, size: int, skipped: Skips = None) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
     spec, modality, seed = config.data, config.modality, config.data_seed
     examples = load(spec, modality, split=split, size=size, seed=seed, skipped=skipped)

@@ -182,9 +182,8 @@ def refusal(config: Config) -> Callable[[Any, Sequence[tuple[int, int]]], str]:
 
     @cache
     def parts() -> tuple[Chat, Any, int]:
-        model, tokenizer, processor = load(
-            config.model, torch.float32, config.max_pixels, weights=False
-        )
+        named = (config.model, torch.float32, config.max_pixels)
+        model, tokenizer, processor = load(*named, weights=False)
         return Chat(tokenizer), processor, model.config.text_config.max_position_embeddings
 
     def refused(example: Any, sizes: Sequence[tuple[int, int]]) -> str:

@@ -73,9 +73,8 @@ def text_lines(file: Path) -> Rows:
 def csv_rows(file: Path) -> Rows:
     """(line number from 1, row by column) of a CSV file whose first line names the columns.
 
-    A quotation mark that opens a cell by mistake costs its own line only. It is known by a row of
-    several lines that has another number of cells than there are columns, or whose first line and
-    another one have them all by themselves.
+    A quotation mark that opens a cell by mistake costs its own line only: it is one if its line and
+    another line of its row have all columns by themselves.
     """
     lines = list(io.StringIO(read_text(file), newline=""))
     names, at = _record(lines)
@@ -84,8 +83,7 @@ def csv_rows(file: Path) -> Rows:
         cells, length = _record(map(lines.__getitem__, range(at, len(lines))))
         others = [len(_record([line])[0]) for line in lines[at + 1 : at + length]]
         swallows = lines[at].count(",") >= len(names) - 1 and len(names) in others
-        is_broken = length > 1 and (swallows or len(cells) != len(names))
-        if is_broken or (not cells and lines[at].strip()):
+        if swallows or (not cells and lines[at].strip()):
             length = 1
             yield at + 1, BadRow("broken CSV")
         elif cells:

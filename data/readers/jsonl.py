@@ -42,9 +42,9 @@ NAMES = {
     "modality": "modality_type image_modality",
     "id": "question_id qid",
 }
-OTHERS = ("answer_type", "findings", "split", "question_type", "reasoning", "dataset")
+NAMES |= dict.fromkeys(("answer_type", "findings", "split"), "")
+NAMES |= dict.fromkeys(("question_type", "reasoning", "dataset"), "")
 FIELD = {name: field for field in NAMES for name in (field, *NAMES[field].split())}
-FIELD |= {name: name for name in OTHERS}
 OPTION = re.compile(r"(?:(?:option|choice)_?)?([a-z])")
 PICTURE = re.compile(r"data:image/.*|.*\.(png|jpe?g|gif|webp|tiff?|bmp|dcm|nii|nii\.gz)", re.I)
 
@@ -82,7 +82,7 @@ def _row(value: Any) -> dict[str, Any] | BadRow:
         return bad
     row: dict[str, Any] = {"keys": ", ".join(raw)}
     extra: dict[str, Any] = {}
-    for key in sorted(raw, key=lambda key: key not in FIELD.values()):  # its own name comes first
+    for key in sorted(raw, key=lambda key: key not in NAMES):  # its own name comes first
         field = FIELD.get(_name(key))
         if field and row.get(field) in (None, "", []):
             row[field] = raw[key]
@@ -111,12 +111,8 @@ def _lacking(row: dict[str, Any], has_images: bool, has_options: bool) -> str:
     hidden = any(isinstance(text, str) and PICTURE.fullmatch(text) for text in texts)
     if row.get("image") is None and (has_images or hidden):
         return "image (write [] for none)"
-    is_open = isinstance(answer, list) or fold(f"{row.get('answer_type')}") == "open"
-    if (
-        row.get("options") is None
-        and has_options
-        and not is_open
-        and fold(f"{answer}") not in YES_NO
-    ):
+    told = {fold(text) for text in (answer, row.get("answer_type")) if isinstance(text, str)}
+    is_told = isinstance(answer, list) or told & {"open", *YES_NO}
+    if row.get("options") is None and has_options and not is_told:
         return 'options (write answer_type "open" for none)'
     return ""

@@ -167,20 +167,20 @@ def test_the_answer_of_pmc_vqa_version_two_is_a_letter(tmp_path: Path) -> None:
 
 
 def test_a_stray_quotation_mark_costs_its_own_line(tmp_path: Path) -> None:
-    rows = [pmc_row(i) | {"Choice C": f"{i}, say", "Caption": f"cut {i}"} for i in range(1, 6)]
-    lines = written(*rows).splitlines()
+    rows = [pmc_row(i) | {"Caption": f"cut {i}"} for i in range(1, 6)]
 
-    def costs_one(change: tuple[str, str]) -> None:
+    def costs_one(case: tuple[str, tuple[str, str]]) -> None:
+        choice, change = case
+        lines = written(*(row | {"Choice C": choice} for row in rows)).splitlines()
         text = "\n".join([*lines[:2], lines[2].replace(*change), *lines[3:]])
         listing = pmc(tmp_path, text)
         asked = [example.question[-2] for example in listing.examples]
         assert asked == [*"1345"]
         assert [item.row[-1] for item in listing.skipped] == ["3"]
 
-    assert lines[2].endswith(",cut 2")
     changes = [("cut 2", '"cut 2'), ("What is", '"What is'), ("PMC2", '"PMC2'), (",B,", ',"B,')]
     changes += [("cut 2", "x" * 140_000)]  # longer than a cell may be
-    try_every(costs_one, changes)
+    try_every(costs_one, [(choice, change) for choice in ("in, out", "none") for change in changes])
 
 
 @pytest.mark.exhaustive
@@ -190,6 +190,7 @@ def test_two_stray_marks_cost_their_lines_and_a_cell_of_two_lines_is_whole(tmp_p
     lines[1], lines[4] = lines[1].replace("cut", '"cut'), lines[4].replace("cut", 'cut"')
     listing = pmc(tmp_path, "\n".join(lines))
     assert [example.question[-2] for example in listing.examples] == [*"2345"]
+    rows[0]["Question"] = "Two\nlines, 1?"
     rows[1]["Caption"] = 'a "cut",\nof two, three, four, five, six, seven, eight, nine lines'
     assert len(pmc(tmp_path, written(*rows)).examples) == 5
 
