@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import re
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -49,7 +49,7 @@ FREE = (
 START, STARTS = "init_lora_weights", ("gaussian", "orthogonal", "eva")
 MERGE = "if peft can merge it into its base (merge_and_unload), give the merged folder as --model"
 # A weight's name in any layout: of transformers before 4.52, or with the name of an adapter.
-NAME = re.compile(r"(?!.*visual).*\b(layers\.\d+\.\w+\.\w+_proj\.lora_[AB])(\.\w+)?\.weight")
+NAME = re.compile(r"^(?!.*visual).*\b(layers\.\d+\.\w+\.\w+_proj\.lora_[AB])(\.\w+)?\.weight$")
 OURS = r"base_model.model.model.language_model.\1.weight"
 
 
@@ -121,7 +121,7 @@ def read_config(folder: Path) -> tuple[int, int, dict[str, Any]]:
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         r, alpha, plain = int(config["r"]), config["lora_alpha"], LoraConfig().to_dict()
-        if not 0 < r <= MOST_R or r != config["r"] or not 0 < alpha < math.inf:
+        if not 0 < r <= MOST_R or r != config["r"] or not 0 < alpha < 2**53:
             raise ValueError(f"r {config['r']} and alpha {alpha}")
         odd = [(k, v) for k, v in config.items() if k not in FREE and v and v != plain.get(k)]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -144,9 +144,7 @@ def read(model: PeftModel, folder: Path) -> None:
         _refuse(folder, f"{problem}; use --lora-r {r} --lora-alpha {alpha}")
     try:
         tensors = load_file(folder / WEIGHTS)
-        made_for = (
-            json.loads((folder / BASE).read_text("utf-8")) if (folder / BASE).is_file() else {}
-        )
+        made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
         expected = made_for.get("fingerprint") or fingerprint(model)
     except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
         _refuse(folder, f"damaged ({error}); save it again")
@@ -154,8 +152,11 @@ def read(model: PeftModel, folder: Path) -> None:
     remedy = f"use --model with its own base ({trained_on}), or, {MERGE}"
     if expected != fingerprint(model):
         _refuse(folder, f"was trained on another base than {own.base_model_name_or_path}; {remedy}")
+    if not made_for and Path(str(trained_on)).name != Path(own.base_model_name_or_path).name:
+        said = f"its config names {trained_on} as its base, not"
+        print(f"adapter {folder}: {said} {own.base_model_name_or_path}", file=sys.stderr)
     target, found = weights(model), {}
-    scale = config["lora_alpha"] / alpha * (math.sqrt(r) if config.get("use_rslora") else 1)
+    scale = config["lora_alpha"] / alpha * (r**0.5 if config.get("use_rslora") else 1)
     for key, tensor in tensors.items():
         name = NAME.sub(OURS, key)
         if name in found or name not in target or tensor.shape != target[name].shape:

@@ -24,6 +24,7 @@ from grpo.reproduce.commands import NEEDS_JUDGE, Plan, slug
 from grpo.reproduce.markdown import page
 from grpo.reproduce.paper_tables import TABLES, Arm, Table
 from grpo.run.atomic import write_json
+from grpo.run.folder import lock
 from grpo.run.metrics_log import history
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if all(map(plan.lacks_judge, chosen)):
         raise UsageError(f"--arms {plan.arms}: {NEEDS_JUDGE}")
+    lock(plan.folder(name), "reproduce")  # it deletes runs that were cut off
     record = {
         "command": shlex.join(["python", "-m", "grpo.reproduce", *argv]),
         "table": name,

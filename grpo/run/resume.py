@@ -78,9 +78,8 @@ def open_run(
     if not rank():
         run = run_folder(config, policy, label, point.run)
         if point.run:
-            os.close(
-                lock(run, "evaluate")
-            )  # what evaluate.py writes now would be of another policy
+            # What evaluate.py would write from here on is of a policy that is gone.
+            os.close(lock(run, "evaluate"))
             cut_back(run, point.checkpoint, config.steps)
         lines = "".join(json.dumps(row) + "\n" for row in skipped)
         write_whole(run / "skipped.jsonl", lines.encode())

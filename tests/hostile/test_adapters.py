@@ -119,6 +119,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "an alpha in digits": (config(lora_alpha="32"), "damaged adapter_config.json"),
     "an alpha of NaN": (config(lora_alpha=float("nan")), "damaged adapter_config.json"),
     "an alpha without end": (config(lora_alpha=float("inf")), "damaged adapter_config.json"),
+    "an alpha of 400 digits": (config(lora_alpha=10**400), "damaged adapter_config.json"),
     "another method": (config(peft_type="PREFIX_TUNING"), "LoRA (peft_type PREFIX_TUNING)"),
     "a method of no text": (config(peft_type=["LORA"]), "not plain LoRA"),
     "DoRA": (config(use_dora=True), "not plain LoRA (use_dora True); if peft can merge it"),
@@ -144,6 +145,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "another shape": (
         tensors(lambda found: found.update({FIRST: torch.ones(4, 4)})),
         f"has {FIRST} [4, 4], which has no place",
+    ),
+    "a name without end": (
+        tensors(lambda found: found.update({".layers" * 200_000: torch.ones(1)})),
+        "which has no place here",
     ),
     "no tensor": (tensors(lambda found: found.clear()), "lacks A or B of"),
     "no tensor of those listed": (nothing, "lacks A or B of"),

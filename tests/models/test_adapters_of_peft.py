@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -107,6 +108,21 @@ def try_kinds(kinds: list[str], model: Path, place: Path) -> None:
 
 def test_an_adapter_moves_each_weight_as_peft_does(tiny_folder: Path, tmp_path: Path) -> None:
     try_kinds(["q and v", "alpha of no whole number"], tiny_folder, tmp_path)
+
+
+def test_another_base_by_name_is_said(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qwen2.5-VL-7B has the shapes of Qwen2-VL-7B, and a base may lie in any folder."""
+    adapter = written(tiny_folder, tmp_path)
+    load_policy(str(tiny_folder), adapter=adapter, device="cpu")
+    assert "adapter" not in capsys.readouterr().err
+    file = adapter / lora.CONFIG
+    named = {"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    load_policy(str(tiny_folder), adapter=adapter, device="cpu")
+    said = f"its config names Qwen/Qwen2.5-VL-7B-Instruct as its base, not {tiny_folder}\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 @pytest.mark.exhaustive
