@@ -19,6 +19,7 @@ from functools import partial
 from itertools import starmap
 from numbers import Real
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from rewards import rules
@@ -168,7 +169,8 @@ def score(
 
     A total is the weighted sum of the parts that apply. Raises RewardError if a column has another
     length, if a function raises or returns anything but n finite numbers or Nones, and if no reward
-    applies to a completion: the 0 of an empty sum would be a judgement, too.
+    applies to a completion: the 0 of an empty sum would be a judgement, too. If a judge gave no
+    verdict about it, its total is the mean of its question's other completions.
 
     >>> columns = {"answer": ["B"], "letters": ["AB"], "options": [["none", "cyst"]]}
     >>> score(parse_rewards("format=0.5,accuracy"), ["Which?"], ["<answer>B</answer>"], columns)
@@ -187,10 +189,14 @@ def score(
             if value is not None:
                 totals[i] += reward.weight * value
                 applied[i] = True
-    if not all(applied):
+    missing = [i for i in range(n) if not applied[i]]
+    if missing and not (any(applied) and NEED_A_JUDGE.keys() & parts.keys()):
         remedy = "add one that always applies, such as accuracy"
-        i = applied.index(False)
-        raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
+        raise RewardError(f"no reward applies to completion {missing[0]}, all gave None; {remedy}")
+    asked = columns.get("id", prompts)
+    for i in missing:  # the judge gave no verdict: neither better nor worse than its group
+        group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
+        totals[i] = fmean(group or [0.0])
     return totals, parts
 
 
