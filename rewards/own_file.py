@@ -28,50 +28,51 @@ atexit.register(LOOP.close)
 TORCH = ("default_dtype", "num_threads", "float32_matmul_precision", "deterministic_debug_mode")
 
 
-class OwnFile:
-    """A user's file, run once, as a module. Raises whatever the file raises."""
-
-    def __init__(self, path: Path) -> None:
-        self._chosen: dict[Callable, Any] = {}  # the settings that the file has changed
-        self.module = ModuleType(_free_name(path))
-        sys.modules[self.module.__name__] = self.module  # pickle and dataclasses look it up there
-        self.module.__file__ = str(path)
-        os.register_at_fork(
-            before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM]),
-            after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM]),
-            after_in_child=_end_with_the_run,
-        )
-        with self._apart():
-            sys.path = [str(path.parent), *sys.path]
-            asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run
-            # Compiled and not imported: an import would write __pycache__ beside the user's file.
-            exec(compile(path.read_bytes(), str(path), "exec"), self.module.__dict__)
-
-    def call(self, function: Callable[..., Any], /, **arguments: Any) -> Any:
-        """Return what a function of the file returns; it gets copies, so it may change them."""
-        with self._apart():
-            return finished(function(**copy.deepcopy(arguments)))
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Run the body with the settings that the file chose, then put the run's back."""
-        settings = _settings()
-        ours = {put: read() for put, read in settings.items()}
-        for put, value in self._chosen.items():
-            put(value)
-        try:
-            yield
-        finally:
-            theirs = {put: read() for put, read in settings.items()}
-            # Nothing is set to what it is already: even that could change how numbers round.
-            self._chosen = {put: value for put, value in theirs.items() if value != ours[put]}
-            for put in self._chosen:
-                put(ours[put])
+Chosen = dict[Callable[[Any], Any], Any]  # what a file has set: how it is set, and its value
 
 
-def finished(values: Any) -> Any:
-    """Return the values that a reward function returned; a coroutine is run to its end."""
-    return LOOP.run(values) if asyncio.iscoroutine(values) else values
+def run_file(path: Path) -> tuple[ModuleType, Chosen]:
+    """Run a user's file once; return its module and what it has set. Raises what it raises."""
+    chosen: Chosen = {}
+    module = ModuleType(_free_name(path))
+    sys.modules[module.__name__] = module  # pickle and dataclasses look it up there
+    module.__file__ = str(path)
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM]),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM]),
+        after_in_child=_end_with_the_run,
+    )
+    with _apart(chosen):
+        sys.path = [str(path.parent), *sys.path]
+        asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run
+        # Compiled and not imported: an import would write __pycache__ beside the user's file.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module, chosen
+
+
+def call(function: Callable[..., Any], chosen: Chosen, /, **arguments: Any) -> Any:
+    """Return what a function of a file returns; it gets copies, so it may change its arguments."""
+    with _apart(chosen):
+        values = function(**copy.deepcopy(arguments))
+        return LOOP.run(values) if asyncio.iscoroutine(values) else values
+
+
+@contextmanager
+def _apart(chosen: Chosen) -> Iterator[None]:
+    """Run the body with the settings that the file chose, then put the run's back."""
+    settings = _settings()
+    ours = {put: read() for put, read in settings.items()}
+    for put, value in chosen.items():
+        put(value)
+    try:
+        yield
+    finally:
+        theirs = {put: read() for put, read in settings.items()}
+        chosen.clear()
+        # Nothing is set to what it is already: even that could change how numbers round.
+        chosen |= {put: value for put, value in theirs.items() if value != ours[put]}
+        for put in chosen:
+            put(ours[put])
 
 
 def _settings() -> dict[Callable[[Any], Any], Callable[[], Any]]:

@@ -11,7 +11,7 @@ unchanged. A resumed run scores its completions again and must end in the same w
 """
 
 import math
-from asyncio import CancelledError
+from asyncio import CancelledError, iscoroutine
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -20,11 +20,12 @@ from itertools import starmap
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
-from rewards.own_file import OwnFile, finished
+from rewards.own_file import LOOP, Chosen, call, run_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 # The size of a reward times its weight: within a group, its square must not exceed a float32.
@@ -109,7 +110,7 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     """
     known = built_in() if known is None else known
     rewards: list[Reward] = []
-    files: dict[Path, OwnFile] = {}
+    files: dict[Path, tuple[ModuleType, Chosen]] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
@@ -147,19 +148,19 @@ def _weight(name: str, number: str) -> float:
     raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
 
 
-def _load(path: Path, function: str, files: dict[Path, OwnFile]) -> RewardFunction:
+def _load(path: Path, function: str, files: dict[Path, Any]) -> RewardFunction:
     """Return the named function of the user's file, which is run once. Raises RewardError."""
     if not path.is_file():
         raise RewardError(f"reward {function!r}: there is no file {path}; give a Python file")
     place = path.resolve()
     try:
-        files[place] = files[place] if place in files else OwnFile(place)
+        module, chosen = files[place] = files[place] if place in files else run_file(place)
     except (Exception, SystemExit) as error:  # a script's exit() must not end the run silently
         raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
-    found = getattr(files[place].module, function, None)
+    found = getattr(module, function, None)
     if not callable(found):
         raise RewardError(f"reward {function!r}: no such function in {path}; define it there")
-    return partial(files[place].call, found)
+    return partial(call, found, chosen)
 
 
 def score(
@@ -189,14 +190,14 @@ def score(
             if value is not None:
                 totals[i] += reward.weight * value
                 applied[i] = True
-    missing = [i for i in range(n) if not applied[i]]
-    if missing and not (any(applied) and NEED_A_JUDGE.keys() & parts.keys()):
-        remedy = "add one that always applies, such as accuracy"
-        raise RewardError(f"no reward applies to completion {missing[0]}, all gave None; {remedy}")
-    asked = columns.get("id", prompts)
-    for i in missing:  # the judge gave no verdict: neither better nor worse than its group
-        group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
-        totals[i] = fmean(group or [0.0])
+    judged, asked = NEED_A_JUDGE.keys() & parts.keys(), columns.get("id", prompts)
+    for i in range(n):
+        if not applied[i] and not (judged and any(applied)):
+            remedy = "add one that always applies, such as accuracy"
+            raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
+        if not applied[i]:  # the judge gave no verdict: neither better nor worse than its group
+            group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
+            totals[i] = fmean(group or [0.0])
     return totals, parts
 
 
@@ -204,7 +205,8 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     """Return the values (n,) as plain floats and Nones. Raises RewardError if one is neither."""
     name, n = reward.name, len(arguments["completions"])
     try:
-        values = finished(reward.function(**arguments))
+        values = reward.function(**arguments)
+        values = LOOP.run(values) if iscoroutine(values) else values
     except RewardError:  # a judge's: its message already holds the remedy
         raise
     except (Exception, SystemExit, CancelledError) as error:
@@ -219,7 +221,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
         raise RewardError(f"reward {name!r} returned {given}; return one for each, in order")
     floats: Values = []
     for i, value in enumerate(values):
-        number = None if value is None else _number(value)
+        number = value if type(value) is float else _number(value)
         if number is not None and not abs(number) * max(1.0, abs(reward.weight)) <= LARGEST:
             given = f"{_line(value)} for completion {i}"
             remedy = f"return a finite float, times its weight at most {LARGEST:g}, or None"
@@ -228,8 +230,10 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     return floats
 
 
-def _number(value: object) -> float:
-    """Return a number of any type as a float; NaN if it is no number or too large for a float."""
+def _number(value: object) -> float | None:
+    """Return a number of any type as a float; NaN if it is none or too large for a float."""
+    if value is None:
+        return None
     with suppress(Exception):  # numbers of other libraries raise many kinds
         value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
         if isinstance(value, Real | Decimal):
