@@ -14,6 +14,7 @@ import importlib.util
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Any
 LOOP = asyncio.Runner()
 atexit.register(LOOP.close)
 # What torch.get_NAME reads and torch.set_NAME sets.
-TORCH = ("default_dtype", "num_threads", "float32_matmul_precision", "deterministic_debug_mode")
+TORCH = ("default_dtype", "num_threads", "deterministic_debug_mode")
 
 
 Chosen = dict[Callable[[Any], Any], Any]  # what a file has set: how it is set, and its value
@@ -83,17 +84,20 @@ def _settings() -> dict[Callable[[Any], Any], Callable[[], Any]]:
         # None is the CPU without the context of a device, which slows every call down.
         torch.set_default_device(None if device.type == "cpu" else device)
 
-    cudnn = torch.backends.cudnn
     settings = {
         os.chdir: os.getcwd,
         _set_environment: os.environ.copy,
         set_device: torch.get_default_device,
+        partial(setattr, warnings, "filters"): lambda: [*warnings.filters],
         torch.set_grad_enabled: torch.is_grad_enabled,
         torch.set_anomaly_enabled: torch.is_anomaly_enabled,
     }
     for name in TORCH:
         settings[getattr(torch, f"set_{name}")] = getattr(torch, f"get_{name}")
-    for owner, name in ((sys, "path"), (cudnn, "benchmark"), (cudnn, "deterministic")):
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    attributes = [(sys, "path"), (cudnn, "benchmark"), (cudnn, "deterministic")]
+    attributes += [(cuda.matmul, "fp32_precision"), (mkldnn.matmul, "fp32_precision")]
+    for owner, name in attributes:
         settings[partial(setattr, owner, name)] = partial(getattr, owner, name)
     for number in (signal.SIGINT, signal.SIGTERM):
         settings[partial(signal.signal, number)] = partial(signal.getsignal, number)
