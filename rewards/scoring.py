@@ -115,10 +115,8 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
-        named = (
-            (function, _load(Path(path), function, files)) if colon else (name, _known(name, known))
-        )
-        reward = Reward(*named, weight)
+        found = _load(Path(path), function, files) if colon else _known(name, known)
+        reward = Reward(function, found, weight)  # `function` is the name if there is no colon
         if reward.name in [other.name for other in rewards]:
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)
