@@ -135,9 +135,8 @@ def _normal(text: str) -> str:
     >>> _normal("  Left   Lung. ")
     'left lung'
     """
-    plain = text.isascii() and "&" not in text  # as most are: nothing to fold but the case
-    same = text.casefold() if plain else folded(text)
-    return " ".join(same.split()).removesuffix(".").rstrip()
+    text = text.casefold() if text.isascii() and "&" not in text else folded(text)
+    return " ".join(text.split()).removesuffix(".").rstrip()
 
 
 # --- MedVLM-R1's own scoring, for comparisons with its figures; our main figures do not use it

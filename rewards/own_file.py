@@ -14,9 +14,10 @@ import importlib.util
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,59 +26,54 @@ from typing import Any
 LOOP = asyncio.Runner()
 atexit.register(LOOP.close)
 # What torch.get_NAME reads and torch.set_NAME sets.
-TORCH = ("default_dtype", "num_threads", "float32_matmul_precision", "deterministic_debug_mode")
+TORCH = ("default_dtype", "num_threads", "deterministic_debug_mode")
 
 
-class OwnFile:
-    """A user's file, run once, as a module. Raises whatever the file raises."""
-
-    def __init__(self, path: Path, source: bytes) -> None:
-        self._chosen: dict[Callable, Any] = {}  # the settings that the file has changed
-        self.module = ModuleType(_free_name(path))
-        sys.modules[self.module.__name__] = self.module  # pickle and dataclasses look it up there
-        self.module.__file__ = str(path)
-        os.register_at_fork(
-            before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM]),
-            after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM]),
-            after_in_child=_end_with_the_run,
-        )
-        with self._apart():
-            sys.path = [str(path.parent), *sys.path]
-            asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run
-            # Compiled and not imported: an import would write __pycache__ beside the user's file.
-            exec(compile(source, str(path), "exec"), self.module.__dict__)
-
-    def call(self, function: Callable[..., Any], /, **arguments: Any) -> Any:
-        """Return what a function of the file returns; it gets copies, so it may change them."""
-        with self._apart():
-            return finished(function(**copy.deepcopy(arguments)))
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Run the body with the settings that the file chose, then put the run's back."""
-        settings = _settings()
-        ours = {put: read() for put, read in settings.items()}
-        for put, value in self._chosen.items():
-            put(value)
-        try:
-            yield
-        finally:
-            theirs = {put: read() for put, read in settings.items()}
-            # Nothing is set to what it is already: even that could change how numbers round.
-            self._chosen = {put: value for put, value in theirs.items() if value != ours[put]}
-            for put in self._chosen:
-                put(ours[put])
+Chosen = dict[Callable[[Any], Any], Any]  # what a file has set: how it is set, and its value
 
 
-@cache
-def own_file(path: Path, source: bytes) -> OwnFile:
-    """Return the file as a module that is run once, however many of its functions are rewards."""
-    return OwnFile(path, source)
+def run_file(path: Path) -> tuple[ModuleType, Chosen]:
+    """Run a user's file once; return its module and what it has set. Raises what it raises."""
+    chosen: Chosen = {}
+    module = ModuleType(_free_name(path))
+    sys.modules[module.__name__] = module  # pickle and dataclasses look it up there
+    module.__file__ = str(path)
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM]),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM]),
+        after_in_child=_end_with_the_run,
+    )
+    with _apart(chosen):
+        sys.path = [str(path.parent), *sys.path]
+        asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run
+        # Compiled and not imported: an import would write __pycache__ beside the user's file.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module, chosen
 
 
-def finished(values: Any) -> Any:
-    """Return the values that a reward function returned; a coroutine is run to its end."""
-    return LOOP.run(values) if asyncio.iscoroutine(values) else values
+def call(function: Callable[..., Any], chosen: Chosen, /, **arguments: Any) -> Any:
+    """Return what a function of a file returns; it gets copies, so it may change its arguments."""
+    with _apart(chosen):
+        values = function(**copy.deepcopy(arguments))
+        return LOOP.run(values) if asyncio.iscoroutine(values) else values
+
+
+@contextmanager
+def _apart(chosen: Chosen) -> Iterator[None]:
+    """Run the body with the settings that the file chose, then put the run's back."""
+    settings = _settings()
+    ours = {put: read() for put, read in settings.items()}
+    for put, value in chosen.items():
+        put(value)
+    try:
+        yield
+    finally:
+        theirs = {put: read() for put, read in settings.items()}
+        chosen.clear()
+        # Nothing is set to what it is already: even that could change how numbers round.
+        chosen |= {put: value for put, value in theirs.items() if value != ours[put]}
+        for put in chosen:
+            put(ours[put])
 
 
 def _settings() -> dict[Callable[[Any], Any], Callable[[], Any]]:
@@ -88,17 +84,20 @@ def _settings() -> dict[Callable[[Any], Any], Callable[[], Any]]:
         # None is the CPU without the context of a device, which slows every call down.
         torch.set_default_device(None if device.type == "cpu" else device)
 
-    cudnn = torch.backends.cudnn
     settings = {
         os.chdir: os.getcwd,
         _set_environment: os.environ.copy,
         set_device: torch.get_default_device,
+        partial(setattr, warnings, "filters"): lambda: [*warnings.filters],
         torch.set_grad_enabled: torch.is_grad_enabled,
         torch.set_anomaly_enabled: torch.is_anomaly_enabled,
     }
     for name in TORCH:
         settings[getattr(torch, f"set_{name}")] = getattr(torch, f"get_{name}")
-    for owner, name in ((sys, "path"), (cudnn, "benchmark"), (cudnn, "deterministic")):
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    attributes = [(sys, "path"), (cudnn, "benchmark"), (cudnn, "deterministic")]
+    attributes += [(cuda.matmul, "fp32_precision"), (mkldnn.matmul, "fp32_precision")]
+    for owner, name in attributes:
         settings[partial(setattr, owner, name)] = partial(getattr, owner, name)
     for number in (signal.SIGINT, signal.SIGTERM):
         settings[partial(signal.signal, number)] = partial(signal.getsignal, number)

@@ -11,19 +11,21 @@ unchanged. A resumed run scores its completions again and must end in the same w
 """
 
 import math
-from asyncio import CancelledError
+from asyncio import CancelledError, iscoroutine
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from itertools import starmap
 from numbers import Real
-from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
+from rewards.own_file import LOOP, Chosen, call, run_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 # The size of a reward times its weight: within a group, its square must not exceed a float32.
@@ -108,13 +110,14 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     """
     known = built_in() if known is None else known
     rewards: list[Reward] = []
+    files: dict[Path, tuple[ModuleType, Chosen]] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
-        named = (function, _load(Path(path), function)) if colon else (name, _known(name, known))
-        reward = Reward(*named, weight)
-        if reward.name in map(attrgetter("name"), rewards):
+        found = _load(Path(path), function, files) if colon else _known(name, known)
+        reward = Reward(function, found, weight)  # `function` is the name if there is no colon
+        if reward.name in [other.name for other in rewards]:
             raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
         rewards.append(reward)
     accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
@@ -143,20 +146,19 @@ def _weight(name: str, number: str) -> float:
     raise RewardError(f"reward {name!r}: weight {number!r} is no number; write {name}=0.5")
 
 
-def _load(path: Path, function: str) -> RewardFunction:
+def _load(path: Path, function: str, files: dict[Path, Any]) -> RewardFunction:
     """Return the named function of the user's file, which is run once. Raises RewardError."""
-    from rewards.own_file import own_file  # most runs have none
-
     if not path.is_file():
         raise RewardError(f"reward {function!r}: there is no file {path}; give a Python file")
+    place = path.resolve()
     try:
-        file = own_file(path.resolve(), path.read_bytes())
+        module, chosen = files[place] = files[place] if place in files else run_file(place)
     except (Exception, SystemExit) as error:  # a script's exit() must not end the run silently
         raise RewardError(f"reward {function!r}: mend {path}, {_line(error)}") from error
-    found = getattr(file.module, function, None)
+    found = getattr(module, function, None)
     if not callable(found):
         raise RewardError(f"reward {function!r}: no such function in {path}; define it there")
-    return partial(file.call, found)
+    return partial(call, found, chosen)
 
 
 def score(
@@ -166,7 +168,8 @@ def score(
 
     A total is the weighted sum of the parts that apply. Raises RewardError if a column has another
     length, if a function raises or returns anything but n finite numbers or Nones, and if no reward
-    applies to a completion: the 0 of an empty sum would be a judgement, too.
+    applies to a completion: the 0 of an empty sum would be a judgement, too. If a judge gave no
+    verdict about it, its total is the mean of its question's other completions.
 
     >>> columns = {"answer": ["B"], "letters": ["AB"], "options": [["none", "cyst"]]}
     >>> score(parse_rewards("format=0.5,accuracy"), ["Which?"], ["<answer>B</answer>"], columns)
@@ -185,10 +188,14 @@ def score(
             if value is not None:
                 totals[i] += reward.weight * value
                 applied[i] = True
-    if not all(applied):
-        remedy = "add one that always applies, such as accuracy"
-        i = applied.index(False)
-        raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
+    judged, asked = NEED_A_JUDGE.keys() & parts.keys(), columns.get("id", prompts)
+    for i in range(n):
+        if not applied[i] and not (judged and any(applied)):
+            remedy = "add one that always applies, such as accuracy"
+            raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
+        if not applied[i]:  # the judge gave no verdict: neither better nor worse than its group
+            group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
+            totals[i] = fmean(group or [0.0])
     return totals, parts
 
 
@@ -197,6 +204,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     name, n = reward.name, len(arguments["completions"])
     try:
         values = reward.function(**arguments)
+        values = LOOP.run(values) if iscoroutine(values) else values
     except RewardError:  # a judge's: its message already holds the remedy
         raise
     except (Exception, SystemExit, CancelledError) as error:
@@ -211,7 +219,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
         raise RewardError(f"reward {name!r} returned {given}; return one for each, in order")
     floats: Values = []
     for i, value in enumerate(values):
-        number = value if value is None or type(value) is float else _number(value)
+        number = value if type(value) is float else _number(value)
         if number is not None and not abs(number) * max(1.0, abs(reward.weight)) <= LARGEST:
             given = f"{_line(value)} for completion {i}"
             remedy = f"return a finite float, times its weight at most {LARGEST:g}, or None"
@@ -220,8 +228,10 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     return floats
 
 
-def _number(value: object) -> float:
-    """Return a number of any type as a float; NaN if it is no number or too large for a float."""
+def _number(value: object) -> float | None:
+    """Return a number of any type as a float; NaN if it is none or too large for a float."""
+    if value is None:
+        return None
     with suppress(Exception):  # numbers of other libraries raise many kinds
         value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
         if isinstance(value, Real | Decimal):

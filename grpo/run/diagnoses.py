@@ -21,6 +21,7 @@ History = Sequence[dict[str, float]]
 WINDOW = 10  # steps that a share is averaged over
 TREND = 30  # steps in each of two means that are compared: a step of 4 groups is mostly noise
 MOST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.02}  # of log-probs by sampler and by scorer
+EARLY = 3  # steps after which a reward that never applied is said
 AGAIN = 30  # steps that a diagnosis must not hold for before it is said again
 
 
@@ -33,6 +34,18 @@ def no_signal(history: History, config: Config) -> str | None:
     share = _mean(history, "frac_reward_zero_std")
     remedy = f"raise {_now(config, 'group_size')} or {_now(config, 'temperature')}"
     return f"{100 * share:.0f} % of groups have no signal: {remedy}" if share >= 0.5 else None
+
+
+def never_applies(history: History, config: Config) -> str | None:
+    """A reward has been None for every completion of the run, in three steps or more."""
+    never = [
+        name.split("/")[1]
+        for name in history[-1]
+        if name.startswith("rewards/") and all(math.isnan(step.get(name, 0)) for step in history)
+    ]
+    found = f"{', '.join(never)} applied to no completion so far and pays nothing"
+    remedy = f"look at its data or judge, or leave it out of {_now(config, 'reward')}"
+    return f"{found}: {remedy}" if never and len(history) >= EARLY else None
 
 
 def equal_completions(history: History, config: Config) -> str | None:
@@ -99,7 +112,7 @@ def sampler_is_not_scorer(history: History, config: Config) -> str | None:
     return f"{found}: try --cuda-graphs off, or {_now(config, 'dtype')} float32"
 
 
-DIAGNOSES = (no_signal, equal_completions, truncated, kl_above_1)
+DIAGNOSES = (no_signal, never_applies, equal_completions, truncated, kl_above_1)
 DIAGNOSES += (format_without_accuracy, reward_not_moving, sampler_is_not_scorer)
 
 

@@ -158,7 +158,9 @@ class Endpoint:
             self._refused(response.status_code, response.headers, text)
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+            if isinstance(content, list):  # of parts, as the form allows
+                content = "".join(str(part.get("text", "")) for part in content)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has no text
 

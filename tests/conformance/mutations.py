@@ -89,7 +89,7 @@ MUTATIONS = [
     ("an empty wording matches an empty answer", "visual_rft_176", "rewards/words.py",
      "return bool(answer) and answer in", "return answer in"),
     ("None is zero", "trl_none", REWARDS,
-     "None if value is None else _number(value)", "_number(value or 0)"),
+     "else _number(value)", "else _number(value or 0)"),
     ("a reward's weight forgotten", "trl_none", REWARDS, "totals[i] += reward.weight * value",
      "totals[i] += value"),
     # Operations

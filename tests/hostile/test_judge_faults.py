@@ -135,6 +135,12 @@ def test_a_judge_that_is_mostly_read_is_not_complained_about(
     assert capsys.readouterr().err == ""
 
 
+def test_a_reply_in_parts_is_read(server: Server) -> None:
+    said = verdict("no")
+    server.reply = lambda body: [{"type": "thinking"}, {"type": "text", "text": said}]
+    assert judge_at(server).ask(ASKED[:1]) == [Verdict("no", "as seen")]
+
+
 def test_a_judge_is_no_request_to_the_hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert judge_at(server).ask(ASKED[:1]) == [YES]

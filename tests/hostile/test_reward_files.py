@@ -72,6 +72,10 @@ SETS = {
         "torch.set_float32_matmul_precision('medium')",
         "torch.get_float32_matmul_precision() == 'medium'",
     ),
+    "precision, of one backend": (
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.fp32_precision == 'tf32'",
+    ),
     "anomalies": ("torch.autograd.set_detect_anomaly(True)", "torch.is_anomaly_enabled()"),
     "cudnn": (
         "torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = True",
@@ -81,9 +85,10 @@ SETS = {
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
         "signal.getsignal(signal.SIGTERM) == signal.SIG_IGN",
     ),
+    "warnings": ("warnings.simplefilter('error')", "warnings.filters[0][0] == 'error'"),
     "the path": ("sys.path.append('/mine')", "'/mine' in sys.path"),
 }
-IMPORTS = "import os, random, signal, sys\nimport torch\n"
+IMPORTS = "import os, random, signal, sys, warnings\nimport torch\n"
 
 
 def check_set_apart(folder: Path, name: str) -> None:

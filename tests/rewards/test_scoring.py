@@ -231,6 +231,15 @@ def test_a_completion_to_which_no_reward_applies_is_an_error_and_not_a_zero():
     assert score([*rewards, *parse_rewards("format")], PROMPTS, SAID, COLUMNS)[0] == [2, 1, 0, 0]
 
 
+def test_a_missing_verdict_is_neither_better_nor_worse_than_its_group():
+    judged = [Reward("semantic", lambda completions, **_: [1.0, None, 0.0, None])]
+    groups = COLUMNS | {"id": ["a", "a", "a", "b"]}
+    assert score(judged, PROMPTS, SAID, groups)[0] == [1.0, 0.5, 0.0, 0.0]
+    nothing = [Reward("semantic", lambda completions, **_: [None] * 4)]
+    with pytest.raises(RewardError, match="no reward applies to completion 0"):
+        score(nothing, PROMPTS, SAID, groups)
+
+
 def test_columns_out_of_step_with_the_completions_are_refused():
     with pytest.raises(RewardError, match="answer: 3 entries for 4 completions"):
         score(parse_rewards("format"), PROMPTS, SAID, COLUMNS | {"answer": ["B"] * 3})

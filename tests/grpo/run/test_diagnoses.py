@@ -56,11 +56,21 @@ def noisy(rise: float, noise: float) -> list[dict[str, float]]:
     return [HEALTHY | {"reward": reward} for reward in rewards]
 
 
+NEVER = {"rewards/semantic/mean": math.nan}
 CASES = {  # diagnosis: what it is said of, and with which words; what it is not said of
     "no_signal": (
         flat(frac_reward_zero_std=0.72),
         ["72 % of groups have no signal", "--group-size (now 6)", "--temperature (now 0.9)"],
         [flat(frac_reward_zero_std=0.49), flat(WINDOW - 1, frac_reward_zero_std=0.72)],
+    ),
+    "never_applies": (
+        flat(3, **NEVER),
+        ["semantic applied to no completion so far", "--reward (now format=1"],
+        [
+            flat(2, **{"rewards/semantic/mean": math.nan}),
+            flat(9, **{"rewards/semantic/mean": math.nan})
+            + flat(1, **{"rewards/semantic/mean": 0}),
+        ],
     ),
     "equal_completions": (
         flat(same_text=0.3),
