@@ -20,7 +20,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -44,12 +44,11 @@ READERS = (*HUB, "vqa-med-2019", "silvar-med", "jsonl")
 Refusal = Callable[[VQAExample, list[tuple[int, int]]], str]
 
 
+@dataclass(eq=False, repr=False)
 class LeftOut(set[Skipped]):
     """What has been left out so far. `refused` tells which questions the model cannot take."""
 
-    def __init__(self, refused: Refusal = lambda *_: "") -> None:
-        super().__init__()
-        self.refused = refused
+    refused: Refusal = lambda *_: ""
 
 
 Skips = LeftOut | None  # where to add what is left out; None: nowhere
