@@ -42,7 +42,7 @@ FREE = (
     "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform",
     "layers_pattern", "lora_dropout", "fan_in_fan_out", "inference_mode", "task_type", "revision",
     "base_model_name_or_path", "auto_mapping", "peft_version", "ensure_weight_tying", "eva_config",
-    "corda_config", "lora_ga_config", "loftq_config", "runtime_config",
+    "corda_config", "lora_ga_config", "loftq_config", "runtime_config", "qalora_group_size",
 )  # fmt: skip
 # How A and B may have begun, beside the default. Any other start (pissa, olora, corda, loftq,
 # lora_ga) takes B A out of the base first, so what is saved holds a part of W.
