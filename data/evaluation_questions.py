@@ -106,7 +106,8 @@ def learned_questions(learned: Config, asked: Config, skipped: LeftOut) -> list[
         try:
             return load_split(config, "train", config.train_size, skips)
         except UsageError as error:
-            print(f"evaluate.py: the priors cannot learn from {spec}: {error}", file=sys.stderr)
+            remedy = "the priors learn from --data, or are left out"
+            print(f"evaluate.py: {error}; {remedy}", file=sys.stderr)
     return []
 
 

@@ -17,6 +17,7 @@ IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
 Rows = Iterator[tuple[int | str, Any]]  # number of a row in its file, and the row or a `BadRow`
 # A letter as data sets write it, after `fold`: "b", "(b)", "b)", "option b", "b: left".
 LABEL = re.compile(r"(?:(?:option|choice|answer)[ :]*)?\(?([a-z])(?:[).:]+ ?(.*))?")
+NOT_UTF_8 = "line is not UTF-8"
 ENDINGS = ("", ".jpg", ".png", ".jpeg")  # of images that are named without one
 
 
@@ -34,10 +35,13 @@ def require(holds: Any, problem: str) -> None:
         raise BadRow(problem)
 
 
-def read_text(file: Path) -> str:
-    """The text of a file; one that is not readable UTF-8 is a `BadRow`."""
+def read_text(file: Path, errors: str = "strict") -> str:
+    """The text of a file; one that is not readable UTF-8 is a `BadRow`.
+
+    With `errors` "surrogateescape", `is_text` tells the lines that are not.
+    """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig", errors=errors)
     except (OSError, UnicodeDecodeError) as error:
         raise BadRow(f"file cannot be read ({type(error).__name__})") from None
 
@@ -65,9 +69,14 @@ def json_files(path: Path, name: str) -> list[Path]:
 
 def text_lines(file: Path) -> Rows:
     """(line number from 1, {"line": its text}) of a text file; blank lines are nothing."""
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    for number, line in enumerate(read_text(file, "surrogateescape").split("\n"), start=1):
         if line.strip():
-            yield number, {"line": line}
+            yield number, {"line": line} if is_text(line) else BadRow(NOT_UTF_8)
+
+
+def is_text(line: str) -> bool:
+    """Whether a line of a file was UTF-8, see `read_text`."""
+    return not re.search("[\udc80-\udcff]", line)
 
 
 def csv_rows(file: Path) -> Rows:
@@ -76,7 +85,7 @@ def csv_rows(file: Path) -> Rows:
     A quotation mark that opens a cell by mistake costs its own line only: it is one if its line and
     another line of its row have all columns by themselves.
     """
-    lines = list(io.StringIO(read_text(file), newline=""))
+    lines = list(io.StringIO(read_text(file, "surrogateescape"), newline=""))
     names, at = _record(lines)
     require(names and at == 1, "broken CSV")
     while at < len(lines):
@@ -86,6 +95,8 @@ def csv_rows(file: Path) -> Rows:
         if swallows or (not cells and lines[at].strip()):
             length = 1
             yield at + 1, BadRow("broken CSV")
+        elif not all(map(is_text, cells)):
+            yield at + length, BadRow(NOT_UTF_8)
         elif cells:
             row = zip(names, cells + [""] * len(names), strict=False)
             yield at + length, {name.strip(): cell for name, cell in row}

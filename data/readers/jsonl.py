@@ -63,7 +63,8 @@ def _rows(file: Path) -> Rows:
     try:
         values = list(json_list(file))
     except BadRow:  # one object a line, then
-        values = [(number, row["line"]) for number, row in text_lines(file)]
+        lines = text_lines(file)
+        values = [(n, row["line"] if isinstance(row, dict) else row) for n, row in lines]
     found = [(number, _row(value)) for number, value in values]
     rows = [row for _, row in found if isinstance(row, dict)]
     has_images, has_options = (any(row.get(name) for row in rows) for name in ("image", "options"))
@@ -76,6 +77,8 @@ def _rows(file: Path) -> Rows:
 def _row(value: Any) -> dict[str, Any] | BadRow:
     """A row, or its line, in the common form, with its other fields as `extra` and all `keys`."""
     try:
+        if isinstance(value, BadRow):
+            raise value
         raw = parse_json(value) if isinstance(value, str) else value
         require(isinstance(raw, dict), "row is not an object")
     except BadRow as bad:

@@ -62,6 +62,9 @@ def parquet_rows(file: Path) -> Rows:
     """(number, row by column) of a parquet file. Raises UsageError where pyarrow is missing."""
     first: dict[str, ParquetImage] = {}  # hash -> where these bytes stand first
     for number, (place, row) in enumerate(_placed_rows(file)):
+        if isinstance(row, BadRow):
+            yield number, row
+            continue
         image = row.get(IMAGE)
         if content := _content(image):
             digest = hashlib.sha256(content).hexdigest()
@@ -81,18 +84,27 @@ def _content(image: Any) -> bytes | None:
     return content if isinstance(content, bytes) and content else None
 
 
-def _placed_rows(file: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """((row group, row in it), row by column) of a parquet file."""
+def _placed_rows(file: Path) -> Iterator[tuple[tuple[int, int], Any]]:
+    """((row group, row in it), row by column) of a parquet file; a `BadRow` for each row of a group
+    that is damaged."""
     try:
         groups = _groups_of(file)
-        for group in range(groups.num_row_groups):
-            for i, row in enumerate(groups.read_row_group(group).to_pylist()):
-                yield (group, i), row
     except ImportError:
         problem = f"{file} needs pyarrow, which is not installed"
         raise UsageError(f"{problem}: pip install pyarrow") from None
-    except Exception as error:  # a damaged page: pyarrow's own, OSError, UnicodeDecodeError
-        raise BadRow(f"parquet cannot be read ({type(error).__name__})") from None
+    except Exception as error:
+        raise _unreadable(error) from None
+    for group in range(groups.num_row_groups):
+        try:
+            rows = groups.read_row_group(group).to_pylist()
+        except Exception as error:  # a damaged page: pyarrow's own, OSError, UnicodeDecodeError
+            rows = [_unreadable(error)] * groups.metadata.row_group(group).num_rows
+        for i, row in enumerate(rows):
+            yield (group, i), row
+
+
+def _unreadable(error: Exception) -> BadRow:
+    return BadRow(f"parquet cannot be read ({type(error).__name__})")
 
 
 def _groups_of(file: Path) -> Any:

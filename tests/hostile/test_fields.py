@@ -183,6 +183,24 @@ def test_a_stray_quotation_mark_costs_its_own_line(tmp_path: Path) -> None:
     try_every(costs_one, [(choice, change) for choice in ("in, out", "none") for change in changes])
 
 
+def test_a_byte_that_is_not_utf_8_costs_its_own_line(tmp_path: Path) -> None:
+    read(tmp_path, GOOD)
+    good = json.dumps(GOOD).encode()
+    (tmp_path / "own.jsonl").write_bytes(b"\n".join([good, good.replace(b"?", b"\xe9"), good]))
+    data.load.read.cache_clear()
+    listing = data.load.read(f"jsonl:{tmp_path}/own.jsonl")
+    assert [example.id for example in listing.examples] == ["own#1", "own#3"]
+    assert [(s.reason, s.row) for s in listing.skipped] == [("line is not UTF-8", "2")]
+
+    file = tmp_path / "test_2.csv"
+    pmc(tmp_path, written(*(pmc_row(i) | {"Caption": f"cut {i}"} for i in range(1, 6))))
+    file.write_bytes(file.read_bytes().replace(b"cut 2", b"cut \xb5m"))
+    data.load.read.cache_clear()
+    listing = data.load.read(f"pmc-vqa:{tmp_path}")
+    assert len(listing.examples) == 4
+    assert [(s.reason, s.row) for s in listing.skipped] == [("line is not UTF-8", "3")]
+
+
 @pytest.mark.exhaustive
 def test_two_stray_marks_cost_their_lines_and_a_cell_of_two_lines_is_whole(tmp_path: Path) -> None:
     rows = [pmc_row(i) | {"Caption": f"cut {i}"} for i in range(1, 6)]

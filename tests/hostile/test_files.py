@@ -28,7 +28,7 @@ SPOILT: dict[str, tuple[Spoil, bool | None]] = {
     "half of it": (lambda content: content[: len(content) // 2], None),
     "its last byte gone": (lambda content: content[:-1], None),
     "UTF-16": (lambda content: content.decode().encode("utf-16"), False),
-    "Latin-1": (lambda content: content.replace(b"?", b"\xe9", 1), False),
+    "Latin-1": (lambda content: content.replace(b"?", b"\xe9", 1), None),
     "NULs": (lambda _: bytes(1000), False),
     "HTML": (lambda _: b"<!doctype html><title>404</title>", False),
     "nested without end": (lambda _: b"[" * 200_000, False),

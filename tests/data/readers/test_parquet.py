@@ -138,15 +138,16 @@ def test_a_file_that_is_not_parquet_is_one_line(
         read(write(tmp_path, TRAIN, content))
 
 
-def test_a_damaged_row_group_ends_the_file_and_keeps_what_came_before(
+def test_a_damaged_row_group_costs_its_own_rows_and_each_is_counted(
     tmp_path: Path, parquet: Any
 ) -> None:
     content = bytearray(parquet([rad(i, f"Question number {i}?") for i in range(40)], group=10))
     place = content.rindex(b"Question number 25?") - 60
     content[place : place + 90] = b"\xff" * 90
     listing = read(write(tmp_path, TRAIN, bytes(content)))
-    assert len(listing.examples) == 20
-    assert [s.reason.split(" (")[0] for s in listing.skipped] == ["parquet cannot be read"]
+    assert len(listing.examples) == 30
+    assert [s.reason.split(" (")[0] for s in listing.skipped] == ["parquet cannot be read"] * 10
+    assert [s.row for s in listing.skipped] == [str(i) for i in range(20, 30)]
 
 
 def test_an_image_whose_file_has_changed_is_refused_by_name(tmp_path: Path, parquet: Any) -> None:
