@@ -8,8 +8,6 @@ Answers are greedy. `predictions/` in the run folder keeps every one, so no ques
 evaluation.json keeps the table, for the report. train.py calls `validate` and `score_run`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext

@@ -7,8 +7,6 @@
 Flags make a configuration, which makes rewards, questions and a policy; grpo/loop.py trains it.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from argparse import Namespace

@@ -7,8 +7,6 @@ the loss's denominator and every metric are the step's own. A process computes a
 of sampling, judging, and passes through the model. With one process nothing is summed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@
 signatures. The algorithm never looks inside a question or a prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path

@@ -4,8 +4,6 @@ A step refers to everything that it is made of, so that keeping a record of it (
 explaining it (explain/) or neither is up to the caller.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field

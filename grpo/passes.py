@@ -2,8 +2,6 @@
 out, and which pass spoilt the gradient. However the work is cut, the gradient is the same but for
 rounding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

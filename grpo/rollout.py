@@ -1,7 +1,5 @@
 """The rollout of a step: ask B questions, sample G completions of each, score them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import nan

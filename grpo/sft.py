@@ -1,7 +1,5 @@
 """The supervised baseline: the same policy, questions, adapters, optimizer and steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Answers of a policy: greedy, by forced choice, and sampled."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

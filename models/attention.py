@@ -12,8 +12,6 @@ not empty are computed:
           d   1 1     1 1
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -4,8 +4,6 @@ What a user or a data set wrote stays TEXT: a question with `<|image_pad|>` or `
 tokenised letter by letter there, or it would add image tokens without an image, or end the turn.
 """
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The device: which one, in which dtype, and how to know that it or its memory is lost."""
 
-from __future__ import annotations
-
 import re
 
 import torch

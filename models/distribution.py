@@ -4,8 +4,6 @@ A token is drawn from softmax(logits / temperature) over the allowed vocabulary,
 its log-probability is that of exactly this distribution: same temperature, same banned tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import starmap

@@ -10,8 +10,6 @@ Weights are saved in the dtype that the base was loaded in. bfloat16 keeps 8 bit
 what training added to it may be less than that: load with --dtype float32 to export all of it.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

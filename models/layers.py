@@ -10,8 +10,6 @@ The derivatives are written out, because autograd keeps four times what they nee
 forward computes the same in some 40 Python calls a layer; a test compares the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -9,8 +9,6 @@ a time, and rounded once at the end, which is what the instructions do: exact pr
 float32. Weights stay in bfloat16, so a model needs half of the memory.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple

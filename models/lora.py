@@ -6,8 +6,6 @@ On the seven linears of every language-model layer. Nothing of the vision tower,
 kept, and nothing of embedding and head.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A configuration, or the name of a model, to its policy."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -7,8 +7,6 @@ for part in policy.passes(groups):                                       # group
     logprobs, entropy = policy.logprobs([groups[i] for i in part], temperature=1.0)
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

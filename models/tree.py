@@ -6,8 +6,6 @@ positions continue where the prompt's end, so every hidden state equals the one 
 sequence `[prompt | o_i]`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +49,7 @@ class Prompt:
             f"{completion} of completion is more than the model's {most}; {remedy}"
         )
 
-    def followed_by(self, ids: Tensor, text: str) -> Prompt:
+    def followed_by(self, ids: Tensor, text: str) -> "Prompt":
         """The prompt with the tokens (n,) of a text after it."""
         positions = (self.next_position + torch.arange(len(ids))).expand(3, -1)
         return replace(

@@ -1,7 +1,5 @@
 """Fixtures that all tests share: a random tiny Qwen2-VL and policies made from it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

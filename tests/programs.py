@@ -4,8 +4,6 @@
 forked from one with all imports made: the imports take ten times as long as a short run.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import multiprocessing
@@ -40,7 +38,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
-running: list[Program] = []  # all that were started and not ended
+running: list["Program"] = []  # all that were started and not ended
 
 
 class Program(subprocess.Popen):

@@ -1,7 +1,5 @@
 """Short runs that are stopped and go on, and what they must have in common with unbroken ones."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -8,8 +8,6 @@ call) and from the call of grpo(), and writes them to FOLDER/path.json. Fails if
 never reached.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

@@ -3,8 +3,6 @@
 Each test lists all offenders. tests/test_sizes.py has the limits of lines.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two and three real processes under torchrun (gloo, on the CPU) do what one does."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

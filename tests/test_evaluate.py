@@ -1,7 +1,5 @@
 """evaluate.py in all its ways, on one short run: controls, ways of asking, samples, one picture."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

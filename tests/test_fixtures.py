@@ -6,8 +6,6 @@ processor logits move by about 1e-6, which changes a token if its random number 
 an edge. All later steps then differ too, so only the steps before are compared.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -4,8 +4,6 @@ Where MEDVQA_DATA is set, with Qwen2-VL's own vocabulary and on real images; els
 tests' tiny vocabulary, on phantoms. The head has the published 151,936 rows in both cases.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

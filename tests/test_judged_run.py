@@ -1,7 +1,5 @@
 """train.py and evaluate.py with a judge over HTTP: what it is paid, what is told, how it ends."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Programs that a test starts end within a limit, with all that they have started."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

@@ -1,7 +1,5 @@
 """train.py and evaluate.py as a user types them: what they write and print, how they refuse."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

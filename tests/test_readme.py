@@ -4,8 +4,6 @@ Commands run, shortened if they are long. Those that do not run here are named i
 with the reason.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

@@ -1,7 +1,5 @@
 """tests/lowest.txt pins the oldest package of each range in requirements.txt."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """train.py that is stopped by real signals, errors and users, and goes on."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import time

@@ -3,8 +3,6 @@
 Each test lists all offenders. The limits are lowered when the code allows it, and never raised.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import sys

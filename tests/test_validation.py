@@ -1,7 +1,5 @@
 """What --eval-every asks: every modality, each from its own training images, never the test's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

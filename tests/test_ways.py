@@ -1,7 +1,5 @@
 """Starting points and ways of asking, through train.py and evaluate.py."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Its weights are larger than an initialisation's, so that attention, positions an
 the output: a wrong mask or position moves log-probs by far more than any tolerance here.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

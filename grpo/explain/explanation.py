@@ -3,8 +3,6 @@
 Each equation stands beside the function that computes it. The step is made by the loop itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase

@@ -1,7 +1,5 @@
 """The flags of `python -m grpo.reproduce`, and the command line of every arm."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path

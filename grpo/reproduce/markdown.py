@@ -1,7 +1,5 @@
 """The results of a paper's arms as a page of Markdown, the paper's own numbers beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ abstract), "summary" (a third party's), or "unverified" (recalled, not read). Th
 not at hand.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 # At phantom scale there is no expert model: a rule that knows the true findings replaces it.

@@ -9,8 +9,6 @@ phantoms; at scale 2b the same command uses the paper's model and data. A comple
 again, so a table that was cut off continues where it stopped.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Files and folders that exist whole or not at all, even if the program stops midway."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

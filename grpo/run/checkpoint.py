@@ -10,8 +10,6 @@ slot, attempt, row), and the learning rate one of the step. A checkpoint is ther
 all: it is written under another name, synced to the disk, and then renamed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ A diagnosis is a function (history, config) -> sentence, or None if it does not 
 holds the metrics of every step so far, and each step's `same_text` (the function below).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean, variance

@@ -1,7 +1,5 @@
 """The run folder: a new one, the newest one, and which runs are alike."""
 
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """How a run is stopped so that it can go on."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal
@@ -38,7 +36,7 @@ class Stop:
         self.own = self.heard = 0  # the signal's number: of this process, of any of the run
         self.waits, self.when = True, -math.inf
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> "Stop":
         self.before = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -1,7 +1,5 @@
 """What a run says of the machine it runs on: versions, what "auto" became, memory."""
 
-from __future__ import annotations
-
 import platform
 import resource
 import subprocess

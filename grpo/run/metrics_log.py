@@ -1,7 +1,5 @@
 """The numbers of a run's steps on disk: metrics.jsonl, and TensorBoard's files if asked for."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

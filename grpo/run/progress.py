@@ -4,8 +4,6 @@ The numbers of each step, a completion now and then, and the sentences of grpo/r
 Questions and completions are untrusted text: only their printing characters reach the terminal.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import textwrap
@@ -44,7 +42,7 @@ class Progress:
         every = config.sample_every
         self.sample_every = math.ceil(config.steps / 5) if every is None else every
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:

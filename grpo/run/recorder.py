@@ -1,7 +1,5 @@
 """The record of a run, step by step: metrics, traces, checkpoints, and what the terminal shows."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -41,7 +39,7 @@ class Recorder:
         self.describe, self.pieces = describe, pieces
         self.stop_requested = False
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> "Recorder":
         before = history(self.run)
         self.skipped = SkippedSteps(self.config, before)
         self.files = ExitStack()

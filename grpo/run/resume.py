@@ -1,7 +1,5 @@
 """Where a run goes on, and the command that makes it go on."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The one step that the plan of a run's memory takes, with fake tensors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from grpo.distributed import alone

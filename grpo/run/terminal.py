@@ -1,7 +1,5 @@
 """Where a run shows its progress: two lines at the bottom of a terminal, else plain lines."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

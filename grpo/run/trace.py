@@ -15,8 +15,6 @@ Sizes: at most the first 64 groups of a step are written ("groups_left_out" coun
 token takes 28 + 20 U bytes in safetensors and about 20 in JSON; an image takes at most 200 kB.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

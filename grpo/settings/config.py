@@ -5,8 +5,6 @@ fields, so a setting has one name everywhere. Values come in three layers, and t
 the defaults below, the recipe (grpo/settings/recipes.py), the flags that were typed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -182,7 +180,7 @@ class Config:
         return every > 0 and (step % every == 0 or step == self.steps)
 
     @classmethod
-    def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> Config:
+    def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> "Config":
         """Make a Config of the defaults, the recipe and the flags in `argv`; the later one wins.
 
         `argv` None is the command line. Prints one line and exits with code 2 on a bad flag, and
@@ -211,7 +209,7 @@ class Config:
         return {name: value for name, value in self.to_dict().items() if value != plain[name]}
 
     @classmethod
-    def load(cls, path: str | Path) -> Config:
+    def load(cls, path: str | Path) -> "Config":
         """Read what `save` wrote; absent settings take their defaults.
 
         Raises UsageError, which names the file, for a missing, foreign or newer one or a bad value.

@@ -1,7 +1,5 @@
 """Errors that a user can correct: each prints one line on stderr and exits with code 2."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

@@ -5,8 +5,6 @@ prints --help. `check_options` checks the values, so a dataclass that is built i
 or from flags obeys the same rules and fails with the same message.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """The flags of evaluate.py."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import typing

@@ -7,8 +7,6 @@ text of the last two was not at hand: "paper" marks what their abstracts and pag
 what third parties say of them.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 # What the papers' recipes share: the model of all three (paper; Zhu et al.: summary); MedVLM-R1

@@ -4,8 +4,6 @@ A file is written beside its place and renamed, so no run reads half of one. Any
 any time: its features are computed again.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from contextlib import suppress

@@ -5,8 +5,6 @@ ALONE, so that the result cannot depend on a batch, and its features are kept in
 cache folder. Sampling, the policy pass and the reference pass all use the same tensor.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable

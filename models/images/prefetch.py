@@ -4,8 +4,6 @@ Decoding, resizing and hashing release Python's lock, so threads are enough: the
 of the model, and nothing is sent between processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import repeat

@@ -5,8 +5,6 @@ run in order, and each may rely on those before it. Nothing here runs code from 
 pickle is opened.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -4,8 +4,6 @@ Only `qwen2_vl`, only safetensors, never code from a checkpoint, and no AutoProc
 it needs torchvision, for a video processor that is not used here.
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import ExitStack
 from pathlib import Path

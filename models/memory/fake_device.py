@@ -1,7 +1,5 @@
 """A device whose tensors are fake: with a shape and a dtype, without values and without memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

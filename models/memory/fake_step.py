@@ -5,8 +5,6 @@ operation on them gives fake tensors again, and torch's memory tracker adds up t
 So what is measured is the step itself, not a formula for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace

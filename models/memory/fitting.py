@@ -1,7 +1,5 @@
 """From the peaks of a step to other sizes of it: the largest that fits, and the table to print."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ A plan has three fake steps at most: the largest step without checkpointing, the
 one with the largest group that fits. Between steps, memory is a line in the tokens of a pass.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -9,8 +9,6 @@ later is a minority habit, and the letter of an answer is learned last. A progra
 the one file of models/ that imports data/.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import dataclasses

@@ -1,7 +1,5 @@
 """An untrained tiny Qwen2-VL as a hub folder: tokenizer, chat template, random weights."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

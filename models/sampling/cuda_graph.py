@@ -16,8 +16,6 @@ A driver, a library or another torch may refuse to record. `--cuda-graphs auto` 
 the plain loop, which draws the same tokens from the same random numbers.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,7 +52,7 @@ class Graph:
     Capturing then executes nothing.
     """
 
-    def __init__(self, step: Step, device: torch.device, beside: Graph | None) -> None:
+    def __init__(self, step: Step, device: torch.device, beside: "Graph | None") -> None:
         """`beside` is a graph that is never replayed at the same time: they share their memory."""
         with torch.cuda.device(device):
             # A pool whose graphs are all gone may not be used again, so the next makes a new one.

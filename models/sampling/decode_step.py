@@ -5,8 +5,6 @@ allocated once (`Weights`, `Buffers`) and updated in place, and no Python code m
 shape, branch or error of a step may depend on one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -31,7 +29,7 @@ class Weights(NamedTuple):
     head: Head
     banned: Tensor  # (V,) bool
 
-    def with_own_lora(self) -> Weights:
+    def with_own_lora(self) -> "Weights":
         """The same with copies of A and B, whose addresses a graph may keep.
 
         `Layers` casts A and B to the dtype that W computes in, which makes new tensors each time.
@@ -39,7 +37,7 @@ class Weights(NamedTuple):
         self.layers.layers[:] = [Layer(*map(_own_lora, layer)) for layer in self.layers.layers]
         return self
 
-    def copy_lora(self, now: Weights) -> None:
+    def copy_lora(self, now: "Weights") -> None:
         """Copy the values that A and B have now: trained further, loaded, or another adapter's."""
         for mine, new in zip(self.layers.layers, now.layers.layers, strict=True):
             for part, other in zip(mine, new, strict=True):
@@ -87,7 +85,7 @@ class Buffers:
     sin: Tensor
 
     @classmethod
-    def make(cls, layers: Layers, rows: int, slots: int, like: Tensor) -> Buffers:
+    def make(cls, layers: Layers, rows: int, slots: int, like: Tensor) -> "Buffers":
         """In dtype and on the device of `like` (..., hidden)."""
         kv_heads, width = layers.heads[1], layers.width
         positions = torch.arange(slots, device=like.device).expand(3, -1)
@@ -110,7 +108,7 @@ class Buffers:
         """Whether there is room for so many rows and slots."""
         return rows <= self.cache.shape[2] and slots <= self.cache.shape[4]
 
-    def first(self, rows: int) -> Buffers:
+    def first(self, rows: int) -> "Buffers":
         """Views of the first rows of the same buffers."""
         names = ("mask", "hidden", "position", "uniforms")
         parts = {name: getattr(self, name)[:rows] for name in names}

@@ -5,8 +5,6 @@ times less to hold and to read, and not slower than a copy in each row even for 
 (tests/benchmarks/README.md). The GPU's sampler does copy them (models/sampling/decode_step.py).
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Callable, Sequence

@@ -8,8 +8,6 @@ A sampler draws G completions of each prompt, one token at a time for all of the
 Nothing is read from generation_config: Qwen2-VL's has top_k=1, which makes all completions equal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

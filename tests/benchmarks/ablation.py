@@ -8,8 +8,6 @@ median over the rounds. `one row a completion` is the plain way: the prompt agai
 completions. Writes tests/benchmarks/results/ablation.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

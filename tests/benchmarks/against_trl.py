@@ -12,8 +12,6 @@ all have as many tokens; that prompts, completions and trained parameters are th
 Writes tests/benchmarks/results/trl-cpu.json after every case. Needs 24 GB.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ reads of the device is made up: True, 0, or what `Card` is told. Attention is th
 A100 (sm80) chooses. Nothing is computed, so a 2B model needs no memory and a layer a millisecond.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

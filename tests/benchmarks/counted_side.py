@@ -8,8 +8,6 @@ TASK is that of same_work.py. Phases: prefill (with the vision tower), decode, r
 optimizer, other. TRL computes the tower in its reference and update too, and these have it.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

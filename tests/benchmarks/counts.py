@@ -19,8 +19,6 @@ RoPE and activations are not counted. What is assumed, for a step of B groups of
 Adapters are products of their own beside the frozen ones, in the base's dtype, as in the project.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 

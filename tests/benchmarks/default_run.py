@@ -6,8 +6,6 @@ Each run is `python train.py --modality MRI --group-size 8` in a checkout of its
 kept from another. Writes tests/benchmarks/results/default_run.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -13,8 +13,6 @@ What a phase's seconds are of, phases.py says.
 Writes tests/benchmarks/results/floor.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

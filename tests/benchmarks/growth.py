@@ -13,8 +13,6 @@ of the weights; one above it has some that grow faster.
 Writes tests/benchmarks/results/growth.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

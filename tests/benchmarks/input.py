@@ -9,8 +9,6 @@ with an empty folder, and warm, in a second run. The tower alone is what cannot 
 Writes tests/benchmarks/results/input.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

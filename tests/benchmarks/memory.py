@@ -11,8 +11,6 @@ Qwen2-VL-2B has its true shapes and random weights; MEDVQA_DATA holds its tokeni
 (qwen2vl_tokenizer/). Writes tests/benchmarks/results/memory.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

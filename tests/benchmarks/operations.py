@@ -12,8 +12,6 @@ tests/gpu/kernels.json says, else 1. A wait is an operation whose result the hos
 moves a tensor between host and device.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter
@@ -60,7 +58,7 @@ class Tally:
     waits: int = 0
     copies: int = 0
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: "Tally") -> "Tally":
         return Tally(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
 

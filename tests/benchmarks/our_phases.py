@@ -1,7 +1,5 @@
 """The phases of our step, for a counter of operations: the loop runs as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch

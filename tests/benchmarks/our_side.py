@@ -1,7 +1,5 @@
 """Our side of against_trl.py: the loop as train.py runs it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

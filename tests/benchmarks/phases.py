@@ -7,8 +7,6 @@ Policy.logprobs without gradients and without adapters, forward the same with bo
 rewards and records are not timed.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import time

@@ -5,8 +5,6 @@ Weights have shapes and nothing else. Prompts have 512 tokens of an image, whose
 already (they are computed once a run), completions their full length, and rewards differ.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -6,8 +6,6 @@ Also builds the pages of made-up runs of 60 and of 2,000 steps, 20 of them trace
 Writes tests/benchmarks/results/report.json, and a picture of each page beside --pictures.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

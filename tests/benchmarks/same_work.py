@@ -3,8 +3,6 @@
 Nothing here imports TRL: its libraries must not be in our side's memory.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -54,7 +52,7 @@ class Task:
     threads: int
 
     @classmethod
-    def from_json(cls, text: str) -> Task:
+    def from_json(cls, text: str) -> "Task":
         fields = json.loads(text)
         return cls(**fields | {"case": Case(**fields["case"])})
 

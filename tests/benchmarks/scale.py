@@ -15,8 +15,6 @@ bytes that it must read (counts.py) at the rate of a copy or sum, measured just 
 Writes tests/benchmarks/results/scale-cpu.json or scale-cuda.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

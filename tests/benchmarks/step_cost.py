@@ -13,8 +13,6 @@ project before its kernels were reduced (commit 7b3ed93), "now" the last count, 
 holds of a model of two layers.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The floor's counts, against torch's own count of plain passes, and by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -4,8 +4,6 @@ What may only fall stands in results/step_cost.json under "most". If a test says
 `python tests/benchmarks/step_cost.py --lower`.
 """
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -6,8 +6,6 @@ Prints milliseconds of a plain and of a traced step, their ratio, and the share 
 of a run which traces at its default. Processor time, so that other work on the machine says less.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

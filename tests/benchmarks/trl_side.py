@@ -1,7 +1,5 @@
 """TRL's side of against_trl.py: `GRPOTrainer.train()` with its own generation."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

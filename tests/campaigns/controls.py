@@ -7,8 +7,6 @@ Writes tests/campaigns/results/controls.json, with what must hold: no control ab
 strict accuracy above the upper bound of every control.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

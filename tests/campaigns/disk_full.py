@@ -9,8 +9,6 @@ auto`, and the run is compared with one that always had room. Writes
 tests/campaigns/results/disk_full.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -6,8 +6,6 @@
 Writes tests/campaigns/results/encoder.json. The sentences are ours.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

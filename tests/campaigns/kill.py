@@ -8,8 +8,6 @@ compared with a run that nothing has stopped: adapter, AdamW's moments, token id
 of the trace, metrics, answers. Writes tests/campaigns/results/kill.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

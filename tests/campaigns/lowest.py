@@ -7,8 +7,6 @@ runs pytest there; the exit code is pytest's. The index has torch 2.11 as a CUDA
 which runs without a GPU too.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import venv

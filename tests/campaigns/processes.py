@@ -8,8 +8,6 @@ its random number u lies there to the edge of the CDF that parts the two tokens,
 rounding alone decided. Writes tests/campaigns/results/processes.json.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

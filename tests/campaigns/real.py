@@ -8,8 +8,6 @@ What is done already is not run again. Writes tests/campaigns/results/real.json.
 not be good at this; the table must be right about how good it is.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

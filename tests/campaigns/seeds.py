@@ -6,8 +6,6 @@ Every run is `train.py` with its own flags. What is done already is not run agai
 tests/campaigns/results/seeds.json and prints the table as Markdown.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

@@ -8,8 +8,6 @@ Writes results/mutations.json: name, file, the test that failed first, seconds. 
 a bug survives. Nothing but the copy is changed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

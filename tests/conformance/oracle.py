@@ -2,8 +2,6 @@
 textbook in float64. Nothing here is packed, kept, chunked, or taken from grpo/ or distribution.py.
 """
 
-from __future__ import annotations
-
 import ast
 import statistics
 from collections.abc import Iterator, Sequence

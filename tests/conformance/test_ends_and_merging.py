@@ -1,7 +1,5 @@
 """Ends, overflow, dropout and merging: lines 23 to 27 of README.md's table."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

@@ -1,7 +1,5 @@
 """Log-probs, the ratio and the law of samples: lines 15 to 22 of README.md's table."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """The loss and its groups: lines 34 to 42 of README.md's table."""
 
-from __future__ import annotations
-
 import random
 import re
 import statistics

@@ -1,7 +1,5 @@
 """Memory, speed and operations: lines 47 to 57 of README.md's table."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

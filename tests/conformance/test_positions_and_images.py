@@ -1,7 +1,5 @@
 """Positions, padding and images: lines 1 to 14 of README.md's table."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import random

@@ -1,7 +1,5 @@
 """The reference model and LoRA: lines 28 to 33 of README.md's table."""
 
-from __future__ import annotations
-
 import ast
 
 import pytest

@@ -1,7 +1,5 @@
 """Rewards: lines 43 to 46 of README.md's table."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 

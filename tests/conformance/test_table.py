@@ -1,7 +1,5 @@
 """README.md's table: complete, true, and the whole of this folder."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

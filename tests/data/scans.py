@@ -1,7 +1,5 @@
 """DICOM and NIfTI files, written by the packages that read them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Header fields of DICOM and NIfTI that change what a value means: followed, or refused."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A question as the record of a step keeps it."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

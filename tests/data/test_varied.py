@@ -1,7 +1,5 @@
 """Diversity prompting and shuffled options: a function of (seed, step, question)."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from data.evaluation_questions import asked

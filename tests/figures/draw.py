@@ -9,8 +9,6 @@ The pictures hold the numbers that the code computes: tests/figures/test_figures
 rewards, the advantages and the mask with the product's, and the files with what this program draws.
 """
 
-from __future__ import annotations
-
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev

@@ -4,8 +4,6 @@ python tests/figures/reading.py             show what the table should say
 python tests/figures/reading.py --write     write it into README.md
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pictures are what their program draws, and show what the code computes."""
 
-from __future__ import annotations
-
 import xml.etree.ElementTree as ElementTree
 
 import pytest

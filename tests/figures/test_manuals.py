@@ -1,7 +1,5 @@
 """What the README.md files name is there: links, files, functions, folders; and their figures."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The card that measure.py runs on, and how its parts take time and memory."""
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Callable, Iterator

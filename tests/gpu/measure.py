@@ -9,8 +9,6 @@ A part is made of sections, and one that fails leaves the others to run: its err
 file. README.md says how to read them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Parts 1 and 2: what the card can do, attention by kernel, and the drawing of a token."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from functools import partial

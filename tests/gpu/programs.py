@@ -1,7 +1,5 @@
 """Parts 3, 7 and 9: train.py as a program, its plan of memory, and TRL's trainer."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

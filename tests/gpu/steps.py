@@ -1,7 +1,5 @@
 """Parts 4, 5, 6 and 8: sampling, numbers and passes of a random model of the size of 2B."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

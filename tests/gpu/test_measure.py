@@ -1,7 +1,5 @@
 """measure.py goes through on a CPU, so that nothing but the card is new on the day."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

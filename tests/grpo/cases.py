@@ -1,7 +1,5 @@
 """Questions, a reward and a small configuration that the tests of the loop share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from grpo.loop import grpo

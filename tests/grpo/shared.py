@@ -6,8 +6,6 @@ RECORD (JSON) holds completions by question; each case's gradients at every upda
 go to OUT as rank 0 sees them.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

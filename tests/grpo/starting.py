@@ -6,8 +6,6 @@ Each process has the GPU that is named at its place: `cpu`, or a name in place o
 is all of torch.cuda that is asked here. `late` has no GPU, and the last process is late.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """The policy of models/ and those of the tests have the signatures that the algorithm relies on."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

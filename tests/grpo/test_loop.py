@@ -4,8 +4,6 @@ The rollouts and the gradients come out of the running loop: the sampler is keye
 drawn again, and a hook of torch's optimizers sees each gradient just before it is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 

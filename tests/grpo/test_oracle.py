@@ -5,8 +5,6 @@ The loop trains a `Table`, the simplest policy there is: its parameters ARE the 
 tokens, so what the optimizer is given is the gradient with respect to every log-prob.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterator

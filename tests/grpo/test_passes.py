@@ -1,8 +1,6 @@
 """Memory that runs out in a pass: the step is gone through again in smaller passes, with the same
 gradient; and the pass that made the gradient not finite is known."""
 
-from __future__ import annotations
-
 import sys
 import weakref
 

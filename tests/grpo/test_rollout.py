@@ -1,7 +1,5 @@
 """What a step samples: whose question, whose reward, what is drawn again, what is reported."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

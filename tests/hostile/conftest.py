@@ -1,7 +1,5 @@
 """Every hostile case is watched: no unpickling, no program started, no write outside its folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

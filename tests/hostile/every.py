@@ -1,7 +1,5 @@
 """Try every value in one test, and report all values that fail."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every form of data set, as small as possible: three rows, and a test spoils the second."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Pictures as files hold them, and what can be wrong with the bytes of one."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

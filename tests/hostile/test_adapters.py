@@ -1,7 +1,5 @@
 """Adapters that are not what they say: refused in one line, and the policy stays what it was."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """Files that are no images, or more than an image: each is refused in one line."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

@@ -1,7 +1,5 @@
 """Answers that are equal in other characters, or differ in one; and scripts without spaces."""
 
-from __future__ import annotations
-
 import pytest
 
 from rewards.answers import answer_letter, answered_right

@@ -1,7 +1,5 @@
 """`try_every` tries all values, and names all that fail."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

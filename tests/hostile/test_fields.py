@@ -1,7 +1,5 @@
 """Rows that are not what the reader thinks: other names, missing fields, labels, lost lines."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Whole files of questions that are damaged, and image paths that lead where no image should be."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

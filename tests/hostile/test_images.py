@@ -1,7 +1,5 @@
 """Image files: the right picture, or one line that names the file and what to do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

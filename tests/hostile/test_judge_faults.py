@@ -1,7 +1,5 @@
 """A judge that refuses one text or parts of a request, writes no JSON, or never gives a verdict."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

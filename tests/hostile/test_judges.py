@@ -1,7 +1,5 @@
 """Any reply of a judge: a verdict, counted as unreadable, or one line."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator

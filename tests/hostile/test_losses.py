@@ -1,7 +1,5 @@
 """What is left out of the data: found before the first step, said in the same words everywhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Damaged and malicious model folders: no pickle is opened, no code runs, one line says why."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

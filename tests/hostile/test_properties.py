@@ -1,7 +1,5 @@
 """Inputs that hypothesis makes up: loaders, parser and extractors hold their promises on all."""
 
-from __future__ import annotations
-
 import json
 import string
 from pathlib import Path

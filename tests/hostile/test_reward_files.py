@@ -1,7 +1,5 @@
 """A user's file of rewards is a plain program, and what it does to the process stays its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """One bad row among good ones, in every form of data set: it is counted or used."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

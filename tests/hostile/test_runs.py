@@ -1,7 +1,5 @@
 """Run folders and flags from elsewhere: a page, a run, or one line and exit code 2."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Medical scans that are broken: DICOM and NIfTI files, each one line that names the file."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a policy may write: every extractor answers, in time that grows no faster than the text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

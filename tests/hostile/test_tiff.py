@@ -1,7 +1,5 @@
 """Tags of TIFF that change what a value means, and the law by which numbers become shades."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from pathlib import Path

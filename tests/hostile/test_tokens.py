@@ -1,7 +1,5 @@
 """Strings that a tokenizer knows as special stay text in every place of a prompt or an answer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Unpickling, starting a program, and writing outside the test's own folder are no
 in Pillow, torch and transformers.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """One test for many values, which names every value that fails."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

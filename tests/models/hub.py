@@ -6,8 +6,6 @@ model at the top level of config.json with `rope_scaling` of type mrope, and the
 written twice.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

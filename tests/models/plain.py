@@ -4,8 +4,6 @@ No tree, no cache, no kept features, no positions of ours: pixel values go in, a
 finds the positions and the mask.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

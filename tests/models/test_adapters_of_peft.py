@@ -1,7 +1,5 @@
 """Adapters that peft wrote: read so that every weight moves as far as peft moves it, or refused."""
 
-from __future__ import annotations
-
 import copy
 import json
 import warnings

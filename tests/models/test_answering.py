@@ -1,7 +1,5 @@
 """Forced choice and samples against one row at a time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,5 @@
 """Attention of packed groups."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

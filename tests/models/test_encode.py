@@ -1,7 +1,5 @@
 """From a question to a prompt: the chat format, text that stays text, images in their places."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """The merged folder: plain transformers opens it and says what the policy says."""
 
-from __future__ import annotations
-
 import errno
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Our forward of the language model against transformers', and its derivatives against autograd."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

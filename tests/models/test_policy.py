@@ -1,7 +1,5 @@
 """Encode, the reference, updates, gradients, saving: the policy as the algorithm meets it."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 

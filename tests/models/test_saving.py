@@ -1,7 +1,5 @@
 """An adapter on disk: a plain peft folder that anybody can open."""
 
-from __future__ import annotations
-
 import json
 
 import torch

@@ -1,7 +1,5 @@
 """The packed row equals plain sequences: log-probs, gradients, positions, mask."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -10,8 +10,6 @@ Writes results.json and prints the tables of README.md; exits with 1 where the t
 where a mistake made on purpose is not seen.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

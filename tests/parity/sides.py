@@ -1,7 +1,5 @@
 """The two sides: our loop, and TRL's trainer, through the same updates."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """results.json as the tables of README.md."""
 
-from __future__ import annotations
-
 import json
 from itertools import groupby
 from typing import Any

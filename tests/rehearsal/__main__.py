@@ -8,8 +8,6 @@ Everything after the program's name is the program's own. Exit code 1 if CUDA wo
 if the program ended in one line, as it does under --cuda-graphs on if a graph was refused.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import traceback

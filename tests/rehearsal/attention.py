@@ -5,8 +5,6 @@ heads. Each lays its result (B, H, M, K) out in its own order; `.view` on it wor
 and raises with another. A CPU has one kernel, so this is what a CPU alone cannot show.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

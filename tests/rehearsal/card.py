@@ -1,7 +1,5 @@
 """A machine with one card, as far as torch.cuda and nn.Module say, for as long as it is entered."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial

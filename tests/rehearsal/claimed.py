@@ -6,8 +6,6 @@ and every copy between host and device. It counts the same by line (counts.py), 
 result of attention the layout in memory that the card's kernel gives it (attention.py).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -79,7 +77,7 @@ def in_backward() -> bool:
 class Rehearsal(TorchFunctionMode):
     """While entered, operations do what they would do on a card of this compute capability."""
 
-    active: Rehearsal | None = None
+    active: "Rehearsal | None" = None
 
     def __init__(self, capability: tuple[int, int]) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """What a rehearsal counts, by the line of the product that causes it."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

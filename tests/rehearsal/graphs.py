@@ -1,7 +1,5 @@
 """torch.cuda's streams and graphs on a CPU, so that the product's own recording code runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -48,7 +46,7 @@ class Stream:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def wait_stream(self, other: Stream) -> None:
+    def wait_stream(self, other: "Stream") -> None:
         pass
 
     def synchronize(self) -> None:

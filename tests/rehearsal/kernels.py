@@ -1,7 +1,5 @@
 """What operations launch and wait for, seen below the names that Python has for them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """One card for each process of this machine, and NCCL between them, which gloo stands in for."""
 
-from __future__ import annotations
-
 import os
 from types import SimpleNamespace
 from typing import Any

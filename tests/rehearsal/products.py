@@ -1,7 +1,5 @@
 """Products that a card has and a CPU has not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The kernel that a card takes for an attention call, and how its result lies in memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """--cuda-graphs from end to end on a rehearsed card: nothing is recorded, or the GPU is lost."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A rehearsal refuses what CUDA refuses: each kind of mistake is made once. It counts the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """train.py and evaluate.py from end to end on a rehearsed card: nothing is refused on the way."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Open questions and --metrics in rows, figures and the table."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

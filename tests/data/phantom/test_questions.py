@@ -1,7 +1,5 @@
 """Phantoms: balance by count, truth by a second reading of the scene, splits that never meet."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from itertools import product

@@ -1,7 +1,5 @@
 """The numbers that --explain prints, read back from the text and recomputed in plain floats."""
 
-from __future__ import annotations
-
 import ast
 import math
 import re

@@ -1,7 +1,5 @@
 """A headless Chromium on a file, driven over its own pipe protocol, as a reader would drive it."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json
@@ -44,7 +42,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def __enter__(self) -> Browser:
+    def __enter__(self) -> "Browser":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """What tests need to look at a page of the report: a parser, and a run of hostile strings."""
 
-from __future__ import annotations
-
 import json
 from html.parser import HTMLParser
 from pathlib import Path

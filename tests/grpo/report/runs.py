@@ -1,7 +1,5 @@
 """Run folders made by hand: metrics, summary and a trace whose every number is known."""
 
-from __future__ import annotations
-
 import json
 import math
 from io import BytesIO

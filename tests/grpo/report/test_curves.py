@@ -1,7 +1,5 @@
 """The curves of the report: bounded, true to the numbers, and placed where the axes say."""
 
-from __future__ import annotations
-
 from grpo.report import curves as charts
 
 

@@ -1,7 +1,5 @@
 """The report's tables show what evaluate.py writes, means over seeds among it."""
 
-from __future__ import annotations
-
 import json
 import re
 from html import unescape

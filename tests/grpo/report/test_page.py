@@ -1,7 +1,5 @@
 """The report's page in a browser: what a reader with a mouse, a keyboard or neither script gets."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

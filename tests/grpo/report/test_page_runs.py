@@ -3,8 +3,6 @@
 What is seen is held to the files of the trace, which are read here without the report's code.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -55,7 +53,7 @@ class Run:
     def tensors(self) -> dict[str, Any]:
         return load_file(self.folder / "trace/step-000001.safetensors")
 
-    def with_page(self) -> Run:
+    def with_page(self) -> "Run":
         self.page.write_text(report.page(self.folder, 4_000_000), encoding="utf-8")
         return self
 

@@ -1,7 +1,5 @@
 """The report of a run folder: what is in the page, that it is true, bounded, and only text."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

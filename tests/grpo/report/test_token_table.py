@@ -1,7 +1,5 @@
 """The shade of a token, and the images that a trace may show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from grpo.report import token_table as inspector

@@ -1,7 +1,5 @@
 """A paper's table from records of arms: which figure stands where, over one seed and over two."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

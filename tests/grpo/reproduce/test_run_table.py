@@ -1,7 +1,5 @@
 """The papers' tables: what each arm runs, that it runs, and that what is done is not done again."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Folders that exist whole or not at all, and the checksums that say so."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run that is cut and goes on is the unbroken one, to the bit: in one process, tiny model."""
 
-from __future__ import annotations
-
 import resource
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Diagnoses: said when they are true and not when they nearly are, once, with number and flag."""
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A signal asks a run to stop after its step; none is lost, and an ignored one stays ignored."""
 
-from __future__ import annotations
-
 import signal
 import time
 

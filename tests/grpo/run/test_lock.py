@@ -1,7 +1,5 @@
 """One writer a run folder: a second one is refused, and a dead one holds nothing."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

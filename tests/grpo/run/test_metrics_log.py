@@ -1,7 +1,5 @@
 """What is kept of the steps: metrics.jsonl, and TensorBoard's files when they are asked for."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """What a run shows: numbers that fit, escaped text, whole lines, and the last line."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,8 +1,6 @@
 """The record of a step: whether the loss and its derivative follow from it alone, and what else it
 holds. What is compared with it is recomputed in float64 here, without grpo.loss."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

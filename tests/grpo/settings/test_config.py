@@ -3,8 +3,6 @@
 A test that tries many values collects those that fail and names them all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pwd

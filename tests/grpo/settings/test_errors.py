@@ -1,7 +1,5 @@
 """Errors that a user can correct: one line on stderr, and the exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -1,7 +1,5 @@
 """The options of evaluate.py: what replaces the run's settings, what is refused together."""
 
-from __future__ import annotations
-
 import pytest
 
 from grpo.settings.errors import UsageError

@@ -1,7 +1,5 @@
 """Recipes, and which one a machine gets when none is typed."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """The folder of image features: bounded, by last use, and safe with several runs at once."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

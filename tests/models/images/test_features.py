@@ -1,7 +1,5 @@
 """Kept image features: computed once, alone, and never for the wrong image, limits or tower."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The policy has the hub's limits and the recipe's --max-pixels.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from pathlib import Path

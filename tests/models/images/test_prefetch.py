@@ -1,7 +1,5 @@
 """Prefetched images: the same results, the same errors, and nothing left behind."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys
@@ -31,7 +29,7 @@ class Sized:
     nbytes: int = 1
     images: list[NoiseImage] = dataclasses.field(default_factory=list)  # it is the result of
 
-    def of_image(self, image: NoiseImage) -> Sized:
+    def of_image(self, image: NoiseImage) -> "Sized":
         self.images.append(image)
         return self
 

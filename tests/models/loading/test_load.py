@@ -1,7 +1,5 @@
 """What is loaded, and one clear line for everything that is not."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

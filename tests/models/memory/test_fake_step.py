@@ -1,7 +1,5 @@
 """A fake step against a real one: the same operations, and the same peak, on the tiny model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The plan of a run's memory: what it says, when it is made, and that it is kept."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ another tensor since, or moved to another storage, it does not see. As on a GPU,
 nothing, and an operation whose result the host would have to wait for is an error.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -35,9 +33,9 @@ class Called:
 class Recorded(TorchDispatchMode):
     """Stands in for cuda_graph.Graph. `made` lists all, in the order of recording."""
 
-    made: list[Recorded]
+    made: list["Recorded"]
 
-    def __init__(self, step: Any, device: torch.device, beside: Recorded | None) -> None:
+    def __init__(self, step: Any, device: torch.device, beside: "Recorded | None") -> None:
         super().__init__()
         self.made.append(self)
         self.replays = 0
@@ -50,7 +48,7 @@ class Recorded(TorchDispatchMode):
             storage.copy_(content)
 
     @classmethod
-    def new(cls) -> type[Recorded]:
+    def new(cls) -> type["Recorded"]:
         """The class with a list of its own."""
         return type("Recorded", (cls,), {"made": []})
 

@@ -1,7 +1,5 @@
 """Steps in storages that never move, replayed from a recording, draw what the plain loop draws."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """A step that cannot be recorded: the run goes on or ends in one line, as --cuda-graphs says."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """The sampler draws exactly the distribution that is scored, whatever the layout."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Rows: how an answer is read, kept in a file, and read again by another scorer."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The table: figures against hand counts, intervals where images are shared, verdicts."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

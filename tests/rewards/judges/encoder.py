@@ -1,7 +1,5 @@
 """A random tiny sentence encoder in the hub's folder format."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

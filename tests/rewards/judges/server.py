@@ -1,7 +1,5 @@
 """A judge that speaks OpenAI's wire format on 127.0.0.1, with faults on demand."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A judge over HTTP: the wire, the faults that are survived, the keys, and what a reply means."""
 
-from __future__ import annotations
-
 import json
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """What a judge is asked and what is kept: fences around untrusted texts, and the cache on disk."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Rewards from verdicts, through real judges: hand-computed cases, and no free reward."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Judges that run here: a choice's probability against a slow oracle, an encoder's cosine."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from pathlib import Path
