@@ -105,7 +105,7 @@ class Endpoint:
                 self.unread = repr(self._line(reply))
                 self.repeated += repeated
         except JudgeError as error:
-            self.unread = str(error).removeprefix(f"judge {self.shown}: ")
+            self.unread = repr(str(error).removeprefix(f"judge {self.shown}: "))
             self._reply(PROBE)  # raises JudgeError for a fault that every request has
         return None
 

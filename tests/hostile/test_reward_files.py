@@ -64,7 +64,7 @@ SETS = {
     "threads": ("torch.set_num_threads(3)", "torch.get_num_threads() == 3"),
     "determinism": (
         "torch.use_deterministic_algorithms(True)",
-        "torch.are_deterministic_algorithms_enabled()",
+        "torch.get_deterministic_debug_mode() == 2",
     ),
     "precision": (
         "torch.set_float32_matmul_precision('medium')",
@@ -196,22 +196,21 @@ def test_a_function_is_known_by_name_whatever_the_file_is_called(tmp_path: Path)
 
 
 def test_two_functions_of_a_file_share_its_module(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+    path = tmp_path / "mine.py"
+    path.write_text(
         "seen = []\n"
         "def first(completions, **columns):\n    seen.append(1)\n    return [0] * 2\n"
         "def second(completions, **columns):\n    return [len(seen)] * 2\n"
     )
-    path = tmp_path / "mine.py"
     rewards = parse_rewards(f"{path}:first,{path}:second")
     assert score(rewards, ["?"] * 2, SAID, {})[0] == [1, 1]
 
 
 def test_what_a_function_does_to_its_arguments_is_its_own_affair(tmp_path: Path) -> None:
+    path, said, letters = tmp_path / "mine.py", list(SAID), ["AB"] * 2
     source = "def paid(completions, letters, **columns):\n    completions.clear()\n"
-    source += "    letters[0] = ''\n    return [1, 2]\n"
-    said, letters = list(SAID), ["AB"] * 2
-    (tmp_path / "mine.py").write_text(source)
-    rewards = parse_rewards(f"{tmp_path / 'mine.py'}:paid")
+    path.write_text(source + "    letters[0] = ''\n    return [1, 2]\n")
+    rewards = parse_rewards(f"{path}:paid")
     assert score(rewards, ["?"] * 2, said, {"letters": letters})[0] == [1, 2]
     assert (said, letters) == (SAID, ["AB"] * 2)
 
