@@ -112,6 +112,7 @@ def step():
     return counted_step(8, LENGTH, 2, checkpointing=False)
 
 
+@pytest.mark.slow
 def test_launches_waits_and_copies_only_fall(step):
     most, found = json.loads(FILE.read_text())["most"], held(*step)
     more = {name: (found[name], "at most", n) for name, n in most.items() if found[name] > n}
@@ -120,6 +121,7 @@ def test_launches_waits_and_copies_only_fall(step):
     assert not fell, "python tests/benchmarks/step_cost.py --lower"
 
 
+@pytest.mark.slow
 def test_every_operation_of_a_step_is_in_the_table_of_kernels(step):
     counted, token_step = step
     unknown = sorted(counted.places.unknown + token_step.places.unknown)

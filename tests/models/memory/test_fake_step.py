@@ -119,6 +119,7 @@ def short(name: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_operations_of_a_fake_step_are_those_of_a_real_one(tiny_folder, monkeypatch):
     """Completions of two tokens, so that the fake sampler draws all of them."""
     config, seen = config_of(3, 2), []
