@@ -9,16 +9,7 @@ from typing import Any
 from data.controls.altered import blank_image, coincidences, permuted_options, shuffled_images
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, one_asked
-from data.load import (
-    LeftOut,
-    is_drawn,
-    learned_from,
-    load,
-    load_split,
-    read,
-    with_modality,
-    with_names,
-)
+from data.load import LeftOut, is_drawn, learned_questions, load, load_split, read, with_modality
 from data.rows import Skipped, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import Config
@@ -92,23 +83,6 @@ def control_questions(
         for name, prior in ((name, Prior(clues, training)) for name, clues in fitted.items())
     }
     return controls, priors, coinciding
-
-
-def learned_questions(learned: Config, asked: Config, skipped: LeftOut) -> list[VQAExample]:
-    """The training questions of the configuration `learned`, from which the priors learn.
-
-    If they cannot be read (their data has moved), those of the data that is `asked`; none if it has
-    no training questions either. Both is said. `skipped` is told of the data that is asked only.
-    """
-    for spec in dict.fromkeys(map(learned_from, (learned.data, asked.data))):
-        config = with_names(replace(learned, data=spec))
-        skips = skipped if spec == asked.data else LeftOut(skipped.refused)
-        try:
-            return load_split(config, "train", config.train_size, skips)
-        except UsageError as error:
-            remedy = "the priors learn from --data, or are left out"
-            print(f"evaluate.py: {error}; {remedy}", file=sys.stderr)
-    return []
 
 
 def say_left_out(program: str, skipped: Collection[Skipped]) -> str:

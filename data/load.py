@@ -124,6 +124,23 @@ def load_split(config: Config, split: Split, size: int, skipped: Skips = None) -
     return examples
 
 
+def learned_questions(learned: Config, asked: Config, skipped: LeftOut) -> list[VQAExample]:
+    """The training questions of the configuration `learned`, from which the priors learn.
+
+    If they cannot be read (their data has moved), those of the data that is `asked`; none if it has
+    no training questions either. Both is said. `skipped` is told of the data that is asked only.
+    """
+    for spec in dict.fromkeys(map(learned_from, (learned.data, asked.data))):
+        config = with_names(replace(learned, data=spec))
+        skips = skipped if spec == asked.data else LeftOut(skipped.refused)
+        try:
+            return load_split(config, "train", config.train_size, skips)
+        except UsageError as error:
+            remedy = "the priors learn from --data, or are left out"
+            print(f"evaluate.py: {error}; {remedy}", file=sys.stderr)
+    return []
+
+
 def with_names(config: Config) -> Config:
     """The configuration with its modalities under the names that the data goes by."""
     unseen = (modality_name(name) or name for name in names_in(config.ood))

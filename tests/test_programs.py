@@ -210,13 +210,13 @@ def test_a_reward_of_ones_own(trained):
         ("evaluate.py", ["--run", "/no/run"], "/no/run"),
         ("evaluate.py", ["--batch-size", "0"], "--batch-size"),
         ("evaluate.py", ["--json", "/no/folder/table.json"], "/no/folder"),
-        ("evaluate.py", ["--ood", "PET"], "MRI, CT, XRAY"),
+        ("evaluate.py", ["--model", "phantom", "--ood", "PET"], "MRI, CT, XRAY"),
     ],
 )
 def test_bad_input_gets_one_line_with_the_remedy_and_exit_code_2(
-    trained, program, flags, says, monkeypatch, capsys
+    tmp_path, program, flags, says, monkeypatch, capsys
 ):
-    monkeypatch.chdir(trained)
+    monkeypatch.chdir(tmp_path)
     main = {"train.py": train.main, "evaluate.py": evaluate.main}[program]
     with pytest.raises(SystemExit) as ended, exit_on_usage_error(program, RewardError):
         main([*flags, *(SHORT if program == "train.py" else [])])

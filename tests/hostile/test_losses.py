@@ -12,8 +12,8 @@ from PIL import Image
 import data.load
 from data.audit.audit import Options, audit
 from data.audit.table import render
-from data.evaluation_questions import control_questions, learned_questions, load_tests, say_left_out
-from data.load import LeftOut
+from data.evaluation_questions import control_questions, load_tests, say_left_out
+from data.load import LeftOut, learned_questions
 from data.training_questions import load_questions
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
