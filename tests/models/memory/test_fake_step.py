@@ -1,5 +1,6 @@
 """A fake step against a real one: the same operations, and the same peak, on the tiny model."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -192,7 +193,9 @@ def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("on", "dtype"), [(False, "float32"), (True, "bfloat16")])
+@pytest.mark.parametrize(("on", "dtype"), [(True, "bfloat16"), pytest.param(False, "float32",
+     marks=pytest.mark.skipif("MEDVQA_PLAN_2B" not in os.environ, reason="half a minute more"))],
+)  # fmt: skip
 def test_the_peak_of_29_million_parameters_is_planned(tmp_path, dtype, on):
     """To 0.1 % of the growth over what is held before the step; asked for are 5 %."""
     folder, config = Path(make_model("29M", tmp_path / "29M")), config_of(8, 64)
