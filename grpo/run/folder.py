@@ -41,9 +41,10 @@ def check_out(config: Config) -> None:
 def lock(folder: Path, name: str) -> int | None:
     """Keep other processes from `folder` until this one ends, or closes the file that is returned.
 
-    `name` is "train", or "evaluate" for predictions/ and evaluation.json. The lock ends with its
-    owner, however that ends; the file's text says who that is. Raises UsageError if another process
-    has it. Prints a line if the file system has no locks. Only the first process of a run locks.
+    `name` is "train", "evaluate" for predictions/ and evaluation.json, or "reproduce". The lock
+    ends with its owner, however that ends; the file's text says who that is. Raises UsageError if
+    another process has it. Prints a line if the file system has no locks. Only the first process of
+    a run locks.
     """
     if rank():
         return None
@@ -80,7 +81,9 @@ def run_folder(config: Config, policy: Policy, label: str, run: Path | None = No
             check_out(config)  # again: another run may have come and gone meanwhile
         else:
             warn_of_changes(json.loads((run / "config.json").read_text("utf-8")), now)
-        config.save(run / "config.json", **now, git_commit=git_commit())
+        part = run / "config.json.part"
+        config.save(part, **now, git_commit=git_commit())
+        part.replace(run / "config.json")
     except OSError as error:
         problem = f"cannot write there ({error.strerror})"
         raise UsageError(f"--out {run}: {problem}; name another folder") from None

@@ -160,3 +160,20 @@ def test_a_scheduler_that_starts_a_running_run_again_harms_nothing(tmp_path: Pat
     first.terminate()
     assert first.finish().returncode == 143
     assert lines(tmp_path / "run") < 400
+
+
+def test_a_kill_while_the_settings_are_written_leaves_those_before(
+    tmp_path: Path, trained: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(out=str(tmp_path), recipe="phantom")
+    run_folder(config, trained, "label")
+    before = (tmp_path / "config.json").read_bytes()
+
+    def half(self: Config, path: Path, **_: object) -> None:
+        Path(path).write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Config, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(config, trained, "label", tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
