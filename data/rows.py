@@ -103,6 +103,7 @@ def read_files(
     files: Sequence[Path],
     rows_of: Callable[[Path], Rows],
     to_row: Callable[[dict[str, Any], Path], dict[str, Any]],
+    image_folders: Iterable[str] | None = None,
 ) -> Listing:
     """Every row of `files` as an example or as a `Skipped`.
 
@@ -110,14 +111,15 @@ def read_files(
     there are no files.
 
     `rows_of` gives (number, row) of one file and may raise or hand over a `BadRow`; `to_row` puts a
-    row of the data set, from the file it is given, into the common form. Directories are listed
-    once and no image is opened or stat-ed, so 90,000 rows take seconds.
+    row of the data set, from the file it is given, into the common form. `image_folders`: of a
+    data set whose rows name one image each, without its folder: where images lie, see images_under.
+    Directories are listed once and no image is opened or stat-ed, so 90,000 rows take seconds.
     """
     if not files:
         raise NoFiles
     # image keys must not depend on the working directory
     root = Path(os.path.abspath(path.parent if path.is_file() else path))
-    image_at = images_under(str(root))
+    image_at = images_under(str(root), image_folders)
     examples: dict[str, VQAExample] = {}  # by id
     skipped: list[Skipped] = []
     splits: dict[str, Split] = {}
@@ -130,6 +132,8 @@ def read_files(
                     raise raw
                 require(isinstance(raw, dict), "row is not an object")
                 row = to_row(raw, file)
+                if image_folders is not None:
+                    row["image"] = [row.get("image")]
                 row_id = _text(row.get("id")) or _text(f"{file.stem}#{number}")
                 while row_id in examples:  # ids key the splits and the draws
                     row_id += f"#{number}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.images import ImageFile
 
-IMAGE_DEPTH = 3  # folders below the data folder in which `image_finder` looks
+IMAGE_DEPTH = 3  # folders below the data folder in which `images_under` looks
 Rows = Iterator[tuple[int | str, Any]]  # number of a row in its file, and the row or a `BadRow`
 # A letter as data sets write it, after `fold`: "b", "(b)", "b)", "option b", "b: left".
 LABEL = re.compile(r"(?:(?:option|choice|answer)[ :]*)?\(?([a-z])(?:[).:]+ ?(.*))?")
@@ -153,32 +153,6 @@ def visible(files: Iterable[Path]) -> list[Path]:
     return sorted(file for file in files if file.name[0] != "." and file.is_file())
 
 
-def image_finder(root: Path, first: Iterable[str] = ()) -> Callable[[Any], str]:
-    """`find(name)`: the path from `root` of the image of that name; else the name as it is.
-
-    It is looked for in `root`, in the folders `first`, then in the others, by depth and name: the
-    archives of a data set unpack into folders that no row names. Each is listed once, none opened.
-    """
-    folders = [root, *(root / name for name in first)]
-    for pattern in ("*/" * depth for depth in range(1, IMAGE_DEPTH + 1)):
-        folders += sorted(path for path in root.glob(pattern) if path.name[0] != ".")
-    place: dict[str, str] = {}
-    for folder in dict.fromkeys(folders):
-        inside = os.path.relpath(folder, root)
-        for name in sorted(links_out(str(folder), str(root))):
-            place.setdefault(name, os.path.normpath(os.path.join(inside, name)))
-
-    def find(name: Any) -> str:
-        if not isinstance(name, str):
-            return ""
-        # "xmlab1/source.jpg" lies wherever xmlab1 does
-        head, *rest = name.strip().split("/")
-        known = next((head + end for end in ENDINGS if head + end in place), None)
-        return "/".join([place[known], *rest]) if known else name.strip()
-
-    return find
-
-
 def links_out(folder: str, root: str) -> dict[str, bool]:
     """The names of what lies in a folder, and whether each is or lies behind a link out of `root`;
     none where it cannot be listed.
@@ -197,12 +171,21 @@ def links_out(folder: str, root: str) -> dict[str, bool]:
         return {}
 
 
-def images_under(root: str) -> Callable[[Any], ImageFile]:
-    """`image_at(path)`: the image at a path under `root`, each of whose folders is listed once."""
+def images_under(root: str, first: Iterable[str] | None) -> Callable[[Any], ImageFile]:
+    """`image_at(path)`: the image at a path under `root`, each of whose folders is listed once.
+
+    Where folders `first` are given, a path may also start in one of them, or in any other folder:
+    the archives of a data set unpack into folders that no row names.
+    """
     listed = cache(links_out)
+    places = {} if first is None else _places(root, first)
 
     def image_at(path: Any) -> ImageFile:
         require(isinstance(path, str) and path, "image path is blank")
+        # "xmlab1/source.jpg" lies wherever xmlab1 does
+        head, *rest = path.strip().split("/")
+        known = next((head + end for end in ENDINGS if head + end in places), head)
+        path = "/".join([places.get(known, head), *rest])
         full = os.path.normpath(os.path.join(root, path))
         require(full.startswith(root + os.sep), "image path leaves the data folder")
         folder, name = os.path.split(full)
@@ -212,3 +195,20 @@ def images_under(root: str) -> Callable[[Any], ImageFile]:
         return ImageFile(Path(full))
 
     return image_at
+
+
+def _places(root: str, first: Iterable[str]) -> dict[str, str]:
+    """Name -> path from `root` of the first file or folder of that name.
+
+    `root` comes first, then the folders `first`, then the others, by depth and name. Each is listed
+    once, none opened.
+    """
+    folders = [Path(root), *(Path(root, name) for name in first)]
+    for pattern in ("*/" * depth for depth in range(1, IMAGE_DEPTH + 1)):
+        folders += sorted(path for path in Path(root).glob(pattern) if path.name[0] != ".")
+    places: dict[str, str] = {}
+    for folder in dict.fromkeys(folders):
+        inside = os.path.relpath(folder, root)
+        for name in sorted(links_out(str(folder), root)):
+            places.setdefault(name, os.path.normpath(os.path.join(inside, name)))
+    return places

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import csv_rows, image_finder, split_named, visible
+from data.readers.common import csv_rows, fields, split_named, visible
 from data.rows import Listing, read_files
 
 VERSIONS = (("train_2", "test_2"), ("train", "test_clean"), ("train", "test"))
@@ -21,20 +21,18 @@ EXPECTED = "the folder of train_2.csv, test_2.csv and unpacked images_2.zip (or 
 def read(path: Path) -> Listing:
     """All questions of a CSV file, or of a folder in one version."""
     files = [path] if path.is_file() else _files(path)
-    root = path.parent if path.is_file() else path
     second = bool(files) and files[0].stem.endswith("_2")
-    find = image_finder(root, ("images_2", "figures") if second else ("images",))
+    folders = ("images_2", "figures") if second else ("images",)
+    return read_files(path, files, csv_rows, _row, folders)
 
-    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-        return {
-            **_choices(raw),
-            "image": find(raw.get("Figure_path")),
-            "question": raw.get("Question"),
-            "dataset": "PMC-VQA",
-            "split": split_named(file.name),
-        }
 
-    return read_files(path, files, csv_rows, to_row)
+def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    return {
+        **_choices(raw),
+        **fields(raw, image="Figure_path", question="Question"),
+        "dataset": "PMC-VQA",
+        "split": split_named(file.name),
+    }
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import BadRow, fields, image_finder, json_list, split_named, visible
+from data.readers.common import BadRow, fields, json_list, split_named, visible
 from data.rows import Listing, read_files
 
 NAME = "dataset_unique_abnormal.json"
@@ -24,17 +24,15 @@ def read(folder: Path) -> Listing:
     below = sorted(images.parent for images in folder.rglob("imgs"))
     places = (folder, *folder.absolute().parents[:2], *below)
     root = next((place for place in places if (place / "imgs").is_dir()), folder)
-    find = image_finder(root, ("imgs",))
+    return read_files(root, visible(folder.rglob(NAME)), _pairs, _row, ("imgs",))
 
-    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-        return {
-            **fields(raw, "id", "question", "answer", "modality", reasoning="answer"),
-            "image": find(raw.get("img_name")),
-            "dataset": "SilVar-Med",
-            "split": split_named(file.parent.name),
-        }
 
-    return read_files(root, visible(folder.rglob(NAME)), _pairs, to_row)
+def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    return {
+        **fields(raw, "id", "question", "answer", "modality", reasoning="answer", image="img_name"),
+        "dataset": "SilVar-Med",
+        "split": split_named(file.parent.name),
+    }
 
 
 def _pairs(file: Path) -> Iterator[tuple[int | str, Any]]:

@@ -8,7 +8,7 @@ questions are not about yes and no ("Which is bigger, lung or liver?"): they are
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import fields, image_finder, json_list, require, split_named, visible
+from data.readers.common import fields, json_list, require, split_named, visible
 from data.rows import NOT_ENGLISH, Listing, read_files
 
 EXPECTED = "the folder that holds train.json, validation.json, test.json and imgs/"
@@ -21,16 +21,14 @@ def read(folder: Path) -> Listing:
         files = [file for file in visible(root.glob("*.json")) if file.stem in NAMES]
         if files:
             break
-    find = image_finder(root, ("imgs",))
+    return read_files(root, files, json_list, _row, ("imgs",))
 
-    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-        require(raw.get("q_lang", "en") == "en", NOT_ENGLISH)
-        return {
-            **fields(raw, "question", "answer", "answer_type", "modality"),
-            **fields(raw, id="qid", question_type="content_type"),
-            "image": find(raw.get("img_name")),
-            "dataset": "SLAKE",
-            "split": split_named(file.name),
-        }
 
-    return read_files(root, files, json_list, to_row)
+def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    require(raw.get("q_lang", "en") == "en", NOT_ENGLISH)
+    return {
+        **fields(raw, "question", "answer", "answer_type", "modality"),
+        **fields(raw, id="qid", question_type="content_type", image="img_name"),
+        "dataset": "SLAKE",
+        "split": split_named(file.name),
+    }

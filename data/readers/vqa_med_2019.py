@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import image_finder, require, split_named, text_lines, visible
+from data.readers.common import fields, require, split_named, text_lines, visible
 from data.rows import Listing, read_files
 
 TEST_NAME = "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
@@ -22,25 +22,23 @@ def read(folder: Path) -> Listing:
     files = [file for file in visible(folder.rglob("*.txt")) if _is_read(file)]
     by_category = {split_named(file.stem) for file in files if _category(file)}
     files = [f for f in files if _category(f) or split_named(f.stem) not in by_category]
-    find = image_finder(folder)
+    return read_files(folder, files, text_lines, _row, ())
 
-    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-        split = split_named(file.stem)
-        form = "image|category|question|answer" if split == "test" else "image|question|answer"
-        names = form.split("|")
-        cells = [cell.strip() for cell in raw["line"].split("|", len(names) - 1)]
-        require(len(cells) == len(names), f"line is not of the form {form}")
-        row = dict(zip(names, cells, strict=True))
-        return {
-            "question": row["question"],
-            "image": find(row["image"]),
-            "answer": row["answer"].split("#"),
-            "question_type": row.get("category", _category(file)),
-            "dataset": "VQA-Med-2019",
-            "split": split,
-        }
 
-    return read_files(folder, files, text_lines, to_row)
+def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    split = split_named(file.stem)
+    form = "image|category|question|answer" if split == "test" else "image|question|answer"
+    names = form.split("|")
+    cells = [cell.strip() for cell in raw["line"].split("|", len(names) - 1)]
+    require(len(cells) == len(names), f"line is not of the form {form}")
+    row = dict(zip(names, cells, strict=True))
+    return {
+        **fields(row, "image", "question"),
+        "answer": row["answer"].split("#"),
+        "question_type": row.get("category", _category(file)),
+        "dataset": "VQA-Med-2019",
+        "split": split,
+    }
 
 
 def _is_read(file: Path) -> bool:

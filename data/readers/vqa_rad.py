@@ -12,7 +12,7 @@ out, and a model trained here has seen far fewer than one trained on all 1,793.
 from pathlib import Path
 from typing import Any
 
-from data.readers.common import fields, image_finder, json_files, json_list, split_named
+from data.readers.common import fields, json_files, json_list, split_named
 from data.readers.parquet import parquet_files, parquet_rows
 from data.rows import Listing, read_files
 
@@ -23,25 +23,23 @@ IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")
 
 def read(path: Path) -> Listing:
     """All questions of a file, or of a folder: its parquet files if there, else its JSON lists."""
-    root = path.parent if path.is_file() else path
     files = parquet_files(path) or json_files(path, OSF_NAME)
-    find = image_finder(root, IMAGE_FOLDERS) if files and files[0].suffix == ".json" else None
-
-    def to_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-        return {
-            **fields(raw, "question", "answer", "answer_type", "question_type", "modality"),
-            **fields(raw, id="qid"),
-            "image": find(raw.get("image_name")) if find else raw["image"],
-            "dataset": "VQA-RAD",
-            "split": _split(raw.get("phrase_type") if find else None, file),
-        }
-
-    return read_files(path, files, json_list if find else parquet_rows, to_row)
+    if files and files[0].suffix != ".json":
+        return read_files(path, files, parquet_rows, _row)
+    return read_files(path, files, json_list, _osf_row, IMAGE_FOLDERS)
 
 
-def _split(phrase: Any, file: Path) -> str:
-    """The split of a row: by its phrase type, or where there is none by the file's name."""
-    if phrase is None:
-        return split_named(file.name)
-    is_test = isinstance(phrase, str) and phrase.strip().lower().startswith("test")
-    return "test" if is_test else "train"
+def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    return {
+        **fields(raw, "question", "answer", "answer_type", "question_type", "modality", "image"),
+        **fields(raw, id="qid"),
+        "dataset": "VQA-RAD",
+        "split": split_named(file.name),
+    }
+
+
+def _osf_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    row = _row(raw, file) | {"image": raw.get("image_name")}
+    if raw.get("phrase_type") is not None:  # it tells the split, but for a row that has none
+        row["split"] = split_named(str(raw["phrase_type"])) or "train"
+    return row
