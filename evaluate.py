@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import evaluation_questions as questions
-from data.evaluation_questions import Tests, control_questions, load_tests
-from data.example import VQAExample
+from data.evaluation_questions import Tests, control_questions, load_tests, say_left_out
+from data.example import VQAExample, in_all_ways
 from data.images import ImageFile
 from data.load import LeftOut, fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank, share, world
@@ -44,6 +43,7 @@ from rewards.scoring import RewardError
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
 MODELS = ("base", "trained")
 Examples = Sequence[VQAExample]
+Controls = Mapping[str, Tests]  # control -> its questions by modality
 Respond = Callable[[Examples], list[Row]]  # a policy's answers to a batch of questions
 
 
@@ -74,13 +74,10 @@ class Scorer:
     config: Config
     options: Options
     folder: Path
+    judges: Sequence[Any] = ()  # of --metrics
 
     def ask(
-        self,
-        tests: Tests,
-        models: Sequence[str] = MODELS,
-        controls: Mapping[str, Tests] | None = None,
-        judges: Sequence[Any] = (),
+        self, tests: Tests, models: Sequence[str] = MODELS, controls: Controls | None = None
     ) -> Answers:
         """All answers of base and trained policy, or of one of these `models`. Each further way of
         asking is a model of its own in the table; controls, samples and figures use the first."""
@@ -93,7 +90,7 @@ class Scorer:
                 found[model] = {TESTS: rows}
                 if self.options.measured:
                     file = f"{self.folder}/predictions/measures-{model}-{first}"
-                    found[model][MEASURES] = self.measure(judges, tests, rows, file)
+                    found[model][MEASURES] = self.measure(tests, rows, file)
                 if k:
                     arm = f"{first}-{k}-at-{temperature}"
                     found[model][SAMPLES] = self.kept(model, arm, self.sample, tests)
@@ -101,7 +98,7 @@ class Scorer:
                     arm = f"{first}-{control}"
                     found[model][control] = self.kept(model, arm, self.predict, altered)
                 for way in others:
-                    asked = {m: questions.asked(tests[m], way) for m in tests}
+                    asked = {m: in_all_ways(tests[m], [way]) for m in tests}
                     found[f"{model}, {way}"] = {TESTS: self.kept(model, way, self.predict, asked)}
         return found
 
@@ -125,8 +122,7 @@ class Scorer:
 
     def predict(self, examples: Examples) -> list[Row]:
         """Each question answered greedily, and scored strictly and by forced choice."""
-        longest = self.config.max_completion_length
-        answers = answer(self.policy, examples, longest, reasoning)
+        answers = answer(self.policy, examples, self.config.max_completion_length, reasoning)
         return [answered(*pair) for pair in zip(examples, answers, strict=True)]
 
     def sample(self, examples: Examples) -> list[Row]:
@@ -136,9 +132,9 @@ class Scorer:
         texts = samples(self.policy, examples, longest, seed=seed, **settings)
         return [drawn(*pair) for pair in zip(examples, texts, strict=True)]
 
-    def measure(self, judges: Sequence[Any], tests: Tests, answers: Any, file: str) -> Any:
+    def measure(self, tests: Tests, answers: Any, file: str) -> Any:
         """The figures of --metrics for each answer; a file a modality keeps them with reasons."""
-        grade, found = partial(graded, names=self.options.measured, judges=judges), {}
+        grade, found = partial(graded, names=self.options.measured, judges=self.judges), {}
         likelihood = partial(reference_nll, self.policy, batch_size=self.options.batch_size)
         for modality, examples in tests.items():
             rows = by_all(grade, answers[modality], examples)
@@ -154,14 +150,14 @@ class Scorer:
 def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Config, Path, Path]]:
     """The runs of --compare by the names of their rows. Raises UsageError for one that differs."""
     found = {}
-    taken = {*MODELS, Path(options.run or "").resolve().name}
+    own = Path(options.run or "").resolve().name
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
         other, adapter, folder = scored_policy(named)
         asked = load_tests(other := with_names(other), LeftOut(refusal(other)))
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
-        if label in taken:
+        if label in (*MODELS, own, *found):
             problem = "a row of this name is there already; rename its folder"
         elif (other.model, other.prompt) != (config.model, config.prompt):
             problem = "another base or way of asking; score it alone, or with the same --prompt"
@@ -170,7 +166,6 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
             problem += f"--ood and --eval-size, and train with --data-seed {config.data_seed}"
         if problem:
             raise UsageError(f"--compare {name}: {problem}")
-        taken.add(label)
         found[label] = other, adapter, folder
     return found
 
@@ -180,21 +175,20 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
     skipped = LeftOut(refusal(config))
     tests = load_tests(config, skipped)
     others = rivals(options, config, tests)
-    controls, priors, coinciding = {}, {}, {}
-    if options.controls != "none":
-        own = config if options.model else scored_policy(replace(options, data=None))[0]
-        most = FAST if options.controls == "fast" else None
-        controls, priors, coinciding = control_questions(tests, most, own, config, skipped)
-    left_out = questions.say_left_out("evaluate.py", skipped) if skipped else ""
+    own = config if options.model else scored_policy(replace(options, data=None))[0]
+    most = FAST if options.controls == "fast" else None
+    controlled = {} if options.controls == "none" else tests
+    controls, priors, coinciding = control_questions(controlled, most, own, config, skipped)
+    left_out = say_left_out("evaluate.py", skipped) if skipped else ""
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
     judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     policy = open_policy(config, adapter)
-    answers = Scorer(policy, config, options, folder).ask(tests, models, controls, judges)
+    answers = Scorer(policy, config, options, folder, judges).ask(tests, models, controls)
     seeds, greedy = {config.seed: "trained"}, replace(options, samples=0)
     for label, (other, its_adapter, its_folder) in others.items():
         del policy  # two large models need not be held at once
         policy = open_policy(other, its_adapter)
-        beside = Scorer(policy, other, greedy, its_folder).ask(tests, ["trained"], judges=judges)
+        beside = Scorer(policy, other, greedy, its_folder, judges).ask(tests, ["trained"])
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
         if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)
@@ -225,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             question = VQAExample(*facts, gold=0, modality="", question_type="")
             way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides them
             scorer = Scorer(open_policy(config, adapter), config, options, folder)
-            print(text.one(*scorer.predict(questions.asked([question], way))))
+            print(text.one(*scorer.predict(in_all_ways([question], [way]))))
         else:
             report(options, config, folder, evaluate(options, config, adapter, folder))
 

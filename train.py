@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.example import columns
+from data.example import columns, in_all_ways
 from data.load import fingerprint, is_drawn, with_names
 from data.showing import asked_and_gold, described
-from data.training_questions import in_all_ways, load_questions, sft_target, training_draw
+from data.training_questions import load_questions, sft_target, training_draw
 from evaluate import score_run, validate
 from grpo.distributed import connect, processes, share, total, world
 from grpo.explain.explanation import explanation, one_step

@@ -1,14 +1,14 @@
 """The questions of an evaluation: the tests, the validation, and the questions of the controls."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from data.controls.altered import blank_image, coincidences, permuted_options, shuffled_images
 from data.controls.priors import Prior, by_letter, by_text
-from data.example import VQAExample, one_asked
+from data.example import VQAExample, in_all_ways
 from data.load import LeftOut, is_drawn, learned_questions, load, load_split, read, with_modality
 from data.rows import Skipped, summary
 from data.splits import constant_answers, has_constant_answer
@@ -33,13 +33,8 @@ def load_tests(config: Config, skipped: LeftOut | None = None) -> Tests:
             raise UsageError(f"no {modality} test question of {config.data}; use --eval-size 300")
         constant = constant_answers_in(config.data, modality)
         marked = [replace(e, constant=has_constant_answer(e, constant)) for e in examples]
-        tests[modality] = asked(marked, config.prompt)
+        tests[modality] = in_all_ways(marked, [config.prompt])
     return tests
-
-
-def asked(examples: Sequence[VQAExample], way: str) -> list[VQAExample]:
-    """The same questions asked in another way, a key of `data.example.INSTRUCTIONS` or "open"."""
-    return [one_asked(example, way) for example in examples]
 
 
 @lru_cache(maxsize=64)
@@ -77,12 +72,11 @@ def control_questions(
         controls["permuted_options"][modality] = [replace(e, id=f"{e.id}~{k}") for k, e in turned]
         coinciding[modality] = coincidences(few, shuffled)
     training = learned_questions(learned, asked, skipped)
-    fitted = {"options_prior": by_text, "majority_letter": by_letter} if training else {}
-    priors = {
-        name: {m: [_row(e, prior) for e in examples] for m, examples in closed.items()}
-        for name, prior in ((name, Prior(clues, training)) for name, clues in fitted.items())
-    }
-    return controls, priors, coinciding
+    priors = {}
+    for name, clues in (("options_prior", by_text), ("majority_letter", by_letter)):
+        prior = Prior(clues, training)
+        priors[name] = {m: [_row(e, prior) for e in examples] for m, examples in closed.items()}
+    return controls, priors if training else {}, coinciding
 
 
 def say_left_out(program: str, skipped: Collection[Skipped]) -> str:
@@ -110,4 +104,4 @@ def load_validation(config: Config, skipped: LeftOut) -> Tests:
             found[modality] = load_split(unseen, "val", config.val_size, skipped)
         except UsageError as error:
             print(f"train.py: {modality} is not validated: {error}", file=sys.stderr)
-    return {modality: asked(examples, config.prompt) for modality, examples in found.items()}
+    return {name: in_all_ways(examples, [config.prompt]) for name, examples in found.items()}

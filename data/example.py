@@ -133,6 +133,11 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
     return replace(example, asked="reason", **(right if example.options else {}))
 
 
+def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:
+    """Every question asked in each of `ways`, see `one_asked`."""
+    return [one_asked(example, way) for way in ways for example in examples]
+
+
 def columns(examples: Sequence[VQAExample]) -> dict[str, list[Any]]:
     """The columns that reward functions receive: name -> one value a question; None where the row
     of a question lacks a key that another has."""

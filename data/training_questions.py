@@ -74,11 +74,6 @@ def varied(draw: Draw, seed: int, ways: Sequence[str], shuffle_options: bool) ->
     return asked
 
 
-def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:
-    """Every question in each of `ways`: all prompts of training, except for the options' order."""
-    return [one_asked(example, way) for way in ways for example in examples]
-
-
 def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
     """The same question with option `order[i]` in place i.
 

@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from data.evaluation_questions import asked
-from data.example import VQAExample, one_asked
+from data.example import VQAExample, in_all_ways, one_asked
 from data.phantom import questions as phantom
 from data.training_questions import question_order, reordered, varied
 from rewards.answers import is_formatted
@@ -73,7 +72,7 @@ def test_an_open_question_shows_no_option_and_is_answered_in_words():
 
 
 def test_the_other_ways_differ_in_the_instruction_alone():
-    prompts = {way: asked([SIZE], way)[0].prompt for way in ("reason", "explain", "direct")}
+    prompts = {way: in_all_ways([SIZE], [way])[0].prompt for way in ("reason", "explain", "direct")}
     assert len(set(prompts.values())) == 3
     assert len({prompt.rpartition("\n")[0] for prompt in prompts.values()}) == 1
 
