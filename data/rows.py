@@ -141,12 +141,11 @@ def read_files(
                 examples[row_id] = _example(row_id, row, image_at)
                 if split:
                     splits[row_id] = split
-            except (BadRow, RecursionError) as bad:  # a list in a list in a list, for a text
-                problem = str(bad) if isinstance(bad, BadRow) else "row is nested too deep"
+            except BadRow as bad:
                 if row_id in refused:  # two rows of one id are two
                     row_id += f"#{number}"
                 refused.add(row_id)
-                skipped.append(Skipped(problem, name, row_id))
+                skipped.append(Skipped(str(bad), name, row_id))
     return Listing(root, tuple(examples.values()), tuple(skipped), splits)
 
 

@@ -21,9 +21,8 @@ def read(path: Path) -> Listing:
 
 
 def _row(raw: dict[str, Any], _: Path) -> dict[str, Any]:
-    options = raw.get("options")
     return {
         **fields(raw, "question", "answer", "dataset", label="solution", modality="subset"),
         "image": raw.get("image") or "",
-        "options": [] if options is None else options,  # never an open question
+        "options": raw.get("options") or [],  # never an open question
     }

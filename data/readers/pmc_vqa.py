@@ -15,15 +15,14 @@ from data.readers.common import csv_rows, fields, split_named, visible
 from data.rows import Listing, read_files
 
 VERSIONS = (("train_2", "test_2"), ("train", "test_clean"), ("train", "test"))
+IMAGE_FOLDERS = ("images_2", "figures", "images")
 EXPECTED = "the folder of train_2.csv, test_2.csv and unpacked images_2.zip (or all without _2)"
 
 
 def read(path: Path) -> Listing:
     """All questions of a CSV file, or of a folder in one version."""
     files = [path] if path.is_file() else _files(path)
-    second = bool(files) and files[0].stem.endswith("_2")
-    folders = ("images_2", "figures") if second else ("images",)
-    return read_files(path, files, csv_rows, _row, folders)
+    return read_files(path, files, csv_rows, _row, IMAGE_FOLDERS)
 
 
 def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:

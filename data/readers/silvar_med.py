@@ -43,9 +43,7 @@ def _pairs(file: Path) -> Iterator[tuple[int | str, Any]]:
             yield number, row
             continue
         sides = [row.get("question"), row.get("answer")]
-        questions, answers = ([s] if not isinstance(s, list) else s for s in sides)
-        if not questions and not answers:
-            yield number, BadRow("question is blank")
+        questions, answers = (s or [None] if isinstance(s, list) else [s] for s in sides)
         if len(questions) != len(answers):
             yield number, BadRow("questions and answers differ in number")
             continue
