@@ -6,7 +6,6 @@ hash when the file is listed, and again when it is opened: nothing of them is ke
 
 import hashlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +44,7 @@ class ParquetImage:
 
     def _read(self) -> Image.Image:
         group, row = self.place
-        content = _content(_images(self.file, group)[row]) or b""
+        content = _content(_images(self.file, group)[row])
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ValueError("the file has changed since it was listed")
         return read_picture(io.BytesIO(content))
@@ -59,19 +58,25 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 def parquet_rows(file: Path) -> Rows:
-    """(number, row by column) of a parquet file. Raises UsageError where pyarrow is missing."""
+    """(number, row by column) of a parquet file; a `BadRow` for each row of a damaged row group.
+
+    Raises UsageError where pyarrow is missing.
+    """
+    number, groups = 0, _groups_of(file)
     first: dict[str, ParquetImage] = {}  # hash -> where these bytes stand first
-    for number, (place, row) in enumerate(_placed_rows(file)):
-        if isinstance(row, BadRow):
+    for group in range(groups.num_row_groups):
+        try:
+            rows = groups.read_row_group(group).to_pylist()
+        except Exception as error:  # a damaged page: pyarrow's own, OSError, UnicodeDecodeError
+            rows = [_unreadable(error)] * groups.metadata.row_group(group).num_rows
+        for i, row in enumerate(rows):
+            if isinstance(row, dict):
+                content = _content(row.get(IMAGE))
+                digest = hashlib.sha256(content).hexdigest()
+                image = first.setdefault(digest, ParquetImage(file, number, (group, i), digest))
+                row[IMAGE] = image if content else ""
             yield number, row
-            continue
-        image = row.get(IMAGE)
-        if content := _content(image):
-            digest = hashlib.sha256(content).hexdigest()
-            image = first.setdefault(digest, ParquetImage(file, number, place, digest))
-        elif isinstance(image, dict):
-            image = image.get("path")
-        yield number, {**row, IMAGE: image or ""}
+            number += 1
 
 
 @lru_cache(maxsize=GROUPS_HELD)
@@ -79,28 +84,9 @@ def _images(file: Path, group: int) -> list[Any]:
     return _groups_of(file).read_row_group(group, columns=[IMAGE])[IMAGE].to_pylist()
 
 
-def _content(image: Any) -> bytes | None:
+def _content(image: Any) -> bytes:
     content = image.get("bytes") if isinstance(image, dict) else image
-    return content if isinstance(content, bytes) and content else None
-
-
-def _placed_rows(file: Path) -> Iterator[tuple[tuple[int, int], Any]]:
-    """((row group, row in it), row by column) of a parquet file; a `BadRow` for each row of a group
-    that is damaged."""
-    try:
-        groups = _groups_of(file)
-    except ImportError:
-        problem = f"{file} needs pyarrow, which is not installed"
-        raise UsageError(f"{problem}: pip install pyarrow") from None
-    except Exception as error:
-        raise _unreadable(error) from None
-    for group in range(groups.num_row_groups):
-        try:
-            rows = groups.read_row_group(group).to_pylist()
-        except Exception as error:  # a damaged page: pyarrow's own, OSError, UnicodeDecodeError
-            rows = [_unreadable(error)] * groups.metadata.row_group(group).num_rows
-        for i, row in enumerate(rows):
-            yield (group, i), row
+    return content if isinstance(content, bytes) else b""
 
 
 def _unreadable(error: Exception) -> BadRow:
@@ -108,6 +94,12 @@ def _unreadable(error: Exception) -> BadRow:
 
 
 def _groups_of(file: Path) -> Any:
-    import pyarrow.parquet
+    try:
+        import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(file, memory_map=True)
+        return pyarrow.parquet.ParquetFile(file, memory_map=True)
+    except ImportError:
+        problem = f"{file} needs pyarrow, which is not installed"
+        raise UsageError(f"{problem}: pip install pyarrow") from None
+    except Exception as error:
+        raise _unreadable(error) from None
