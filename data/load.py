@@ -81,8 +81,7 @@ def load(
     if size > 0 and not taken:
         remedy = "put its files there" if listing.splits else "try another --data-seed"
         problem = f"no usable {modality} image in its {split} split ({len(there)} questions in all)"
-        problem += f", {summary(skipped)}" if skipped else ""
-        raise UsageError(f"{spec} has {problem}: add images, or {remedy}")
+        raise UsageError(f"{spec} has {problem}, {summary(skipped)}: add images, or {remedy}")
     return taken
 
 

@@ -138,8 +138,6 @@ def say_of_data(
     if skipped:
         say_left_out("train.py", skipped)
     if tests and (constant := constant_answers(examples)):
-        counts = ", ".join(
-            f"{sum(has_constant_answer(e, constant) for e in test)} of {len(test)} {modality}"
-            for modality, test in tests.items()
-        )
+        known = {m: sum(has_constant_answer(e, constant) for e in tests[m]) for m in tests}
+        counts = ", ".join(f"{known[m]} of {len(tests[m])} {m}" for m in tests)
         print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)

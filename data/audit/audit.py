@@ -164,9 +164,8 @@ def shared_images(whole: Iterable[Parts]) -> dict[str, dict[str, int]]:
             found[image.key].add(split)
             images.append(image)
     equal = copies(images)
-    single = found.keys() - set(chain(*equal))
-    by_bytes = [found[path] for path in single]
-    by_bytes += [set().union(*(found[path] for path in paths)) for paths in equal]
+    same = equal + [[path] for path in found.keys() - set(chain(*equal))]
+    by_bytes = [set().union(*(found[path] for path in paths)) for paths in same]
     crossing = {"path": found.values(), "hash": by_bytes}
     return {
         "leaks": {name: sum(len(splits) > 1 for splits in sets) for name, sets in crossing.items()},
