@@ -129,8 +129,7 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
     """
     if way != "open":
         return replace(example, asked=way)
-    right = {"options": (), "references": example.right_answers, "gold": 0}
-    return replace(example, asked="reason", **(right if example.options else {}))
+    return replace(example, asked="reason", options=(), gold=0, references=example.right_answers)
 
 
 def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:

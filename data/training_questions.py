@@ -67,7 +67,7 @@ def varied(draw: Draw, seed: int, ways: Sequence[str], shuffle_options: bool) ->
             return one_asked(example, ways[0])
         random = generator(seed, step, key_word(example.id))
         way = ways[random.integers(len(ways))]
-        if shuffle_options:
+        if shuffle_options and example.options:
             example = reordered(example, random.permutation(len(example.options)).tolist())
         return one_asked(example, way)
 
@@ -81,8 +81,6 @@ def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
     >>> reordered(example, [1, 0]).options, reordered(example, [1, 0]).letter
     (('right', 'left'), 'A')
     """
-    if not order:
-        return example
     options = tuple(example.options[i] for i in order)
     return replace(example, options=options, gold=list(order).index(example.gold))
 
