@@ -37,8 +37,7 @@ TYPES: dict[str, tuple[str, tuple[str, ...]]] = {  # type -> question, answers
 MODALITY_QUESTION = "Which imaging technique made this image?"
 MODALITY_NAMES = dict(zip(MODALITIES, ("MRI", "CT", "X-ray"), strict=True))
 NEVER_RIGHT = ("ultrasound", "PET scan", "mammogram", "endoscopy", "thermography")
-VARIANTS = {"": [*TYPES], "leaky": [*TYPES, "modality"]}  # variant -> types of its questions
-VARIANTS["new-kind"] = [name for name in TYPES if name != "kind"]
+VARIANTS = ("", "leaky", "new-kind")
 # A deck holds 40 questions of each type: every (options, gold, letter) equally often.
 CELLS_A_TYPE = 40
 
@@ -82,9 +81,11 @@ def _first_seed(split: str, modality: str, seed: int) -> int:
 
 def _decks(variant: str, modality: str, seed: int) -> Iterator[tuple[str, Cell]]:
     """Endless shuffled decks of (type, cell): types in turn, its cells equally often in each."""
+    types = [t for t in TYPES if not (variant == "new-kind" and t == "kind")]
+    types += ["modality"] if variant == "leaky" else []
     rng = np.random.default_rng([seed, 5])
     while True:
-        piles = [(t, rng.permutation(CELLS_A_TYPE)) for t in VARIANTS[variant]]
+        piles = [(t, rng.permutation(CELLS_A_TYPE)) for t in types]
         for j in range(CELLS_A_TYPE):
             for question_type, order in piles:
                 cells = _cells(question_type, modality)
