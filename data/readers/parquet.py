@@ -71,10 +71,12 @@ def parquet_rows(file: Path) -> Rows:
             rows = [_unreadable(error)] * groups.metadata.row_group(group).num_rows
         for i, row in enumerate(rows):
             if isinstance(row, dict):
-                content = _content(row.get(IMAGE))
+                found = row.get(IMAGE)
+                content = _content(found)
+                path = found.get("path") if isinstance(found, dict) else found
                 digest = hashlib.sha256(content).hexdigest()
                 image = first.setdefault(digest, ParquetImage(file, number, (group, i), digest))
-                row[IMAGE] = image if content else ""
+                row[IMAGE] = image if content else path or ""
             yield number, row
             number += 1
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from data.audit.audit import shared_images
 from data.controls.altered import shuffled_images
@@ -167,3 +168,14 @@ def test_without_pyarrow_one_line_says_what_to_install(
         path = tmp_path / "data" / f"{TRAIN}.parquet"
         line = f"{path} needs pyarrow, which is not installed: pip install pyarrow"
         assert str(error.value) == line
+
+
+def test_an_image_beside_the_file_is_read_by_its_path(tmp_path: Path) -> None:
+    """`datasets` writes {"bytes": None, "path": ...} where images are not embedded."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    Image.new("RGB", (32, 32), (9, 0, 0)).save(tmp_path / "a.png")
+    row = rad(0) | {"image": {"bytes": None, "path": "a.png"}}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / f"{TRAIN}.parquet")
+    (example,) = read(f"path-vqa:{tmp_path}").examples
+    assert example.images[0].open().getpixel((0, 0)) == (9, 0, 0)
