@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +13,6 @@ from grpo.report import evaluation_table as sheets
 from grpo.report.token_table import DAMAGED
 from grpo.settings.errors import UsageError
 
-MODELS = ("base", "trained")
 Tile = tuple[str, str, str]  # name, number, what the number is
 
 
@@ -34,7 +34,8 @@ def contents(run: Path) -> dict[str, Any]:
         remarks.insert(0, f"Cut off, or not finished: {done}, and no summary.json.")
     if not any((run / "trace").glob("step-*.json")):
         remarks.append("This run has no trace, so no step can be opened; train.py writes one.")
-    by_modality = charts.accuracies(metrics, summary, str(config.get("modality")))
+    results = summary.get("results") or {}
+    drawn = [*metrics, *(tested(results, *end) for end in ((0, "base"), (last, "trained")))]
     return {
         "name": run.resolve().name,
         "config": config,
@@ -42,8 +43,8 @@ def contents(run: Path) -> dict[str, Any]:
         "settings": rows,
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
-        "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
-        "charts": [*by_modality, *charts.curves(metrics)],
+        "tiles": [*training_tiles(metrics), *accuracy_tiles(results)],
+        "charts": list(charts.curves(drawn, str(config.get("modality")))),
         "evaluations": evaluations,
         "remarks": remarks,
     }
@@ -53,18 +54,15 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the steps of metrics.jsonl that can be read, in order, and remarks on the others."""
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    found, broken = [], []
-    for i, line in enumerate(lines):
-        try:
+    found = []
+    for line in lines:
+        with suppress(*DAMAGED):
             step = dict(json.loads(line))
             found.append(step | {"step": int(step["step"])})
-        except DAMAGED:
-            broken.append(i)
     remarks = [] if found else ["metrics.jsonl holds no step, so there are no curves."]
-    if broken == [len(lines) - 1]:
-        remarks.append("The last line of metrics.jsonl was cut off while it was written.")
-    elif broken:
-        remarks.append(f"{len(broken)} lines of metrics.jsonl cannot be read and are left out.")
+    if lost := len(lines) - len(found):
+        cause = "A run that is killed may leave its last line cut off."
+        remarks.append(f"Lines of metrics.jsonl that cannot be read: {lost}. {cause}")
     return sorted(found, key=itemgetter("step")), remarks
 
 
@@ -86,9 +84,19 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
     return summary, found
 
 
+def tested(results: Mapping[str, Any], step: int, model: str) -> dict[str, Any]:
+    """Return the test accuracies of a model as the metrics of a step."""
+    cells = results.get(model) or {}
+    return {"step": step, **{f"test/{m}": cell["accuracy"] for m, cell in cells.items()}}
+
+
 def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
     """Yield the means of a few metrics over the first and the last tenth of the steps."""
-    for name, label in (("reward", "Reward"), ("signal", "Groups with signal"), ("kl", "KL")):
+    for name, label in (
+        ("reward", "Reward"),
+        (charts.NO_SIGNAL, "Groups with signal"),
+        ("kl", "KL"),
+    ):
         values = [value for _, value in charts.series(metrics, name)]
         if values:
             n = max(1, len(values) // 10)
@@ -99,7 +107,9 @@ def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
 def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[Tile]:
     """Yield the test accuracy on each modality before and after training."""
     for modality, found in results.get("trained", {}).items():
-        base, trained = (sheets.percent(results[m][modality]["accuracy"]) for m in MODELS)
+        base, trained = (
+            sheets.percent(results[m][modality]["accuracy"]) for m in ("base", "trained")
+        )
         low, high = map(sheets.percent, found["ci95"])
         interval = f"base → trained, 95 %: {low} to {high}"
         yield f"{modality} accuracy", f"{base} → {trained} %", interval

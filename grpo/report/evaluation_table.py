@@ -1,6 +1,5 @@
 """The tables of the report: an evaluation with its controls, and the settings of a run."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,22 +21,14 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     TypeError if another program wrote it.
     """
     old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
-    found = table.get("rendered") or old
-    parts = []
-    for part in found["parts"]:
-        columns, rows = list(map(str, part["columns"])), list(map(_row, part["rows"]))
-        parts.append({"title": part["title"], "columns": columns, "rows": rows})
+    rendered = table.get("rendered") or old
+    kinds = [row["kind"] for part in rendered["parts"] for row in part["rows"]]
     return {
         "name": name,
-        "parts": parts,
-        "has_controls": any(row["kind"] == "control" for part in parts for row in part["rows"]),
-        "footnotes": list(map(str, found["footnotes"])),
+        **rendered,
+        "has_controls": "control" in kinds,
         "bars": list(_bars(table)),
     }
-
-
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": row["kind"], "name": row["name"], "cells": list(map(str, row["full"]))}
 
 
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -56,8 +47,7 @@ def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return (setting, value, the recipe's value, whether it differs) of config.json."""
     config, changed = record["config"], record.get("overrides") or {}
-    plain = {field.name: field.default for field in dataclasses.fields(Config)}
-    plain |= RECIPES.get(str(config.get("recipe")), {})
+    plain = Config(**RECIPES.get(str(config.get("recipe")), {})).to_dict()
     return [
         (name, said(value), said(plain[name]) if name in plain else "-", name in changed)
         for name, value in config.items()

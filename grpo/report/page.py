@@ -25,6 +25,7 @@ from grpo.report.contents import contents
 from grpo.report.token_table import DAMAGED, Traced
 from grpo.run.atomic import write_whole
 from grpo.run.folder import newest_run
+from grpo.run.terminal import visible
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, option, parse_flags
 
@@ -109,35 +110,18 @@ def make_environment() -> Environment:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: legible(value) if type(value) is str else value
-    environment.filters |= {"number": _number, "share_of": _percent}
+    environment.filters |= {"number": charts.number}
     return environment
 
 
-def _percent(x: float, whole: float) -> float:
-    return 100 * x / whole if whole else 0
-
-
-def _number(x: Any) -> str:
-    finite = isinstance(x, int | float) and abs(x) <= sys.float_info.max  # NaN is not, either
-    return charts.number(x) if finite else "-"
-
-
 def legible(text: str) -> str:
-    """Make control characters, and characters that turn the text's direction, visible.
+    """Escape control characters, and characters that turn the text's direction.
 
-    >>> legible("a\\0b"), legible("\\ud800"), legible("\\u202eb")
-    ('a␀b', '\ufffd', '[U+202E]b')
+    >>> print(legible("a\\0b\\u202ec"))
+    a\\x00b\\u202ec
     """
-    return text if text.isprintable() else "".join(map(_seen, text))
-
-
-def _seen(c: str) -> str:
-    kind = unicodedata.category(c)
-    if c in "\n\t" or kind not in ("Cc", "Cs", "Cf"):
-        return c
-    if kind == "Cs":  # half of a surrogate pair, which UTF-8 cannot encode
-        return "\ufffd"
-    return chr(0x2400 + ord(c)) if ord(c) < 0x20 else f"[U+{ord(c):04X}]"
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Cf")} - {"\n", "\t"}
+    return text.translate({ord(c): visible(c) for c in hidden})
 
 
 def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
