@@ -69,10 +69,12 @@ def page(run: Path, most_bytes: int) -> str:
     try:
         told = contents(run)
         steps, remarks = inspector.traced_steps(run)
-        has_kl = any(traced.has_reference for traced in steps)
         told["remarks"] += remarks
         told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-        told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
+        told["rows"] = ["token", *steps[0].rows] if steps else []
+        told["quantities"] = [
+            q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in told["rows"]
+        ]
         environment = make_environment()
         room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
         for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
@@ -126,15 +128,14 @@ def legible(text: str) -> str:
 
 def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
     """Return the page. Its policy allows the hashes of its own script and style only."""
-    rows = steps[0].rows if steps else []
     updates = max((len(traced.updates) for traced in steps), default=1)
-    labels = "\\A ".join(rows)
+    labels = "\\A ".join(told["rows"])
     style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
     template = environment.get_template("report.html")
-    return template.render(told, rows=rows, style=style, script=script, **hashes)
+    return template.render(told, style=style, script=script, **hashes)
 
 
 def _hash(text: str) -> str:
