@@ -8,10 +8,7 @@ from grpo.settings.flags import shown
 from grpo.settings.recipes import RECIPES
 
 LEFT, RIGHT = 150, 520  # of the plot of accuracies, in SVG units
-WITHOUT_ROWS = (
-    "An older version of this program wrote this file, so its table is not in it; evaluate.py "
-    "scores the run again from the answers it kept."
-)
+WITHOUT_ROWS = "An older version wrote this, without a table; evaluate.py scores the run again."
 
 
 def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:

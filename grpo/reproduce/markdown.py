@@ -58,7 +58,7 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
 
 def _models(done: dict[str, Any]) -> list[Model]:
     """Return every base once, then every arm, in all ways of asking."""
-    rows: dict[str, dict[str, Model]] = {"base": {}, "trained": {}}
+    models: dict[str, Model] = {}
     for arm, found in done.items():
         for model in found["evaluation"]["results"]:
             name, *way = model.split(", ")
@@ -67,10 +67,9 @@ def _models(done: dict[str, Any]) -> list[Model]:
                 scratch = ["scratch"] * (found["init"] == "base")
                 asked = way or [found["prompt"]] * (found["prompt"] != "reason")
                 row = ", ".join([name, *scratch, *asked])
-            if name in rows:
-                made = Model(row, model, found["evaluation"], found["unseen"])
-                rows[name].setdefault(row, made)
-    return [*rows["base"].values(), *rows["trained"].values()]
+            if name in ("base", "trained"):
+                models.setdefault(row, Model(row, model, found["evaluation"], found["unseen"]))
+    return sorted(models.values(), key=lambda model: not model.name.startswith("base"))
 
 
 def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
@@ -109,10 +108,9 @@ def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
 def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield the strict accuracy on data sets never trained on; open questions apart."""
     sets = list(models[0].unseen)
-    if sets:
-        yield ["never trained on, strict, %", *sets]
-        for model in models:
-            yield [model.row, *("; ".join(_by_modality(model, name)) for name in sets)]
+    yield ["never trained on, strict, %", *sets]
+    for model in models:
+        yield [model.row, *("; ".join(_by_modality(model, name)) for name in sets)]
 
 
 def _by_modality(model: Model, data: str) -> Iterator[str]:
@@ -136,10 +134,8 @@ def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
 
 
 def _markdown(rows: Iterator[list[str]]) -> str:
-    """Return a table without the columns that hold nothing."""
-    names, *columns = list(zip(*rows, strict=True)) or [()]
+    """Return a table without the columns that hold nothing; "" if all of them do."""
+    names, *columns = zip(*rows, strict=True)
     kept = [names, *(column for column in columns if set(column[1:]) - {"-", ""})]
-    lines = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
-    if lines:
-        lines.insert(1, "|" + "---|" * len(kept))
-    return "\n".join(lines)
+    head, *lines = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
+    return "\n".join([head, "|" + "---|" * len(kept), *lines]) if kept[1:] else ""
