@@ -34,8 +34,6 @@ def contents(run: Path) -> dict[str, Any]:
         remarks.insert(0, f"Cut off, or not finished: {done}, and no summary.json.")
     if not any((run / "trace").glob("step-*.json")):
         remarks.append("This run has no trace, so no step can be opened; train.py writes one.")
-    results = summary.get("results") or {}
-    drawn = [*metrics, *(tested(results, *end) for end in ((0, "base"), (last, "trained")))]
     return {
         "name": run.resolve().name,
         "config": config,
@@ -43,8 +41,8 @@ def contents(run: Path) -> dict[str, Any]:
         "settings": rows,
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
-        "tiles": [*training_tiles(metrics), *accuracy_tiles(results)],
-        "charts": list(charts.curves(drawn, str(config.get("modality")))),
+        "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
+        "charts": list(charts.curves(metrics, str(config.get("modality")))),
         "evaluations": evaluations,
         "remarks": remarks,
     }
@@ -82,12 +80,6 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
         except DAMAGED:
             remarks.append(f"{file.name} cannot be read and is left out.")
     return summary, found
-
-
-def tested(results: Mapping[str, Any], step: int, model: str) -> dict[str, Any]:
-    """Return the test accuracies of a model as the metrics of a step."""
-    cells = results.get(model) or {}
-    return {"step": step, **{f"test/{m}": cell["accuracy"] for m, cell in cells.items()}}
 
 
 def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:

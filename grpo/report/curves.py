@@ -28,7 +28,6 @@ NO_SIGNAL = "frac_reward_zero_std"
 CURVES = (
     ("Accuracy by modality", "validation questions", "val/(?:(.+)/)?accuracy"),
     ("Forced choice by modality", "validation questions", "val/(?:(.+)/)?forced_choice"),
-    ("Test accuracy by modality", "strict, base and trained", "test/(.+)"),
     ("Reward", "of all completions: mean, and std in a group", "(reward|reward_std)"),
     ("Reward by part", "mean, before its weight", "rewards/(.+)/mean"),
     ("Groups with signal", "share whose rewards differ", NO_SIGNAL),
