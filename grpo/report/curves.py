@@ -18,7 +18,6 @@ Line = tuple[str, Points]  # with its name
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
 MOST_POINTS = 240  # of a curve: more than a screen shows
-MOST_ROWS = 11  # of the table below a curve
 MOST_MARKS = 25  # a line of more points has no circles on them
 DASHES = ("none", "7 3", "2 3", "9 3 2 3", "14 4", "4 6")  # so that colour is not the only mark
 
@@ -70,7 +69,7 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
     """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values.
 
     The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean. `words`
-    says in text what is drawn; `rows` are (step, a value a line) of it.
+    says in text what is drawn.
     """
     steps, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
     first, last = min(steps), max(steps)
@@ -103,7 +102,6 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
         "x_ticks": [(across(x), number(x)) for x in x_ticks],
         "y_ticks": [(up(y), number(y)) for y in y_ticks],
         "words": in_words(title, unit, lines),
-        "rows": rows_of(lines),
         "window": window,
     }
 
@@ -176,14 +174,3 @@ def in_words(title: str, unit: str, lines: Sequence[Line]) -> str:
         words += f", between {low} and {high}"
         said.append(f"{name} {words if low != high else f'{low} throughout'}")
     return f"{title} ({unit}): {'; '.join(said)}."
-
-
-def rows_of(lines: Sequence[Line]) -> list[list[str]]:
-    """Return the values of all lines at some steps, the first and the last among them."""
-    values = [dict(points) for _, points in lines]
-    steps = sorted(set().union(*values))
-    kept = {round((len(steps) - 1) * i / (MOST_ROWS - 1)) for i in range(MOST_ROWS)}
-    return [
-        [number(x), *(number(found.get(x)) for found in values)]
-        for x in (steps[i] for i in sorted(kept))
-    ]

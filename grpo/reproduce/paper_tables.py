@@ -78,8 +78,8 @@ TABLES = {
         flags={"phantom": "--lora-r 8 --lora-alpha 16", "2b": "--diversity none"},
         evaluation="--controls none --prompt reason,direct",
         unseen={"phantom": ("phantom:new-kind",), "2b": ("vqa-rad", "slake", "path-vqa")},
-        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA. SilVar-Med by hand, and VQA-Med-2019, "
-        "which --unseen vqa-med-2019:FOLDER adds",
+        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA. By hand: SilVar-Med, for "
+        "--data silvar-med:FOLDER, and VQA-Med-2019, which --unseen vqa-med-2019:FOLDER adds",
     ),
     "clinical": Table(
         about="Zhu et al. (arXiv 2505.13973): initialisation, semantics, length and bias",

@@ -155,6 +155,5 @@ def announcement(name: str, table: Table, chosen: list[Arm], plan: Plan) -> str:
         lines.append(f"{total:.0f} min in all on 2 CPU cores, 1 GB of memory, nothing is fetched")
         lines.append("Phantoms are drawn, not medical data.")
     else:
-        wants = ["it wants --data silvar-med:FOLDER"] * (name == "rarl" and not plan.data)
-        lines += [LARGE, *wants, f"fetched where not there: {table.downloads}"]
+        lines += [LARGE, f"fetched where not there: {table.downloads}"]
     return "\n".join(lines)
