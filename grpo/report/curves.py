@@ -171,6 +171,5 @@ def in_words(title: str, unit: str, lines: Sequence[Line]) -> str:
         (first, start), (last, end) = points[0], points[-1]
         low, high = (number(bound(y for _, y in points)) for bound in (min, max))
         words = f"{number(start)} at step {number(first)}, {number(end)} at step {number(last)}"
-        words += f", between {low} and {high}"
-        said.append(f"{name} {words if low != high else f'{low} throughout'}")
+        said.append(f"{name} {words}, between {low} and {high}")
     return f"{title} ({unit}): {'; '.join(said)}."

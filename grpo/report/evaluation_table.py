@@ -7,7 +7,6 @@ from grpo.settings.config import Config
 from grpo.settings.flags import shown
 from grpo.settings.recipes import RECIPES
 
-LEFT, RIGHT = 150, 520  # of the plot of accuracies, in SVG units
 WITHOUT_ROWS = "An older version wrote this, without a table; evaluate.py scores the run again."
 
 
@@ -29,16 +28,13 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield accuracy, interval and chance of every model on every modality, in SVG units."""
+    """Yield accuracy, interval and chance of every model on every modality."""
     for modality, chance in table["chance"].items():
         for model, cells in table["results"].items():
             found = cells[modality]
             if found["accuracy"] is not None:
-                shares = [found["accuracy"], *found["ci95"], chance]
-                places = [round(LEFT + share * (RIGHT - LEFT), 1) for share in shares]
-                label = {"label": f"{modality} {model}", "said": measured(found)}
-                bar = dict(zip(("x", "low", "high", "chance"), places, strict=True))
-                yield label | bar | {"hollow": model.startswith("base")}
+                bar = {"model": model, "modality": modality, "chance": chance}
+                yield {**found, **bar, "said": measured(found)}
 
 
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -38,9 +38,7 @@ class Options:
     """The flags of `python -m grpo.report RUN`."""
 
     out: str | None = option("page", None, "File of the page (none: RUN/report.html).")
-    max_mb: float = option(
-        "page", 4.0, "Size of the page in MB; groups beyond it are left out.", gt=0
-    )
+    max_mb: float = option("page", 4.0, "MB of the page; groups beyond it are left out.", gt=0)
 
     def __post_init__(self) -> None:
         check_options(self)
