@@ -13,8 +13,6 @@ from grpo.report import evaluation_table as sheets
 from grpo.report.token_table import DAMAGED
 from grpo.settings.errors import UsageError
 
-Tile = tuple[str, str, str]  # name, number, what the number is
-
 
 def contents(run: Path) -> dict[str, Any]:
     """Return what the page shows of a run besides its trace. Raises UsageError if it is no run."""
@@ -32,8 +30,6 @@ def contents(run: Path) -> dict[str, Any]:
     if not (run / "summary.json").exists():
         done = f"{last} of {config.get('steps')} steps"
         remarks.insert(0, f"Cut off, or not finished: {done}, and no summary.json.")
-    if not any((run / "trace").glob("step-*.json")):
-        remarks.append("This run has no trace, so no step can be opened; train.py writes one.")
     return {
         "name": run.resolve().name,
         "config": config,
@@ -57,10 +53,9 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
         with suppress(*DAMAGED):
             step = dict(json.loads(line))
             found.append(step | {"step": int(step["step"])})
-    remarks = [] if found else ["metrics.jsonl holds no step, so there are no curves."]
-    if lost := len(lines) - len(found):
-        cause = "A run that is killed may leave its last line cut off."
-        remarks.append(f"Lines of metrics.jsonl that cannot be read: {lost}. {cause}")
+    lost = len(lines) - len(found)
+    cause = "A run that is killed may leave its last line cut off."
+    remarks = [f"Lines of metrics.jsonl that cannot be read: {lost}. {cause}"] if lost else []
     return sorted(found, key=itemgetter("step")), remarks
 
 
@@ -70,8 +65,7 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
     A file that cannot be read adds a remark.
     """
     summary, found = {}, []
-    first = ("evaluation.json", "summary.json")  # the one with controls before the one without
-    for file in sorted(run.glob("*.json"), key=lambda file: (file.name not in first, file)):
+    for file in sorted(run.glob("*.json")):  # evaluation.json, with controls, before summary.json
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(table, dict) and {"results", "chance"} <= table.keys():
@@ -82,8 +76,9 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
     return summary, found
 
 
-def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
-    """Yield the means of a few metrics over the first and the last tenth of the steps."""
+def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, means over the first and the last tenth of the steps, and which steps they are,
+    of a few metrics."""
     for name, label in (
         ("reward", "Reward"),
         (charts.NO_SIGNAL, "Groups with signal"),
@@ -96,8 +91,8 @@ def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
             yield label, f"{fmean(values[:n]):.2g} → {fmean(values[-n:]):.2g}", steps
 
 
-def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[Tile]:
-    """Yield the test accuracy on each modality before and after training."""
+def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, test accuracy before and after training, and its interval, of each modality."""
     for modality, found in results.get("trained", {}).items():
         base, trained = (
             sheets.percent(results[m][modality]["accuracy"]) for m in ("base", "trained")

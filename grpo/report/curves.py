@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, cycle, pairwise
+from itertools import chain, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -19,7 +19,6 @@ Line = tuple[str, Points]  # with its name
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
 MOST_POINTS = 240  # of a curve: more than a screen shows
 MOST_MARKS = 25  # a line of more points has no circles on them
-DASHES = ("none", "7 3", "2 3", "9 3 2 3", "14 4", "4 6")  # so that colour is not the only mark
 
 NO_SIGNAL = "frac_reward_zero_std"
 # Title, what the numbers are, and the metrics, as a regular expression. A line has the name that is
@@ -75,8 +74,7 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
     first, last = min(steps), max(steps)
     low, high = min(0.0, *values), max(values)
     y_ticks = ticks(low, high if high > low else low + 1)
-    window = max(len(points) for _, points in lines) // 25
-    window = window if window > 2 else 1
+    window = max(1, max(len(points) for _, points in lines) // 25)
     across = partial(_scaled, first, last, LEFT, RIGHT)
     up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
@@ -87,19 +85,17 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
         {
             "name": name,
             "points": points,
-            "dash": dash,
             "path": path(moving_mean(points, window)),
             "faint": path(points) if window > 1 else "",
             "marks": [(across(x), up(y)) for x, y in points if len(points) <= MOST_MARKS],
         }
-        for (name, points), dash in zip(lines, cycle(DASHES), strict=False)
+        for name, points in lines
     ]
-    x_ticks = [x for x in ticks(first, last, whole=True) if first <= x <= last]
     return {
         "title": title,
         "unit": unit,
         "lines": shapes,
-        "x_ticks": [(across(x), number(x)) for x in x_ticks],
+        "x_ticks": [(across(x), number(x)) for x in ticks(first, last, True) if first <= x <= last],
         "y_ticks": [(up(y), number(y)) for y in y_ticks],
         "words": in_words(title, unit, lines),
         "window": window,

@@ -42,18 +42,9 @@ def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     config, changed = record["config"], record.get("overrides") or {}
     plain = Config(**RECIPES.get(str(config.get("recipe")), {})).to_dict()
     return [
-        (name, said(value), said(plain[name]) if name in plain else "-", name in changed)
+        (name, shown(value), shown(plain.get(name, "-")), name in changed)
         for name, value in config.items()
     ]
-
-
-def said(value: Any) -> str:
-    """Return a setting as a reader types it.
-
-    >>> said(False), said(0), said(None)
-    ('off', '0', 'none')
-    """
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else shown(value)
 
 
 def percent(share: float | None) -> str:

@@ -69,10 +69,9 @@ def page(run: Path, most_bytes: int) -> str:
         steps, remarks = inspector.traced_steps(run)
         told["remarks"] += remarks
         told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-        told["rows"] = ["token", *steps[0].rows] if steps else []
-        told["quantities"] = [
-            q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in told["rows"]
-        ]
+        rows = ["token", *steps[0].rows] if steps else []
+        told["rows"] = rows
+        told["quantities"] = [q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in rows]
         environment = make_environment()
         room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
         for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):

@@ -20,7 +20,6 @@ from torch import Tensor
 from grpo.loss import clip_bounds, clipped
 
 MOST_STEPS = 60  # traced steps of a page
-MOST_UPDATES = 3  # of a step: the first two and the last
 MOST_LAYERS = 12  # with the largest gradients
 IMAGE_BYTES = 300_000  # a larger image is left out
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -54,9 +53,9 @@ class Traced:
 
     @cached_property
     def updates(self) -> list[int]:
-        """The updates that are shown, counted from 0."""
-        every = list(range(len(self.tensors["logprobs"])))
-        return every if len(every) <= MOST_UPDATES else [*every[: MOST_UPDATES - 1], every[-1]]
+        """The updates that are shown, counted from 0: the first two and the last."""
+        last = len(self.tensors["logprobs"]) - 1
+        return sorted({0, min(1, last), last})
 
     @cached_property
     def shares(self) -> Tensor:
@@ -187,8 +186,7 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[s
         rows = [text.replace("\n", "⏎").replace("\t", "⇥")]
         for name, numbers in found.items():
             rows.append(columns(numbers[t], bounds if name == "ratio" else None))
-        classes = list(map(shade, "skrel", values))
-        classes.append("c" if any(bounds) else "")
+        classes = [*map(shade, "skrel", values), "c" if any(bounds) else ""]
         yield " ".join(filter(None, classes)), "\n".join(rows), text.replace("\n", "⏎\n")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo.report.evaluation_table import measured, percent
-from grpo.reproduce.paper_tables import Arm, Table
+from grpo.reproduce.paper_tables import Table
 
 PHANTOMS = (
     "**These are phantoms: drawn images and a 2 million parameter model, not medical data.** The "
@@ -33,15 +33,15 @@ class Model:
         return seeds or evaluation["results"][self.name]
 
 
-def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
+def page(record: dict[str, Any], table: Table) -> str:
     """Return the page: accuracies, other figures, unseen sets, what was paid, and the paper."""
-    records = {arm.name: record["arms"][arm.name] for arm in arms}
-    done = {name: found for name, found in records.items() if "skipped" not in found}
+    arms = record["arms"]
+    done = {name: found for name, found in arms.items() if "skipped" not in found}
     models = _models(done)
     phantoms = [PHANTOMS] * (record["scale"] == "phantom")
     rules = [f"{arm}: {', '.join(f['stands_in'])}." for arm, f in done.items() if f["stands_in"]]
-    skipped = [f"{arm}: {f['skipped']}." for arm, f in records.items() if "skipped" in f]
-    tables = _accuracies(models), _figures(models), _unseen(models), _paid(done, arms)
+    skipped = [f"{arm}: {f['skipped']}." for arm, f in arms.items() if "skipped" in f]
+    tables = _accuracies(models), _figures(models), _unseen(models), _paid(done, table)
     blocks = [
         f"# {table.about}",
         f"`{record['command']}`",
@@ -50,7 +50,7 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
         *map(_markdown, tables),
         f"The paper: {table.paper}.",
         " ".join([RULES, *rules]) if rules else "",
-        " ".join([*skipped, table.out_of_scope]).strip(),
+        " ".join(skipped),
         *phantoms,
     ]
     return "\n\n".join(filter(None, blocks))
@@ -122,11 +122,11 @@ def _by_modality(model: Model, data: str) -> Iterator[str]:
         yield f"{modality} {measured(cells[modality])}{f1}"
 
 
-def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
+def _paid(done: dict[str, Any], table: Table) -> Iterator[list[str]]:
     """Yield steps, questions, completions, time and memory of each arm, and the paper's number."""
     paid = ["steps", "questions", "completions", "seconds of training", "peak MB"]
     yield ["arm", *paid, "the paper"]
-    papers = {arm.name: arm.paper for arm in arms}
+    papers = {arm.name: arm.paper for arm in table.arms}
     for arm, found in done.items():
         counts = [str(found[name]) for name in ("steps", "examples", "completions")]
         seconds = ", ".join(f"{second:.0f}" for second in found["seconds"])

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "scale": plan.scale,
         "arms": {arm.name: run_arm(name, table, arm, plan) for arm in chosen},
     }
-    text, folder = page(record, table, chosen), plan.folder(name)
+    text, folder = page(record, table), plan.folder(name)
     write_json(folder / "table.json", record)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -123,11 +123,12 @@ def test_each_modality_that_is_validated_has_a_line_that_needs_no_colour(whole: 
     words = [tag["aria-label"] for tag in Page(whole).attributes("svg", "role")]
     (accuracy,) = (text for text in words if text.startswith("Accuracy by modality"))
     figure = whole[whole.index("<b>Accuracy by modality</b>") :].partition("</figure>")[0]
-    dashes = re.findall(r'<polyline class="l\d" stroke-dasharray="([^"]+)"', figure)
+    styles = re.findall(r'<polyline class="(l\d)"', figure)
+    dashes = [re.findall(rf"\.{style} {{ stroke-dasharray: (.+?); }}", whole) for style in styles]
 
     assert "MRI, trained on 0.3 at step 20, 0.7 at step 60" in accuracy
     assert "; CT 0.2 at step 20, 0.6 at step 60" in accuracy
-    assert len(set(dashes)) == len(dashes) == 3
+    assert len(set(map(str, dashes))) == len(dashes) == 3
     legend = re.findall(r"</svg>([^<]+) <b>", figure)
     assert legend == ["MRI, trained on", "CT", "XRAY"]
 
