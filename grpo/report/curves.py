@@ -74,7 +74,7 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
     first, last = min(steps), max(steps)
     low, high = min(0.0, *values), max(values)
     y_ticks = ticks(low, high if high > low else low + 1)
-    window = max(1, max(len(points) for _, points in lines) // 25)
+    window = 2 * (max(len(points) for _, points in lines) // 50) + 1
     across = partial(_scaled, first, last, LEFT, RIGHT)
     up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
@@ -122,14 +122,14 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def moving_mean(points: Points, window: int) -> Points:
-    """Return each value's mean with those around it, `window` in all; fewer at the ends.
+    """Return each value's mean with those around it, `window` (odd) in all; fewer at the ends.
 
     >>> moving_mean([(1, 0.0), (2, 3.0), (3, 6.0)], 3)
     [(1, 1.5), (2, 3.0), (3, 4.5)]
     """
     values = torch.tensor([[y for _, y in points]], dtype=torch.float64)  # (1, T)
     means = avg_pool1d(values, window, 1, window // 2, count_include_pad=False)[0].tolist()
-    return [(x, mean) for (x, _), mean in zip(points, means, strict=False)]  # an even window: T + 1
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:

@@ -69,8 +69,7 @@ def run_arm(name: str, table: Table, arm: Arm, plan: Plan) -> dict[str, Any]:
     """Return the record of an arm: all its runs and their evaluation, made now if missing."""
     if plan.lacks_judge(arm):
         return {"skipped": NEEDS_JUDGE}
-    folder = plan.folder(name)
-    runs = [folder / f"{slug(arm.name)}-{seed}" for seed in range(1, plan.seeds + 1)]
+    runs = [plan.folder(name) / f"{slug(arm.name)}-{i + 1}" for i in range(plan.seeds)]
     for seed, run in enumerate(runs, start=1):
         train(run, plan.flags(name, table, arm, seed))
     flags = [*table.evaluation.split(), *plan.judged_metrics()]
