@@ -29,7 +29,7 @@ def contents(run: Path) -> dict[str, Any]:
     last = int(metrics[-1]["step"]) if metrics else 0
     if not (run / "summary.json").exists():
         done = f"{last} of {config.get('steps')} steps"
-        remarks.insert(0, f"Cut off, or not finished: {done}, and no summary.json.")
+        remarks.insert(0, f"Interrupted, or not finished: {done}, and no summary.json.")
     return {
         "name": run.resolve().name,
         "config": config,
@@ -54,7 +54,7 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
             step = dict(json.loads(line))
             found.append(step | {"step": int(step["step"])})
     lost = len(lines) - len(found)
-    cause = "A run that is killed may leave its last line cut off."
+    cause = "A run that is killed may leave its last line incomplete."
     remarks = [f"Lines of metrics.jsonl that cannot be read: {lost}. {cause}"] if lost else []
     return sorted(found, key=itemgetter("step")), remarks
 

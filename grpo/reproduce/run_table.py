@@ -6,7 +6,7 @@
 
 At phantom scale (the default) everything runs offline on a CPU, with the tiny model on drawn
 phantoms; at scale 2b the same command uses the paper's model and data. A complete run is not made
-again, so a table that was cut off continues where it stopped.
+again, so a table that was interrupted continues where it stopped.
 """
 
 import json
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if all(map(plan.lacks_judge, chosen)):
         raise UsageError(f"--arms {plan.arms}: {NEEDS_JUDGE}")
-    lock(plan.folder(name), "reproduce")  # it deletes runs that were cut off
+    lock(plan.folder(name), "reproduce")  # it deletes interrupted runs
     record = {
         "command": shlex.join(["python", "-m", "grpo.reproduce", *argv]),
         "table": name,
