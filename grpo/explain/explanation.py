@@ -104,16 +104,15 @@ def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) ->
     """Yield the numbers of one token of each `chosen` completion: the one of highest entropy."""
     last, row, rollout = step.updates[-1], step.rollout.row, step.rollout
     eps, eps_high = clip_bounds(config.clip_eps, config.clip_eps_high)
-    places = [(row == i).nonzero().flatten() for i in chosen]
-    at = torch.stack([place[last.entropy[place].argmax()] for place in places])  # (3,) into (N,)
-    within = [int(t - place[0]) for t, place in zip(at, places, strict=True)]
+    picks = [(i, int(last.entropy[row == i].argmax())) for i in chosen]
+    at = torch.stack([(row == i).nonzero()[t, 0] for i, t in picks])  # (3,) into (N,)
     ratio, advantage = last.ratio[at], step.advantages.flatten()[row[at]]
     low, high = 1 - eps, 1 + eps_high
     gain = clipped_surrogate(ratio, advantage, eps, eps_high)
-    ids = [rollout.groups[0].completions[i][t : t + 1] for i, t in zip(chosen, within, strict=True)]
+    ids = [rollout.groups[0].completions[i][t : t + 1] for i, t in picks]
     update = f"update {len(step.updates)} of {len(step.updates)}"
     yield f"4. The least certain token of the best, a middle and the worst completion, {update}"
-    yield columns("   o_i[t]", [f"o_{i + 1}[{t + 1}]" for i, t in zip(chosen, within, strict=True)])
+    yield columns("   o_i[t]", [f"o_{i + 1}[{t + 1}]" for i, t in picks])
     yield columns("   its text", [repr(policy.decode(i))[: NUMBER - 1] for i in ids])
     reference = ratio * math.nan if step.ref_logprobs is None else step.ref_logprobs[at]
     table = (

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -11,9 +12,6 @@ from grpo.report import curves as charts
 from grpo.report import evaluation_table as sheets
 from grpo.report.token_table import DAMAGED
 from grpo.settings.errors import UsageError
-
-MODELS = ("base", "trained")
-Tile = tuple[str, str, str]  # name, number, what the number is
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -31,10 +29,7 @@ def contents(run: Path) -> dict[str, Any]:
     last = int(metrics[-1]["step"]) if metrics else 0
     if not (run / "summary.json").exists():
         done = f"{last} of {config.get('steps')} steps"
-        remarks.insert(0, f"Cut off, or not finished: {done}, and no summary.json.")
-    if not any((run / "trace").glob("step-*.json")):
-        remarks.append("This run has no trace, so no step can be opened; train.py writes one.")
-    by_modality = charts.accuracies(metrics, summary, str(config.get("modality")))
+        remarks.insert(0, f"Interrupted, or not finished: {done}, and no summary.json.")
     return {
         "name": run.resolve().name,
         "config": config,
@@ -43,7 +38,7 @@ def contents(run: Path) -> dict[str, Any]:
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
         "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
-        "charts": [*by_modality, *charts.curves(metrics)],
+        "charts": list(charts.curves(metrics, str(config.get("modality")))),
         "evaluations": evaluations,
         "remarks": remarks,
     }
@@ -53,18 +48,14 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the steps of metrics.jsonl that can be read, in order, and remarks on the others."""
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    found, broken = [], []
-    for i, line in enumerate(lines):
-        try:
+    found = []
+    for line in lines:
+        with suppress(*DAMAGED):
             step = dict(json.loads(line))
             found.append(step | {"step": int(step["step"])})
-        except DAMAGED:
-            broken.append(i)
-    remarks = [] if found else ["metrics.jsonl holds no step, so there are no curves."]
-    if broken == [len(lines) - 1]:
-        remarks.append("The last line of metrics.jsonl was cut off while it was written.")
-    elif broken:
-        remarks.append(f"{len(broken)} lines of metrics.jsonl cannot be read and are left out.")
+    lost = len(lines) - len(found)
+    cause = "A run that is killed may leave its last line incomplete."
+    remarks = [f"Lines of metrics.jsonl that cannot be read: {lost}. {cause}"] if lost else []
     return sorted(found, key=itemgetter("step")), remarks
 
 
@@ -74,8 +65,7 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
     A file that cannot be read adds a remark.
     """
     summary, found = {}, []
-    first = ("evaluation.json", "summary.json")  # the one with controls before the one without
-    for file in sorted(run.glob("*.json"), key=lambda file: (file.name not in first, file)):
+    for file in sorted(run.glob("*.json")):  # evaluation.json, with controls, before summary.json
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(table, dict) and {"results", "chance"} <= table.keys():
@@ -86,9 +76,14 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
     return summary, found
 
 
-def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
-    """Yield the means of a few metrics over the first and the last tenth of the steps."""
-    for name, label in (("reward", "Reward"), ("signal", "Groups with signal"), ("kl", "KL")):
+def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, means over the first and the last tenth of the steps, and which steps they are,
+    of a few metrics."""
+    for name, label in (
+        ("reward", "Reward"),
+        (charts.NO_SIGNAL, "Groups with signal"),
+        ("kl", "KL"),
+    ):
         values = [value for _, value in charts.series(metrics, name)]
         if values:
             n = max(1, len(values) // 10)
@@ -96,10 +91,12 @@ def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
             yield label, f"{fmean(values[:n]):.2g} → {fmean(values[-n:]):.2g}", steps
 
 
-def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[Tile]:
-    """Yield the test accuracy on each modality before and after training."""
+def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, test accuracy before and after training, and its interval, of each modality."""
     for modality, found in results.get("trained", {}).items():
-        base, trained = (sheets.percent(results[m][modality]["accuracy"]) for m in MODELS)
+        base, trained = (
+            sheets.percent(results[m][modality]["accuracy"]) for m in ("base", "trained")
+        )
         low, high = map(sheets.percent, found["ci95"])
         interval = f"base → trained, 95 %: {low} to {high}"
         yield f"{modality} accuracy", f"{base} → {trained} %", interval

@@ -1,9 +1,11 @@
 """Curves of a run as the numbers an inline SVG needs: points, ticks and a sentence in words."""
 
 import math
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, cycle, pairwise
+from itertools import chain, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -16,82 +18,63 @@ Line = tuple[str, Points]  # with its name
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
 MOST_POINTS = 240  # of a curve: more than a screen shows
-MOST_ROWS = 11  # of the table below a curve
-DASHES = ("none", "7 3", "2 3", "9 3 2 3", "14 4", "4 6")  # so that colour is not the only mark
+MOST_MARKS = 25  # a line of more points has no circles on them
 
-BOUNDS = {f"clip_ratio/{bound}_mean": f"{bound} bound" for bound in ("low", "high")}
-PHASES = {f"time/{phase}": phase for phase in ("step", "rollout", "reference", "update")}
-# Title, what the numbers are, and metric -> name in the legend.
-CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Reward", "mean of all completions", {"reward": "mean", "reward_std": "std in a group"}),
-    ("Reward by part", "mean, before its weight", {}),
-    ("Groups with signal", "share whose rewards differ", {"signal": "with signal"}),
-    ("KL to the reference", "k3 estimate, nats a token", {"kl": "KL"}),
-    ("Completion length", "tokens", {f"completions/{n}_length": n for n in ("mean", "min", "max")}),
-    ("Truncated", "share of completions", {"completions/clipped_ratio": "truncated"}),
-    ("Clipped", "share of tokens without gradient", BOUNDS),
-    ("Gradient norm", "before it is clipped", {"grad_norm": "norm"}),
-    ("Entropy", "nats a token", {"entropy": "entropy"}),
-    ("Loss", "of one update a rollout: near 0, and no bug", {"loss": "loss"}),
-    ("Learning rate", "of AdamW", {"learning_rate": "rate"}),
-    ("Time", "seconds a step", PHASES),
+NO_SIGNAL = "frac_reward_zero_std"
+# Title, what the numbers are, and the metrics, as a regular expression. A line has the name that is
+# in the brackets; if there are none, the title; if they match nothing, the modality trained on.
+CURVES = (
+    ("Accuracy by modality", "validation questions", "val/(?:(.+)/)?accuracy"),
+    ("Forced choice by modality", "validation questions", "val/(?:(.+)/)?forced_choice"),
+    ("Reward", "of all completions: mean, and std in a group", "(reward|reward_std)"),
+    ("Reward by part", "mean, before its weight", "rewards/(.+)/mean"),
+    ("Groups with signal", "share whose rewards differ", NO_SIGNAL),
+    ("KL to the reference", "k3 estimate, nats a token", "(kl)"),
+    ("Completion length", "tokens", "completions/(mean|min|max)_length"),
+    ("Truncated", "share of completions", "completions/clipped_ratio"),
+    ("Clipped", "share of tokens without gradient, by bound", "clip_ratio/(low|high)_mean"),
+    ("Gradient norm", "before it is clipped", "grad_norm"),
+    ("Entropy", "nats a token", "entropy"),
+    ("Loss", "of one update a rollout: near 0, and no bug", "loss"),
+    ("Learning rate", "of AdamW", "learning_rate"),
+    ("Time", "seconds a step", "time/(step|rollout|reference|update)"),
 )
 
 
-def curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield a chart for each of CURVES whose metrics were logged in any step."""
-    parts = sorted({name for step in metrics for name in step if name.startswith("rewards/")})
-    by_part = {name: name.removeprefix("rewards/").removesuffix("/mean") for name in parts}
-    for title, unit, names in CURVES:
-        if lines := _lines(metrics, names or by_part):
+def curves(metrics: Sequence[Mapping[str, Any]], trained_on: str) -> Iterator[dict[str, Any]]:
+    """Yield a chart for each of CURVES whose metrics were logged in any step.
+
+    `trained_on` is the modality that is validated under val/accuracy.
+    """
+    logged = dict.fromkeys(name for step in metrics for name in step)
+    for title, unit, pattern in CURVES:
+        lines = []
+        for match in filter(None, (re.fullmatch(pattern, name) for name in logged)):
+            (label,) = match.groups(f"{trained_on}, trained on") or (title,)
+            if points := series(metrics, match[0]):
+                lines.append((label, points))
+        if lines:
             yield drawn(title, unit, lines)
 
 
-def accuracies(
-    metrics: Sequence[Mapping[str, Any]], table: Mapping[str, Any], trained_on: str
-) -> Iterator[dict[str, Any]]:
-    """Yield charts by modality: validation over training, and the test of base and trained."""
-    for title, figure in (("Accuracy", "accuracy"), ("Forced choice", "forced_choice")):
-        names = {f"val/{figure}": f"{trained_on}, trained on"}
-        for name in (name for step in metrics for name in step):
-            if name.startswith("val/") and name.endswith(f"/{figure}"):
-                names.setdefault(name, name[len("val/") : -len(f"/{figure}")])
-        if lines := _lines(metrics, names):
-            yield drawn(f"{title} by modality", "validation questions", lines, marked=True)
-    last, results = max((float(m["step"]) for m in metrics), default=0), table.get("results") or {}
-    base, trained = (results.get(model, {}) for model in ("base", "trained"))
-    ends = {m: [base[m]["accuracy"], trained[m]["accuracy"]] for m in trained if m in base}
-    tests = [(m, [(0, a), (last, b)]) for m, (a, b) in ends.items() if None not in (a, b)]
-    if tests:
-        yield drawn("Test accuracy by modality", "strict, base and trained", tests, marked=True)
-
-
-def _lines(metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[Line]:
-    """Return the lines of these metrics that have a point; `names` maps a metric to its label."""
-    lines = [(label, series(metrics, name)) for name, label in names.items()]
-    return [(label, points) for label, points in lines if points]
-
-
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
-    """Return the finite values of a metric; `signal` is the share of groups with any signal."""
-    source = "frac_reward_zero_std" if name == "signal" else name
-    found = [(float(step["step"]), step.get(source)) for step in metrics]
+    """Return the finite values of a metric; for NO_SIGNAL, the share of groups with signal."""
+    found = [(float(step["step"]), step.get(name)) for step in metrics]
     points = [(x, float(y)) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
-    return [(x, 1 - y) for x, y in points] if name == "signal" else points
+    return [(x, 1 - y) for x, y in points] if name == NO_SIGNAL else points
 
 
-def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> dict[str, Any]:
+def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
     """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values.
 
     The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean. `words`
-    says in text what is drawn; `rows` are (step, a value a line) of it.
+    says in text what is drawn.
     """
     steps, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
     first, last = min(steps), max(steps)
     low, high = min(0.0, *values), max(values)
     y_ticks = ticks(low, high if high > low else low + 1)
-    window = 1 if marked else max(len(points) for _, points in lines) // 25
-    window = window if window > 2 else 1
+    window = 2 * (max(len(points) for _, points in lines) // 50) + 1
     across = partial(_scaled, first, last, LEFT, RIGHT)
     up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
@@ -102,22 +85,19 @@ def drawn(title: str, unit: str, lines: list[Line], marked: bool = False) -> dic
         {
             "name": name,
             "points": points,
-            "dash": dash,
             "path": path(moving_mean(points, window)),
             "faint": path(points) if window > 1 else "",
-            "marks": [(across(x), up(y)) for x, y in points if marked or len(points) == 1],
+            "marks": [(across(x), up(y)) for x, y in points if len(points) <= MOST_MARKS],
         }
-        for (name, points), dash in zip(lines, cycle(DASHES), strict=False)
+        for name, points in lines
     ]
-    x_ticks = [x for x in ticks(first, last, whole=True) if first <= x <= last]
     return {
         "title": title,
         "unit": unit,
         "lines": shapes,
-        "x_ticks": [(across(x), number(x)) for x in x_ticks],
+        "x_ticks": [(across(x), number(x)) for x in ticks(first, last, True) if first <= x <= last],
         "y_ticks": [(up(y), number(y)) for y in y_ticks],
         "words": in_words(title, unit, lines),
-        "rows": rows_of(lines),
         "window": window,
     }
 
@@ -142,14 +122,14 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def moving_mean(points: Points, window: int) -> Points:
-    """Return each value's mean with those around it, `window` in all; fewer at the ends.
+    """Return each value's mean with those around it, `window` (odd) in all; fewer at the ends.
 
     >>> moving_mean([(1, 0.0), (2, 3.0), (3, 6.0)], 3)
     [(1, 1.5), (2, 3.0), (3, 4.5)]
     """
     values = torch.tensor([[y for _, y in points]], dtype=torch.float64)  # (1, T)
     means = avg_pool1d(values, window, 1, window // 2, count_include_pad=False)[0].tolist()
-    return [(x, mean) for (x, _), mean in zip(points, means, strict=False)]  # an even window: T + 1
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
@@ -166,12 +146,14 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
     return [round(i * gap, 12) if gap > 1e-9 else i * gap for i in range(first, last + 1)]
 
 
-def number(x: float) -> str:
-    """Return a number with four digits at most.
+def number(x: Any) -> str:
+    """Return a number with four digits at most; "-" for what is none, or not finite.
 
-    >>> number(0.07868262), number(2000.0), number(0.00015)
-    ('0.07868', '2000', '1.5e-4')
+    >>> number(0.07868262), number(2000.0), number(0.00015), number(None)
+    ('0.07868', '2000', '1.5e-4', '-')
     """
+    if not isinstance(x, int | float) or not abs(x) <= sys.float_info.max:  # NaN is not, either
+        return "-"
     if 0 < abs(x) < 1e-3:
         digits, power = f"{x:.3e}".split("e")
         return f"{float(digits):g}e{int(power)}"
@@ -185,17 +167,5 @@ def in_words(title: str, unit: str, lines: Sequence[Line]) -> str:
         (first, start), (last, end) = points[0], points[-1]
         low, high = (number(bound(y for _, y in points)) for bound in (min, max))
         words = f"{number(start)} at step {number(first)}, {number(end)} at step {number(last)}"
-        words += f", between {low} and {high}"
-        said.append(f"{name} {words if low != high else f'{low} throughout'}")
+        said.append(f"{name} {words}, between {low} and {high}")
     return f"{title} ({unit}): {'; '.join(said)}."
-
-
-def rows_of(lines: Sequence[Line]) -> list[list[str]]:
-    """Return the values of all lines at some steps, the first and the last among them."""
-    values = [dict(points) for _, points in lines]
-    steps = sorted(set().union(*values))
-    kept = {round((len(steps) - 1) * i / (MOST_ROWS - 1)) for i in range(MOST_ROWS)}
-    return [
-        [number(x), *(number(found[x]) if x in found else "-" for found in values)]
-        for x in (steps[i] for i in sorted(kept))
-    ]

@@ -1,6 +1,5 @@
 """The tables of the report: an evaluation with its controls, and the settings of a run."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,11 +7,7 @@ from grpo.settings.config import Config
 from grpo.settings.flags import shown
 from grpo.settings.recipes import RECIPES
 
-LEFT, RIGHT = 150, 520  # of the plot of accuracies, in SVG units
-WITHOUT_ROWS = (
-    "An older version of this program wrote this file, so its table is not in it; evaluate.py "
-    "scores the run again from the answers it kept."
-)
+WITHOUT_ROWS = "An older version wrote this, without a table; evaluate.py scores the run again."
 
 
 def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,55 +17,34 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     TypeError if another program wrote it.
     """
     old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
-    found = table.get("rendered") or old
-    parts = []
-    for part in found["parts"]:
-        columns, rows = list(map(str, part["columns"])), list(map(_row, part["rows"]))
-        parts.append({"title": part["title"], "columns": columns, "rows": rows})
+    rendered = table.get("rendered") or old
+    kinds = [row["kind"] for part in rendered["parts"] for row in part["rows"]]
     return {
         "name": name,
-        "parts": parts,
-        "has_controls": any(row["kind"] == "control" for part in parts for row in part["rows"]),
-        "footnotes": list(map(str, found["footnotes"])),
+        **rendered,
+        "has_controls": "control" in kinds,
         "bars": list(_bars(table)),
     }
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": row["kind"], "name": row["name"], "cells": list(map(str, row["full"]))}
-
-
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield accuracy, interval and chance of every model on every modality, in SVG units."""
+    """Yield accuracy, interval and chance of every model on every modality."""
     for modality, chance in table["chance"].items():
         for model, cells in table["results"].items():
             found = cells[modality]
             if found["accuracy"] is not None:
-                shares = [found["accuracy"], *found["ci95"], chance]
-                places = [round(LEFT + share * (RIGHT - LEFT), 1) for share in shares]
-                label = {"label": f"{modality} {model}", "said": measured(found)}
-                bar = dict(zip(("x", "low", "high", "chance"), places, strict=True))
-                yield label | bar | {"hollow": model.startswith("base")}
+                bar = {"model": model, "modality": modality, "chance": chance}
+                yield {**found, **bar, "said": measured(found)}
 
 
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return (setting, value, the recipe's value, whether it differs) of config.json."""
     config, changed = record["config"], record.get("overrides") or {}
-    plain = {field.name: field.default for field in dataclasses.fields(Config)}
-    plain |= RECIPES.get(str(config.get("recipe")), {})
+    plain = Config(**RECIPES.get(str(config.get("recipe")), {})).to_dict()
     return [
-        (name, said(value), said(plain[name]) if name in plain else "-", name in changed)
+        (name, shown(value), shown(plain.get(name, "-")), name in changed)
         for name, value in config.items()
     ]
-
-
-def said(value: Any) -> str:
-    """Return a setting as a reader types it.
-
-    >>> said(False), said(0), said(None)
-    ('off', '0', 'none')
-    """
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else shown(value)
 
 
 def percent(share: float | None) -> str:

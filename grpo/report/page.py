@@ -25,6 +25,7 @@ from grpo.report.contents import contents
 from grpo.report.token_table import DAMAGED, Traced
 from grpo.run.atomic import write_whole
 from grpo.run.folder import newest_run
+from grpo.run.terminal import visible
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, option, parse_flags
 
@@ -37,9 +38,7 @@ class Options:
     """The flags of `python -m grpo.report RUN`."""
 
     out: str | None = option("page", None, "File of the page (none: RUN/report.html).")
-    max_mb: float = option(
-        "page", 4.0, "Size of the page in MB; groups beyond it are left out.", gt=0
-    )
+    max_mb: float = option("page", 4.0, "MB of the page; groups beyond it are left out.", gt=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -68,10 +67,11 @@ def page(run: Path, most_bytes: int) -> str:
     try:
         told = contents(run)
         steps, remarks = inspector.traced_steps(run)
-        has_kl = any(traced.has_reference for traced in steps)
         told["remarks"] += remarks
         told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-        told["quantities"] = [q for q in inspector.QUANTITIES if has_kl or q[0] != "k"]
+        rows = ["token", *steps[0].rows] if steps else []
+        told["rows"] = rows
+        told["quantities"] = [q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in rows]
         environment = make_environment()
         room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
         for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
@@ -109,48 +109,30 @@ def make_environment() -> Environment:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: legible(value) if type(value) is str else value
-    environment.filters |= {"number": _number, "share_of": _percent}
+    environment.filters |= {"number": charts.number}
     return environment
 
 
-def _percent(x: float, whole: float) -> float:
-    return 100 * x / whole if whole else 0
-
-
-def _number(x: Any) -> str:
-    finite = isinstance(x, int | float) and abs(x) <= sys.float_info.max  # NaN is not, either
-    return charts.number(x) if finite else "-"
-
-
 def legible(text: str) -> str:
-    """Make control characters, and characters that turn the text's direction, visible.
+    """Escape control characters, and characters that turn the text's direction.
 
-    >>> legible("a\\0b"), legible("\\ud800"), legible("\\u202eb")
-    ('a␀b', '\ufffd', '[U+202E]b')
+    >>> print(legible("a\\0b\\u202ec"))
+    a\\x00b\\u202ec
     """
-    return text if text.isprintable() else "".join(map(_seen, text))
-
-
-def _seen(c: str) -> str:
-    kind = unicodedata.category(c)
-    if c in "\n\t" or kind not in ("Cc", "Cs", "Cf"):
-        return c
-    if kind == "Cs":  # half of a surrogate pair, which UTF-8 cannot encode
-        return "\ufffd"
-    return chr(0x2400 + ord(c)) if ord(c) < 0x20 else f"[U+{ord(c):04X}]"
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Cf")} - {"\n", "\t"}
+    return text.translate({ord(c): visible(c) for c in hidden})
 
 
 def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
     """Return the page. Its policy allows the hashes of its own script and style only."""
-    rows = steps[0].rows if steps else []
     updates = max((len(traced.updates) for traced in steps), default=1)
-    labels = "\\A ".join(rows)
+    labels = "\\A ".join(told["rows"])
     style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
     template = environment.get_template("report.html")
-    return template.render(told, rows=rows, style=style, script=script, **hashes)
+    return template.render(told, style=style, script=script, **hashes)
 
 
 def _hash(text: str) -> str:

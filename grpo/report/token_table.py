@@ -12,6 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from grpo.loss import clip_bounds, clipped
 
 MOST_STEPS = 60  # traced steps of a page
-MOST_UPDATES = 3  # of a step: the first two and the last
 MOST_LAYERS = 12  # with the largest gradients
 IMAGE_BYTES = 300_000  # a larger image is left out
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,15 +51,11 @@ class Traced:
     def step(self) -> int:
         return int(self.record["step"])
 
-    @property
-    def has_reference(self) -> bool:
-        return bool(self.record["settings"].get("kl_coef"))
-
     @cached_property
     def updates(self) -> list[int]:
-        """The updates that are shown, counted from 0."""
-        every = list(range(len(self.tensors["logprobs"])))
-        return every if len(every) <= MOST_UPDATES else [*every[: MOST_UPDATES - 1], every[-1]]
+        """The updates that are shown, counted from 0: the first two and the last."""
+        last = len(self.tensors["logprobs"]) - 1
+        return sorted({0, min(1, last), last})
 
     @cached_property
     def shares(self) -> Tensor:
@@ -75,22 +71,23 @@ class Traced:
         by_token = advantages[self.tensors["row"]].expand_as(self.tensors["ratio"])
         return clipped(self.tensors["ratio"], by_token, *bounds)
 
-    @property
-    def rows(self) -> list[str]:
-        """The names of the rows of a token's numbers, in order."""
-        without = () if self.has_reference else ("reference", "KL")
-        return [name for name in ("token", *TENSORS, "share") if name not in without]
+    @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """The rows of a token's numbers by name, in order: (U, N), or (N,) for all updates."""
+        rows = {name: self.tensors[key] for name, key in TENSORS.items()}
+        if not self.record["settings"].get("kl_coef"):
+            del rows["reference"], rows["KL"]
+        return rows | {"share in %": 100 * self.shares}
 
 
 def traced_steps(run: Path) -> tuple[list[Traced], list[str]]:
     """Return the traced steps of a run, at most MOST_STEPS, and remarks on what is left out."""
     files = sorted((run / "trace").glob("step-*.json"))
     found, remarks = [], []
-    if len(files) > MOST_STEPS:
-        remarks.append(f"{MOST_STEPS} of {len(files)} traced steps are shown.")
-        last = len(files) - 1
-        files = [files[last * i // (MOST_STEPS - 1)] for i in range(MOST_STEPS)]
-    for file in files:
+    every = max(1, math.ceil(len(files) / MOST_STEPS))
+    if every > 1:
+        remarks.append(f"{len(files[::every])} of {len(files)} traced steps are shown.")
+    for file in files[::every]:
         try:
             found.append(read(file))
         except DAMAGED:
@@ -141,8 +138,6 @@ def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
     options = zip(ascii_uppercase, told["options"], strict=False)
     return {
         **told,
-        "number": b + 1,
-        "step": traced.step,
         "options": [(letter, text, told["gold"] in (letter, text)) for letter, text in options],
         "images": [image_uri(folder, name) for name in told["images"]],
         "completions": completions,
@@ -175,31 +170,24 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[s
 
     The tokens are at `places` (n,) of (N,). Raises ValueError if there are not n texts.
     """
-    if len(texts) != len(places):
-        raise ValueError(f"{len(texts)} texts of {len(places)} tokens")
 
     def by_token(values: Tensor) -> list[list[Any]]:
         """(U, N) or (N,) -> n lists of the updates shown."""
         return (values[traced.updates] if values.dim() > 1 else values[None])[:, places].T.tolist()
 
-    shares, tensors = by_token(traced.shares), traced.tensors
-    found = {name: by_token(tensors[key]) for name, key in TENSORS.items() if key in tensors}
-    sides = [by_token(side) for side in traced.clipped]
-    passed = int((~tensors["loss"][-1].isnan()).sum())
-    for t, text in enumerate(texts):
-        bounds = [" low" * a + " high" * b for a, b in zip(sides[0][t], sides[1][t], strict=True)]
-        rows = {name: columns(by_place[t]) for name, by_place in found.items()}
-        rows |= {
-            "token": text.replace("\n", "⏎").replace("\t", "⇥"),
-            "ratio": columns(found["ratio"][t], bounds),
-            "share": columns([100 * share for share in shares[t]], ["%"] * len(shares[t])),
-        }
-        last = {name: by_place[t][-1] for name, by_place in found.items()}
-        shaded = [shares[t][-1] * passed, last["KL"], last["ratio"] - 1, last["entropy"]]
-        classes = list(map(shade, "skrel", [*shaded, -last["log-prob"]]))
-        classes.append("c" if any(bounds) else "")
-        numbers = "\n".join(rows[name] for name in traced.rows)
-        yield " ".join(filter(None, classes)), numbers, text.replace("\n", "⏎\n")
+    found = {name: by_token(values) for name, values in traced.rows.items()}
+    low, high = map(by_token, traced.clipped)
+    last = {name: values[-1] for name, values in traced.tensors.items()}
+    share = traced.shares[-1] * (~last["loss"].isnan()).sum()
+    shaded = [share, last["kl"], last["ratio"] - 1, last["entropy"], -last["logprobs"]]
+    by_letter = torch.stack(shaded)[:, places].T.tolist()  # n lists, in the order of QUANTITIES
+    for t, (text, values) in enumerate(zip(texts, by_letter, strict=True)):
+        bounds = [" low" * a + " high" * b for a, b in zip(low[t], high[t], strict=True)]
+        rows = [text.replace("\n", "⏎").replace("\t", "⇥")]
+        for name, numbers in found.items():
+            rows.append(columns(numbers[t], bounds if name == "ratio" else None))
+        classes = [*map(shade, "skrel", values), "c" if any(bounds) else ""]
+        yield " ".join(filter(None, classes)), "\n".join(rows), text.replace("\n", "⏎\n")
 
 
 def columns(values: list[float], marks: list[str] | None = None) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo.report.evaluation_table import measured, percent
-from grpo.reproduce.paper_tables import Arm, Table
+from grpo.reproduce.paper_tables import Table
 
 PHANTOMS = (
     "**These are phantoms: drawn images and a 2 million parameter model, not medical data.** The "
@@ -33,15 +33,15 @@ class Model:
         return seeds or evaluation["results"][self.name]
 
 
-def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
+def page(record: dict[str, Any], table: Table) -> str:
     """Return the page: accuracies, other figures, unseen sets, what was paid, and the paper."""
-    records = {arm.name: record["arms"][arm.name] for arm in arms}
-    done = {name: found for name, found in records.items() if "skipped" not in found}
+    arms = record["arms"]
+    done = {name: found for name, found in arms.items() if "skipped" not in found}
     models = _models(done)
     phantoms = [PHANTOMS] * (record["scale"] == "phantom")
     rules = [f"{arm}: {', '.join(f['stands_in'])}." for arm, f in done.items() if f["stands_in"]]
-    skipped = [f"{arm}: {f['skipped']}." for arm, f in records.items() if "skipped" in f]
-    tables = _accuracies(models), _figures(models), _unseen(models), _paid(done, arms)
+    skipped = [f"{arm}: {f['skipped']}." for arm, f in arms.items() if "skipped" in f]
+    tables = _accuracies(models), _figures(models), _unseen(models), _paid(done, table)
     blocks = [
         f"# {table.about}",
         f"`{record['command']}`",
@@ -50,7 +50,7 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
         *map(_markdown, tables),
         f"The paper: {table.paper}.",
         " ".join([RULES, *rules]) if rules else "",
-        " ".join([*skipped, table.out_of_scope]).strip(),
+        " ".join(skipped),
         *phantoms,
     ]
     return "\n\n".join(filter(None, blocks))
@@ -58,7 +58,7 @@ def page(record: dict[str, Any], table: Table, arms: Sequence[Arm]) -> str:
 
 def _models(done: dict[str, Any]) -> list[Model]:
     """Return every base once, then every arm, in all ways of asking."""
-    rows: dict[str, dict[str, Model]] = {"base": {}, "trained": {}}
+    models: dict[str, Model] = {}
     for arm, found in done.items():
         for model in found["evaluation"]["results"]:
             name, *way = model.split(", ")
@@ -67,10 +67,9 @@ def _models(done: dict[str, Any]) -> list[Model]:
                 scratch = ["scratch"] * (found["init"] == "base")
                 asked = way or [found["prompt"]] * (found["prompt"] != "reason")
                 row = ", ".join([name, *scratch, *asked])
-            if name in rows:
-                made = Model(row, model, found["evaluation"], found["unseen"])
-                rows[name].setdefault(row, made)
-    return [*rows["base"].values(), *rows["trained"].values()]
+            if name in ("base", "trained"):
+                models.setdefault(row, Model(row, model, found["evaluation"], found["unseen"]))
+    return sorted(models.values(), key=lambda model: not model.name.startswith("base"))
 
 
 def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
@@ -109,10 +108,9 @@ def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
 def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield the strict accuracy on data sets never trained on; open questions apart."""
     sets = list(models[0].unseen)
-    if sets:
-        yield ["never trained on, strict, %", *sets]
-        for model in models:
-            yield [model.row, *("; ".join(_by_modality(model, name)) for name in sets)]
+    yield ["never trained on, strict, %", *sets]
+    for model in models:
+        yield [model.row, *("; ".join(_by_modality(model, name)) for name in sets)]
 
 
 def _by_modality(model: Model, data: str) -> Iterator[str]:
@@ -124,11 +122,11 @@ def _by_modality(model: Model, data: str) -> Iterator[str]:
         yield f"{modality} {measured(cells[modality])}{f1}"
 
 
-def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
+def _paid(done: dict[str, Any], table: Table) -> Iterator[list[str]]:
     """Yield steps, questions, completions, time and memory of each arm, and the paper's number."""
     paid = ["steps", "questions", "completions", "seconds of training", "peak MB"]
     yield ["arm", *paid, "the paper"]
-    papers = {arm.name: arm.paper for arm in arms}
+    papers = {arm.name: arm.paper for arm in table.arms}
     for arm, found in done.items():
         counts = [str(found[name]) for name in ("steps", "examples", "completions")]
         seconds = ", ".join(f"{second:.0f}" for second in found["seconds"])
@@ -136,10 +134,8 @@ def _paid(done: dict[str, Any], arms: Sequence[Arm]) -> Iterator[list[str]]:
 
 
 def _markdown(rows: Iterator[list[str]]) -> str:
-    """Return a table without the columns that hold nothing."""
-    names, *columns = list(zip(*rows, strict=True)) or [()]
+    """Return a table without the columns that hold nothing; "" if all of them do."""
+    names, *columns = zip(*rows, strict=True)
     kept = [names, *(column for column in columns if set(column[1:]) - {"-", ""})]
-    lines = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
-    if lines:
-        lines.insert(1, "|" + "---|" * len(kept))
-    return "\n".join(lines)
+    head, *lines = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
+    return "\n".join([head, "|" + "---|" * len(kept), *lines]) if kept[1:] else ""

@@ -33,7 +33,6 @@ class Table:
     downloads: str  # at 2B scale
     flags: dict[str, str] = field(default_factory=dict)  # scale -> flags of all arms
     unseen: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> never trained on
-    out_of_scope: str = ""
 
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct, 4.4 GB"
@@ -49,9 +48,7 @@ TABLES = {
         arms=(
             Arm("SFT", SFT, "94.00 / 54.33 / 34.00 (unverified)", minutes=2.0),
             Arm("GRPO", "", "95.33 / 70.33 / 69.00 (unverified)", minutes=3.0),
-            Arm(
-                "GRPO, no thinking", "--prompt direct", "none; Med-R1 (2503.13939) prefers it", 3.0
-            ),
+            Arm("GRPO, no thinking", "--prompt direct", "none; Med-R1 (2503.13939) prefers it", 3),
         ),
         evaluation="--controls none",
         downloads=f"{MODEL}; its 600 + 900 questions within Medical_Multimodal_Evaluation_Data",
@@ -64,9 +61,7 @@ TABLES = {
         "mini. SilVar-Med is made of SLAKE's images, so SLAKE is not wholly unseen",
         arms=(
             Arm("SFT, answers", SFT, minutes=5.0),
-            Arm(
-                "SFT, reasoning (privileged)", SFT_REASONS, "57.08, human evaluation (summary)", 5.0
-            ),
+            Arm("SFT, reasoning (privileged)", SFT_REASONS, "57.08, human evaluation (summary)", 5),
             Arm("GRPO", "--reward format=1,correctness=1"),
             Arm("+ reasoning reward", REASONING),
             Arm(
@@ -78,14 +73,15 @@ TABLES = {
         flags={"phantom": "--lora-r 8 --lora-alpha 16", "2b": "--diversity none"},
         evaluation="--controls none --prompt reason,direct",
         unseen={"phantom": ("phantom:new-kind",), "2b": ("vqa-rad", "slake", "path-vqa")},
-        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA. SilVar-Med by hand, and VQA-Med-2019, "
-        "which --unseen vqa-med-2019:FOLDER adds",
+        downloads=f"{MODEL}; VQA-RAD 35 MB, SLAKE, PathVQA. By hand: SilVar-Med, for "
+        "--data silvar-med:FOLDER, and VQA-Med-2019, which --unseen vqa-med-2019:FOLDER adds",
     ),
     "clinical": Table(
         about="Zhu et al. (arXiv 2505.13973): initialisation, semantics, length and bias",
         paper="accuracy in percent on PMC-VQA (summary); similarity 0.21, with the semantic reward "
         "0.46 (summary). What its perplexity is of was not found; ours is of the reference answer "
-        "in the format, after the reference reasoning where there is one",
+        "in the format, after the reference reasoning where there is one. "
+        "Their DPO and full-tuning rows are out of scope",
         arms=(
             Arm("SFT", SFT, "52.00, their best SFT", minutes=4.0),
             Arm("GRPO, scratch", "--init base", "perplexity 14.16"),
@@ -99,6 +95,5 @@ TABLES = {
         ),
         evaluation="--controls fast --metrics perplexity",
         downloads=f"{MODEL}, for one row Qwen/Qwen2-VL-2B, as large; PMC-VQA 2.3 GB",
-        out_of_scope="Their DPO and full-tuning rows are out of scope.",
     ),
 }

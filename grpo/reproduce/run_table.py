@@ -6,7 +6,7 @@
 
 At phantom scale (the default) everything runs offline on a CPU, with the tiny model on drawn
 phantoms; at scale 2b the same command uses the paper's model and data. A complete run is not made
-again, so a table that was cut off continues where it stopped.
+again, so a table that was interrupted continues where it stopped.
 """
 
 import json
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if all(map(plan.lacks_judge, chosen)):
         raise UsageError(f"--arms {plan.arms}: {NEEDS_JUDGE}")
-    lock(plan.folder(name), "reproduce")  # it deletes runs that were cut off
+    lock(plan.folder(name), "reproduce")  # it deletes interrupted runs
     record = {
         "command": shlex.join(["python", "-m", "grpo.reproduce", *argv]),
         "table": name,
         "scale": plan.scale,
         "arms": {arm.name: run_arm(name, table, arm, plan) for arm in chosen},
     }
-    text, folder = page(record, table, chosen), plan.folder(name)
+    text, folder = page(record, table), plan.folder(name)
     write_json(folder / "table.json", record)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -69,8 +69,7 @@ def run_arm(name: str, table: Table, arm: Arm, plan: Plan) -> dict[str, Any]:
     """Return the record of an arm: all its runs and their evaluation, made now if missing."""
     if plan.lacks_judge(arm):
         return {"skipped": NEEDS_JUDGE}
-    folder = plan.folder(name)
-    runs = [folder / f"{slug(arm.name)}-{seed}" for seed in range(1, plan.seeds + 1)]
+    runs = [plan.folder(name) / f"{slug(arm.name)}-{i + 1}" for i in range(plan.seeds)]
     for seed, run in enumerate(runs, start=1):
         train(run, plan.flags(name, table, arm, seed))
     flags = [*table.evaluation.split(), *plan.judged_metrics()]
@@ -155,6 +154,5 @@ def announcement(name: str, table: Table, chosen: list[Arm], plan: Plan) -> str:
         lines.append(f"{total:.0f} min in all on 2 CPU cores, 1 GB of memory, nothing is fetched")
         lines.append("Phantoms are drawn, not medical data.")
     else:
-        wants = ["it wants --data silvar-med:FOLDER"] * (name == "rarl" and not plan.data)
-        lines += [LARGE, *wants, f"fetched where not there: {table.downloads}"]
+        lines += [LARGE, f"fetched where not there: {table.downloads}"]
     return "\n".join(lines)

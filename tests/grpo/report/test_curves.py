@@ -5,7 +5,7 @@ from grpo.report import curves as charts
 
 def test_a_long_run_has_no_more_points_and_no_spike_is_lost() -> None:
     lines = [{"step": i, "kl": 0.1 + (i == 1_234)} for i in range(1, 20_001)]
-    (chart,) = charts.curves(lines)
+    (chart,) = charts.curves(lines, "MRI")
     drawn = chart["lines"][0]["faint"].split()
 
     assert len(drawn) <= charts.MOST_POINTS
@@ -14,7 +14,9 @@ def test_a_long_run_has_no_more_points_and_no_spike_is_lost() -> None:
 
 
 def test_points_lie_where_the_axes_say() -> None:
-    (chart,) = charts.curves([{"step": 1, "kl": 0.0}, {"step": 3, "kl": 2.0}, {"step": 5, "kl": 1}])
+    (chart,) = charts.curves(
+        [{"step": 1, "kl": 0.0}, {"step": 3, "kl": 2.0}, {"step": 5, "kl": 1}], "MRI"
+    )
     at = {label: y for y, label in chart["y_ticks"]}
     at |= {f"x{label}": x for x, label in chart["x_ticks"]}
 
@@ -24,7 +26,7 @@ def test_points_lie_where_the_axes_say() -> None:
 
 
 def test_a_step_without_a_number_is_no_point() -> None:
-    (chart,) = charts.curves([{"step": 1, "kl": 1.0}, {"step": 2, "kl": None}, {"step": 3}])
+    (chart,) = charts.curves([{"step": 1, "kl": 1.0}, {"step": 2, "kl": None}, {"step": 3}], "MRI")
 
     assert chart["lines"][0]["points"] == [(1, 1.0)]
     assert len(chart["lines"][0]["marks"]) == 1

@@ -19,7 +19,7 @@ def sheet(table: dict) -> dict:
 
 
 def rows_of(table: dict) -> dict[str, list[str]]:
-    return {row["name"]: row["cells"] for row in sheet(table)["parts"][0]["rows"]}
+    return {row["name"]: row["full"] for row in sheet(table)["parts"][0]["rows"]}
 
 
 def test_means_over_seeds_stand_by_the_way_of_asking() -> None:

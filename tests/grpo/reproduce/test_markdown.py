@@ -10,13 +10,12 @@ from tests.rewards.evaluation.test_table import rows
 
 TABLE = Table(
     about="A paper",
-    paper="it got 50",
+    paper="it got 50. No DPO",
     arms=(Arm("SFT", paper="94.00"), Arm("GRPO", after="SFT"), Arm("judged")),
     flags={},
     evaluation="",
     unseen={},
     downloads="",
-    out_of_scope="No DPO.",
 )
 
 
@@ -64,7 +63,7 @@ def test_every_figure_stands_in_its_row_as_the_mean_over_the_seeds() -> None:
     two = arm({"base": (1, 10), "trained": (5, 10), "grpo-2": (7, 20)}, ("trained", "grpo-2"))
     skipped = {"skipped": "needs an expert model"}
     record = {"command": "python", "scale": "phantom"}
-    text = page(record | {"arms": {"SFT": one, "GRPO": two, "judged": skipped}}, TABLE, TABLE.arms)
+    text = page(record | {"arms": {"SFT": one, "GRPO": two, "judged": skipped}}, TABLE)
     found = lines_of(text)
 
     accuracy, figures = "strict accuracy, %", "in distribution"
@@ -87,7 +86,8 @@ def test_every_figure_stands_in_its_row_as_the_mean_over_the_seeds() -> None:
     assert ("arm", "judged") not in found
     assert text.count("not medical data") == 2
     assert "a rule stands in for it. SFT: findings for semantic. GRPO:" in text
-    assert "judged: needs an expert model. No DPO." in text
+    assert "The paper: it got 50. No DPO." in text
+    assert "judged: needs an expert model." in text
 
 
 def test_a_base_is_listed_once_for_each_way_it_was_asked() -> None:
@@ -96,7 +96,7 @@ def test_a_base_is_listed_once_for_each_way_it_was_asked() -> None:
     plain = arm({"base": (1, 10), "trained": (4, 10)})
     arms = dict(zip(("SFT", "GRPO", "judged"), (plain, scratch, direct), strict=True))
     record = {"command": "python", "scale": "2b", "arms": arms}
-    found = lines_of(page(record, TABLE, TABLE.arms))
+    found = lines_of(page(record, TABLE))
 
     accuracies = {
         row: cells for (head, row), cells in found.items() if head == "strict accuracy, %"
