@@ -97,15 +97,16 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
     progress = Progress(config, asked_and_gold, before=history(run))
     with Stop(run, config.quiet) as stop:
-        with Recorder(checkpointer, stop, progress, described, policy.chat.pieces) as record:
+        recorder = Recorder(checkpointer, stop, progress, described, policy.chat.pieces)
+        with recorder.recording():
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):
                     step.metrics |= validate(policy, validation, config)
                 for judge in judges:
                     step.metrics |= total(judge.counts())
                 step.metrics |= memory_metrics(policy.device, step.cuts)
-                record.record(step)
-                if record.stop_requested:  # leaving the recorder saves, then ends the run
+                recorder.record(step)
+                if recorder.stop_requested:  # leaving the recorder saves, then ends the run
                     break
         table = score_run(policy, config, tests, run)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")

@@ -28,7 +28,7 @@ from grpo.distributed import rank
 from grpo.interfaces import Policy
 from grpo.run.atomic import check_folder, remove_folder, sweep, sync, write_folder
 from grpo.settings.config import Config
-from grpo.settings.errors import UsageError
+from grpo.settings.errors import UsageError, writing
 
 FOLDER, FORMAT = "checkpoints", 1
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, all float32
@@ -53,6 +53,7 @@ class Checkpointer:
     config: Config
     origin: str  # a hash of what the run began with
     started: float  # the time.monotonic() of its start
+    step: int = 0  # the last one that is recorded
 
     def note(self, step: int, metrics_bytes: int) -> None:
         """`step` steps are done, and recorded in so many bytes of metrics.jsonl."""
@@ -72,14 +73,12 @@ class Checkpointer:
         place = self.run / FOLDER / f"step-{self.step:06d}"
         if place.exists() or rank() > 0:
             return
-        try:
+        with writing(f"{place}", "make room there"):
             sync(self.run / "metrics.jsonl")  # not to be behind the checkpoint
             write_folder(place, self._write)
             sync(self.run)
             for old in checkpoints(self.run)[: -self.config.keep_checkpoints]:
                 remove_folder(old)
-        except OSError as error:
-            raise _unwritten(place, error) from None
 
     def _write(self, folder: Path) -> None:
         state = {
@@ -97,16 +96,9 @@ class Checkpointer:
 
 def save_adapter(run: Path, policy: Policy) -> None:
     """Write the run's adapter folder, which evaluation reads. Raises UsageError."""
-    if rank() > 0:
-        return
-    try:
-        policy.save(run / "adapter")
-    except OSError as error:
-        raise _unwritten(run / "adapter", error) from None
-
-
-def _unwritten(place: Path, error: OSError) -> UsageError:
-    return UsageError(f"{place}: cannot be written ({error.strerror}); make room there")
+    if not rank():
+        with writing(f"{run}/adapter", "make room there"):
+            policy.save(run / "adapter")
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -34,7 +34,6 @@ class MetricsLog(ExitStack):
         super().__init__()
         file = Path(os.devnull) if rank() else run / "metrics.jsonl"
         self.lines = self.enter_context(file.open("ab"))
-        self.bytes = self.lines.tell()  # of whole lines; a checkpoint keeps this number
         self.board = None
         if config.tensorboard and not rank():
             from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +46,6 @@ class MetricsLog(ExitStack):
         written = finite(metrics)
         self.lines.write(json.dumps(written).encode() + b"\n")
         self.lines.flush()
-        self.bytes = self.lines.tell()
         for name, value in written.items():
             if self.board and value is not None and name != "step":
                 self.board.add_scalar(name, value, int(metrics["step"]))

@@ -53,17 +53,29 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
         stack.enter_context(redirect_stderr(Output(sys.stderr or nowhere)))
         try:
             yield
-        except (OSError, UsageError, *also) as error:
-            line = str(error)
-            if isinstance(error, OSError):  # steps and answers are on disk: nothing is lost
-                full = error.errno == errno.ENOSPC
-                remedy = "make room" if full else "mend that, then run this again"
-                line = f"{error.filename or 'output'}: {error.strerror}; {remedy}"
-            print(f"{prog}: {one_line(line)}", file=sys.stderr)
+        except (OSError, UsageError, *also) as error:  # steps and answers are on disk
+            print(f"{prog}: {one_line(message(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
             raise SystemExit(130) from None
+
+
+def message(error: Exception, place: str = "output") -> str:
+    """Return an error's text; of an OSError the file (else `place`), the cause and the remedy."""
+    if not isinstance(error, OSError):
+        return str(error)
+    remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
+    return f"{error.filename or place}: {error.strerror}; {remedy}"
+
+
+@contextmanager
+def writing(what: str, remedy: str) -> Iterator[None]:
+    """Turn an OSError inside into a UsageError: `what` cannot be written, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{what}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def one_line(text: str) -> str:

@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,10 +67,10 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
     return drawn
 
 
-def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Recorder:
+def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Any:
     checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
     progress = Progress(c, vars, before=history(run))
-    return Recorder(checkpointer, Stop(run, quiet=True), progress)
+    return Recorder(checkpointer, Stop(run, quiet=True), progress).recording()
 
 
 def metrics(run: Path) -> list[dict]:
