@@ -24,14 +24,14 @@ from grpo.distributed import connect, processes, share, total, world
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.run.checkpoint import Checkpointer, origin, restore
+from grpo.run.checkpoint import Checkpointer, Point, origin, restore
 from grpo.run.folder import write_summary
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.machine import memory_metrics
 from grpo.run.metrics_log import history
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
-from grpo.run.resume import Point, going_on, open_run, starting_point
+from grpo.run.resume import going_on, open_run, starting_point
 from grpo.run.steps import largest_step
 from grpo.run.terminal import hushed
 from grpo.settings.config import Config, cache_folder
@@ -83,8 +83,9 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     connect(policy.device)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
+    restore(point, policy, optimizer, begun_with)
     # A resumed run counts the seconds that it had taken before.
-    started -= restore(point.checkpoint, policy, optimizer, begun_with)
+    started -= point.seconds
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)

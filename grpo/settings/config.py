@@ -170,7 +170,7 @@ class Config:
         """The ways of asking that training draws from (diversity prompting)."""
         return names_in(self.diversity) or (self.prompt,)
 
-    @functools.cached_property
+    @property
     def traced_steps(self) -> frozenset[int]:
         """The steps, from 1, that grpo/run/trace.py records token by token."""
         return steps_in(self.trace_steps, self.steps)
@@ -199,18 +199,18 @@ class Config:
                     print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
             return cls(**{**RECIPES[name], **given, "recipe": name})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings by name, ready for JSON."""
-        return dataclasses.asdict(self)
+    def record(self) -> dict[str, Any]:
+        """Return the settings as config.json has them: all of them, and those not the recipe's."""
+        return {"config": vars(self), "overrides": self.overrides()}
 
     def overrides(self) -> dict[str, Any]:
         """Return the settings that differ from the recipe, or from the defaults without one."""
-        plain = Config(**RECIPES.get(self.recipe, {}), recipe=self.recipe).to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != plain[name]}
+        plain = vars(Config(**RECIPES.get(self.recipe, {}), recipe=self.recipe))
+        return {name: value for name, value in vars(self).items() if value != plain[name]}
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
-        """Read what `save` wrote; absent settings take their defaults.
+        """Read a run's config.json; absent settings take their defaults.
 
         Raises UsageError, which names the file, for a missing, foreign or newer one or a bad value.
         """
@@ -226,8 +226,3 @@ class Config:
             raise UsageError(f"{path}: cannot be read; name the folder of a run") from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(f"{path}: not the config.json of a run; name another run") from None
-
-    def save(self, path: str | Path, **extra: Any) -> None:
-        """Write {"config": all settings, "overrides": those not the recipe's, **extra} as JSON."""
-        record = {"config": self.to_dict(), "overrides": self.overrides(), **extra}
-        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
