@@ -27,15 +27,14 @@ from grpo.optim import adamw
 from grpo.run.checkpoint import Checkpointer, Point, origin, restore
 from grpo.run.folder import write_summary
 from grpo.run.interrupt import Halted, Stop
-from grpo.run.machine import memory_metrics
+from grpo.run.machine import memory_metrics, peak_memory
 from grpo.run.metrics_log import history
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.run.resume import going_on, open_run, starting_point
 from grpo.run.steps import largest_step
-from grpo.run.terminal import hushed
 from grpo.settings.config import Config, cache_folder
-from grpo.settings.errors import UsageError, exit_on_usage_error
+from grpo.settings.errors import UsageError, exit_on_usage_error, hushed
 from grpo.sft import sft
 from models.images.prefetch import prefetching
 from models.memory.plan import memory_flags, plan_memory
@@ -111,7 +110,8 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
                     break
         table = score_run(policy, config, tests, run)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")
-    write_summary(run, config, table | {"data": data}, started, policy.device)
+    measured = {"data": data, "peak_mb": peak_memory(policy.device)}
+    write_summary(run, config, table | measured, started)
     return last_line(run, config, gains(table) if table else "")
 
 

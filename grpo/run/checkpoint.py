@@ -138,9 +138,7 @@ def opened(folder: Path) -> Point:
         lines = (run / "metrics.jsonl").read_bytes()[: state["metrics_bytes"]]
         if lines.count(b"\n") != state["step"] or not lines.endswith(b"\n"):
             raise ValueError("metrics.jsonl has lost lines that it counts on")
-    except OSError as error:
-        raise UsageError(f"checkpoint {folder}: {error.filename}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"checkpoint {folder}: damaged: {error}") from None
     return Point(run, folder, **kept)
 

@@ -10,11 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from grpo.distributed import rank
 from grpo.run.atomic import write_json
-from grpo.run.machine import peak_memory
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, writing
 
@@ -63,17 +60,14 @@ def lock(folder: Path, name: str) -> int | None:
     return handle
 
 
-def write_summary(
-    run: Path, config: Config, table: dict[str, Any], started: float, device: torch.device
-) -> None:
-    """Write summary.json, which says that the run is finished: the scores in `table`, time and
-    memory. `started` is the time.monotonic() of the run's start."""
+def write_summary(run: Path, config: Config, table: dict[str, Any], started: float) -> None:
+    """Write summary.json, which says that the run is finished: `table` (its scores, data, memory)
+    and time. `started` is the time.monotonic() of the run's start."""
     summary = {
         **table,
         "privileged": config.method == "sft" and config.sft_target == "reasoning",
         "steps": config.steps,
         "seconds": round(time.monotonic() - started, 1),
-        "peak_mb": peak_memory(device),
     }
     if not rank():
         write_json(run / "summary.json", summary)
@@ -81,10 +75,9 @@ def write_summary(
 
 def finished(run: Path, steps: int) -> bool:
     """Whether a run made all these steps and was scored."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return json.loads((run / "summary.json").read_text("utf-8"))["steps"] >= steps
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return False
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from grpo.distributed import rank
@@ -14,12 +15,9 @@ from grpo.settings.errors import UsageError
 
 def check_tensorboard(config: Config) -> None:
     """Raise UsageError if `--tensorboard` is given and the package is not installed."""
-    try:
-        if config.tensorboard:
-            import torch.utils.tensorboard  # noqa: F401  torch leaves the package to the user
-    except ImportError:
+    if config.tensorboard and not find_spec("tensorboard"):  # torch leaves it to the user
         problem = "--tensorboard: the package tensorboard is not installed"
-        raise UsageError(f"{problem}; pip install tensorboard, or leave it out") from None
+        raise UsageError(f"{problem}; pip install tensorboard, or leave it out")
 
 
 class MetricsLog(ExitStack):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import itemgetter
@@ -37,7 +37,7 @@ class Recorder:
         """
         checkpointer, run = self.checkpointer, self.checkpointer.run
         try:
-            with MetricsLog(run, checkpointer.config) as self.log, self.progress:
+            with MetricsLog(run, checkpointer.config) as self.log, closing(self.progress):
                 checkpointer.note(len(self.progress.history), self.log.lines.tell())
                 yield self
             if self.stop_requested:

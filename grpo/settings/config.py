@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo.settings.errors import UsageError, exit_on_usage_error
+from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
-from grpo.settings.recipes import RECIPES, TRL_NAMES, choose
+from grpo.settings.recipes import RECIPES, TRL_NAMES, cuda_bytes, recipe_for
 
 ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step, or
 (--dry-run, --memory-limit 40GB) say what memory a run takes."""
@@ -180,24 +180,23 @@ class Config:
         return every > 0 and (step % every == 0 or step == self.steps)
 
     @classmethod
-    def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> "Config":
+    def from_flags(cls, argv: Sequence[str] | None = None) -> "Config":
         """Make a Config of the defaults, the recipe and the flags in `argv`; the later one wins.
 
-        `argv` None is the command line. Prints one line and exits with code 2 on a bad flag, and
-        with 0 after --help.
+        `argv` None is the command line. Raises UsageError for a bad flag; exits after --help.
 
         >>> Config.from_flags(["--recipe", "medvlm-r1", "--beta", "0"]).kl_coef
         0.0
         """
-        with exit_on_usage_error(prog):
-            given = parse_flags(cls, argv, prog, ABOUT, TRL_NAMES, RECIPES)
-            cls(**given)  # refuses a bad flag before the device is looked at
-            name = given.get("recipe", "auto")
-            if name == "auto":
-                name, why = choose(given.get("device", "auto"))
-                if not given.get("quiet"):
-                    print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
-            return cls(**{**RECIPES[name], **given, "recipe": name})
+        given = parse_flags(cls, argv, "train.py", ABOUT, TRL_NAMES, RECIPES)
+        cls(**given)  # refuses a bad flag before the device is looked at
+        name = given.get("recipe", "auto")
+        if name == "auto":
+            device = given.get("device", "auto")
+            name, why = recipe_for(None if device == "cpu" else cuda_bytes(device))
+            if not given.get("quiet"):
+                print(f"train.py: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
+        return cls(**{**RECIPES[name], **given, "recipe": name})
 
     def record(self) -> dict[str, Any]:
         """Return the settings as config.json has them: all of them, and those not the recipe's."""
@@ -222,7 +221,5 @@ class Config:
             return cls(**values)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
-        except OSError:
-            raise UsageError(f"{path}: cannot be read; name the folder of a run") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UsageError(f"{path}: not the config.json of a run; name another run") from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise UsageError(f"{path}: no config.json of a run; name a run's folder") from None

@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -40,6 +40,21 @@ class Output:
         return getattr(self.stream, name)
 
 
+def nowhere() -> TextIO:
+    """Return a file that drops what is written to it."""
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+@contextmanager
+def hushed(quiet: bool, redirect: Any = redirect_stderr) -> Iterator[None]:
+    """If `quiet`, discard everything that the body prints on stderr. Errors still propagate.
+
+    `redirect` is contextlib's function for another stream.
+    """
+    with nowhere() as stream, redirect(stream) if quiet else nullcontext():
+        yield
+
+
 @contextmanager
 def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
     """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2.
@@ -47,10 +62,10 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
     Inside, what is printed goes through `Output`.
     """
     with ExitStack() as stack:
-        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        dropped = stack.enter_context(nowhere())
         # A stream that was closed before the program began is None.
-        stack.enter_context(redirect_stdout(Output(sys.stdout or nowhere)))
-        stack.enter_context(redirect_stderr(Output(sys.stderr or nowhere)))
+        stack.enter_context(redirect_stdout(Output(sys.stdout or dropped)))
+        stack.enter_context(redirect_stderr(Output(sys.stderr or dropped)))
         try:
             yield
         except (OSError, UsageError, *also) as error:  # steps and answers are on disk

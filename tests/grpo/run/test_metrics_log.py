@@ -55,7 +55,7 @@ def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
 
 
 def test_without_the_package_it_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if not installed
     check_tensorboard(Config())
     with pytest.raises(UsageError, match="pip install tensorboard") as error:
         check_tensorboard(Config(tensorboard=True))

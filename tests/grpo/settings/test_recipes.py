@@ -41,7 +41,8 @@ def test_the_machine_chooses_the_recipe() -> None:
 def test_a_device_that_is_not_there_chooses_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as on a machine with a GPU
 
-    assert recipes.choose("cuda:99") == ("phantom", "no CUDA device")
+    assert recipes.cuda_bytes("cuda:99") is None
+    assert Config.from_flags(["--device", "cuda:99", "--quiet"]).recipe == "phantom"
 
 
 @pytest.fixture
