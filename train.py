@@ -24,18 +24,17 @@ from grpo.distributed import connect, processes, share, total, world
 from grpo.explain.explanation import explanation, one_step
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.run.checkpoint import Checkpointer, origin, restore
+from grpo.run.checkpoint import Checkpointer, Point, origin, restore
 from grpo.run.folder import write_summary
 from grpo.run.interrupt import Halted, Stop
-from grpo.run.machine import memory_metrics
+from grpo.run.machine import memory_metrics, peak_memory
 from grpo.run.metrics_log import history
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
-from grpo.run.resume import Point, going_on, open_run, starting_point
+from grpo.run.resume import going_on, open_run, starting_point
 from grpo.run.steps import largest_step
-from grpo.run.terminal import hushed
 from grpo.settings.config import Config, cache_folder
-from grpo.settings.errors import UsageError, exit_on_usage_error
+from grpo.settings.errors import UsageError, exit_on_usage_error, hushed
 from grpo.sft import sft
 from models.images.prefetch import prefetching
 from models.memory.plan import memory_flags, plan_memory
@@ -83,8 +82,9 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     connect(policy.device)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
+    restore(point, policy, optimizer, begun_with)
     # A resumed run counts the seconds that it had taken before.
-    started -= restore(point.checkpoint, policy, optimizer, begun_with)
+    started -= point.seconds
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)
@@ -97,19 +97,21 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
     progress = Progress(config, asked_and_gold, before=history(run))
     with Stop(run, config.quiet) as stop:
-        with Recorder(checkpointer, stop, progress, described, policy.chat.pieces) as record:
+        recorder = Recorder(checkpointer, stop, progress, described, policy.chat.pieces)
+        with recorder.recording():
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):
                     step.metrics |= validate(policy, validation, config)
                 for judge in judges:
                     step.metrics |= total(judge.counts())
                 step.metrics |= memory_metrics(policy.device, step.cuts)
-                record.record(step)
-                if record.stop_requested:  # leaving the recorder saves, then ends the run
+                recorder.record(step)
+                if recorder.stop_requested:  # leaving the recorder saves, then ends the run
                     break
         table = score_run(policy, config, tests, run)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")
-    write_summary(run, config, table | {"data": data}, started, policy.device)
+    measured = {"data": data, "peak_mb": peak_memory(policy.device)}
+    write_summary(run, config, table | measured, started)
     return last_line(run, config, gains(table) if table else "")
 
 

@@ -10,7 +10,7 @@ of sampling, judging, and passes through the model. With one process nothing is 
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from grpo.settings.errors import UsageError
+from grpo.settings.errors import UsageError, hushed
 
 # How long a process waits for the others: to meet, and for the slowest one at every exchange (in
 # scoring there is one after each batch of answers). One that died is noticed at once: gloo's
@@ -37,10 +37,7 @@ def processes() -> Iterator[None]:
         return
     store = _join()
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, ExitStack() as stack:
-            if rank() > 0:
-                stack.enter_context(redirect_stdout(nowhere))
-                stack.enter_context(redirect_stderr(nowhere))
+        with hushed(rank() > 0), hushed(rank() > 0, redirect_stdout):
             yield
             gathered(None)  # none leaves before all are done
     except BaseException as error:
@@ -86,11 +83,10 @@ def connect(device: torch.device) -> None:
 
 def _first(store: dist.Store) -> bool:
     """Whether no other process has asked this before; True as well if the store is gone."""
-    try:
+    with suppress(RuntimeError):
         store.set_timeout(timedelta(seconds=10))
         return store.add("failed", 1) == 1
-    except RuntimeError:
-        return True
+    return True
 
 
 def world() -> int:
@@ -170,15 +166,14 @@ def gathered(record: Any) -> list[Any]:
     """
     if world() == 1:
         return [record]
-    message = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
-    dist.all_gather(lengths, torch.tensor([len(message)]))
-    padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)  # all must send the same size
-    padded[: len(message)] = message
-    messages = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(messages, padded)
-    sized = zip(messages, lengths, strict=True)
-    return [json.loads(bytes(sent[: int(n)].numpy())) for sent, n in sized]
+    message = json.dumps(record).encode()
+    longest = torch.tensor(len(message))
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    padded = bytearray(message.ljust(int(longest)))  # to equal size: JSON may end in blanks
+    sent = torch.frombuffer(padded, dtype=torch.uint8)
+    messages = [torch.empty_like(sent) for _ in range(world())]
+    dist.all_gather(messages, sent)
+    return [json.loads(bytes(received.numpy())) for received in messages]
 
 
 def by_all(answer: Callable[[Sequence[Any]], Sequence[Any]], *items: Sequence[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ Example = Any  # a question with its images
 Prompt = Any  # an encoded question
 Draw = Callable[[int, int, int], Example]  # (step, slot, attempt) -> the question to ask
 Rewards = tuple[list[float], dict[str, list[float | None]]]  # totals, and their parts by name
+Target = Callable[[Example], str]  # what supervised training writes
 Reward = Callable[[list[Example], list[str]], Rewards]  # scores completions, one example a text
 
 

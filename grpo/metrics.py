@@ -18,6 +18,7 @@ from grpo.loss import LOG_RATIO_LIMIT, clip_bounds, clipped, k3_kl
 from grpo.rollout import Rollout
 from grpo.settings.config import Config
 
+Metrics = dict[str, float]  # by name
 PER_TOKEN = ("logprobs", "ratio", "kl", "entropy", "loss")  # what a pass sees of a token
 GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # fields of Update, as metrics too
 
@@ -73,7 +74,7 @@ class Update:
 class Step:
     """What happened in a step. A supervised one has its metrics and nothing else."""
 
-    metrics: dict[str, float]
+    metrics: Metrics
     rollout: Rollout | None = None
     advantages: Tensor | None = None  # (B, G)
     weights: Tensor | None = None  # (N,)
@@ -98,12 +99,12 @@ class Clock:
         now = time.perf_counter()
         self.phases[f"time/{phase}"], self.last = now - self.last, now
 
-    def times(self) -> dict[str, float]:
+    def times(self) -> Metrics:
         """All phases, and `time/step`: the whole step so far."""
         return {**self.phases, "time/step": time.perf_counter() - self.start}
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout) -> Metrics:
     """The metrics of completions and rewards. `reward_std`: mean of the groups' std (ddof 1)."""
     lengths = rollout.lengths.float()
     truncated = [t for group in rollout.groups for t in group.truncated]
@@ -122,7 +123,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 def update_metrics(
     updates: Sequence[Update], rollout: Rollout, advantages: Tensor, scored: Tensor, config: Config
-) -> dict[str, float]:
+) -> Metrics:
     """Means over the scored (N,) bool tokens, those of a pass, and over the mu updates of a step.
 
     `advantages` are (B, G). `clamped` is the share of tokens whose log-ratio, to the old policy or
@@ -144,9 +145,7 @@ def update_metrics(
     }
 
 
-def _update_metrics(
-    update: Update, scored: Tensor, advantages: Tensor, config: Config
-) -> dict[str, float]:
+def _update_metrics(update: Update, scored: Tensor, advantages: Tensor, config: Config) -> Metrics:
     gradient = {name: getattr(update, name) for name in GRADIENT}
     if not scored.any():  # no group had signal
         return {"loss": 0.0, **gradient}

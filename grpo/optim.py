@@ -5,19 +5,20 @@ import re
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 
 from grpo.settings.config import Config
 
 
-def adamw(parameters: list[Tensor], config: Config) -> torch.optim.AdamW:
+def adamw(parameters: list[Tensor], config: Config) -> AdamW:
     """The optimizer. Gradients start as zeros, so that a step in which no group has signal makes an
     update too."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def norm_by_layer(names: list[str], optimizer: torch.optim.AdamW) -> dict[str, float]:
+def norm_by_layer(names: list[str], optimizer: AdamW) -> dict[str, float]:
     """The gradient's norm by layer: parameter `a.layers.0.q.A` counts to `layers.0`.
 
     `names` are those of the parameters. Call this before `optimizer_step`, which clips.
@@ -39,9 +40,7 @@ def learning_rate(step: int, config: Config) -> float:
     return config.learning_rate * (config.steps - step) / (config.steps - config.warmup_steps)
 
 
-def optimizer_step(
-    optimizer: torch.optim.AdamW, step: int, config: Config, seen: Tensor
-) -> dict[str, float]:
+def optimizer_step(optimizer: AdamW, step: int, config: Config, seen: Tensor) -> dict[str, float]:
     """Clip the gradient, update the parameters, zero the gradient.
 
     If the gradient or a number `seen` on the way to it (log-probs, losses) is not finite, nothing
@@ -52,12 +51,11 @@ def optimizer_step(
     finite = math.isfinite(norm) and all_finite
     rate = learning_rate(step, config)
     if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=False)
     return {"grad_norm": norm, "learning_rate": rate, "skipped_updates": float(not finite)}
 
 
-def _parameters(optimizer: torch.optim.AdamW) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _parameters(optimizer: AdamW) -> list[Tensor]:
+    return optimizer.param_groups[0]["params"]  # `adamw` makes one group

@@ -42,11 +42,10 @@ class Rollout:
     sampling_logprobs: Tensor = field(init=False)  # (N,) those that the tokens were drawn with
 
     def __post_init__(self) -> None:
-        lengths, logprobs = [], []
+        logprobs: list[Tensor] = []  # one number a token, so its length is the completion's
         for group in self.groups:
-            lengths += map(len, group.completions)
             logprobs += group.sampling_logprobs
-        self.lengths = torch.tensor(lengths)
+        self.lengths = torch.tensor(list(map(len, logprobs)))
         self.row = torch.repeat_interleave(self.lengths)
         self.sampling_logprobs = torch.cat(logprobs)
 
@@ -85,7 +84,9 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
 
     whole, parts = [filled[slot] for slot in sorted(filled)], {}
     for name in whole[0].parts:
-        parts[name] = _tensor([scored.parts[name] for scored in whole])
+        flat = [value for scored in whole for value in scored.parts[name]]
+        flat = [nan if value is None else value for value in flat]
+        parts[name] = _tensor(flat).view(len(whole), -1)
     return Rollout(
         examples=[scored.example for scored in whole],
         groups=[scored.group for scored in whole],
@@ -143,10 +144,6 @@ def exchange(
     return exchanged
 
 
-def _tensor(values: Sequence[Sequence[float | None]]) -> Tensor:
-    """(B, G) float32, NaN for None."""
-    flat = []
-    for row in values:
-        for value in row:
-            flat.append(nan if value is None else value)
-    return torch.tensor(flat, dtype=torch.float32).view(len(values), -1)
+def _tensor(values: Sequence[Any]) -> Tensor:
+    """Numbers in float32, whatever torch's default is: a reward may have changed that."""
+    return torch.tensor(values, dtype=torch.float32)

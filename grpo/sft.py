@@ -1,13 +1,13 @@
 """The supervised baseline: the same policy, questions, adapters, optimizer and steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
 from grpo.distributed import sum_gradients, summed
-from grpo.interfaces import Draw, Example, Groups, Policy
+from grpo.interfaces import Draw, Groups, Policy, Target
 from grpo.metrics import Clock, Step
 from grpo.optim import optimizer_step
 from grpo.passes import Passes
@@ -15,12 +15,7 @@ from grpo.settings.config import Config
 
 
 def sft(
-    policy: Policy,
-    optimizer: AdamW,
-    draw: Draw,
-    target: Callable[[Example], str],
-    config: Config,
-    start: int = 0,
+    policy: Policy, optimizer: AdamW, draw: Draw, target: Target, config: Config, start: int = 0
 ) -> Iterator[Step]:
     """Train `policy` in place to write `target(example)`, and yield the metrics of every step.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
+from grpo.run.atomic import write_json
 from grpo.run.checkpoint import checkpoints, newest
 from grpo.run.interrupt import AT_ONCE, Stop
 from grpo.run.metrics_log import history
@@ -186,7 +187,10 @@ def half(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--steps", "8"], "--steps 8: the run in run has 6"),  # its rate falls to 0 at the last
         (["--out", "other", "--resume", "run"], "--out other: --resume goes on in run"),
         (["--resume", "nowhere"], "--resume nowhere: no run there"),
-        (["--resume", "run/checkpoints/step-000001"], "SHA256SUMS: No such file or directory"),
+        (
+            ["--resume", "run/checkpoints/step-000001"],
+            "damaged: [Errno 2] No such file",
+        ),
     ],
 )
 @pytest.mark.slow
@@ -215,7 +219,7 @@ def test_settings_without_a_say_may_change_and_a_constant_rate_takes_more_steps(
     for change in (free, {"lr_schedule": "constant", "steps": 8}):
         made = replace(c, **change)
         kept = replace(made, steps=6)
-        kept.save(half / "config.json")
+        write_json(half / "config.json", kept.record())
         wanted = replace(made, resume="run", out=None)
         assert starting_point(wanted).step == 6
 

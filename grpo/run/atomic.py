@@ -18,7 +18,6 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
     If anything fails, nothing is left of it.
     """
     part = place.with_name(f".{place.name}.part")
-    sweep(place.parent)
     try:
         part.mkdir(parents=True)
         fill(part)
@@ -26,9 +25,8 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
         for path in (*part.rglob("*"), part):
             sync(path)
         part.rename(place)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # not there any more if nothing failed
     sync(place.parent)
 
 
@@ -65,8 +63,7 @@ def _sums(folder: Path) -> list[str]:
     """Return the lines of SHA256SUMS for all other files of a folder, by path."""
     lines = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         lines.append(f"{digest}  {file.relative_to(folder).as_posix()}")
     return lines
 

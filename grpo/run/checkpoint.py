@@ -18,7 +18,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -28,19 +27,23 @@ from grpo.distributed import rank
 from grpo.interfaces import Policy
 from grpo.run.atomic import check_folder, remove_folder, sweep, sync, write_folder
 from grpo.settings.config import Config
-from grpo.settings.errors import UsageError
+from grpo.settings.errors import UsageError, writing
 
 FOLDER, FORMAT = "checkpoints", 1
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, all float32
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint: its folder, and its state.json with at least `step`, `metrics_bytes`."""
+class Point:
+    """Where a run begins: in a new folder (run None), at its start, or after a checkpoint."""
 
-    folder: Path
-    state: dict[str, Any]
-    step: int  # steps that were done
+    run: Path | None = None
+    folder: Path | None = None  # the checkpoint's; None: at the start
+    finished: bool = False
+    step: int = 0  # steps that are done; this and all below are as in state.json
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+    origin: str = ""
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Checkpointer:
     config: Config
     origin: str  # a hash of what the run began with
     started: float  # the time.monotonic() of its start
+    step: int = 0  # the last one that is recorded
 
     def note(self, step: int, metrics_bytes: int) -> None:
         """`step` steps are done, and recorded in so many bytes of metrics.jsonl."""
@@ -72,14 +76,12 @@ class Checkpointer:
         place = self.run / FOLDER / f"step-{self.step:06d}"
         if place.exists() or rank() > 0:
             return
-        try:
+        with writing(f"{place}", "make room there"):
             sync(self.run / "metrics.jsonl")  # not to be behind the checkpoint
             write_folder(place, self._write)
             sync(self.run)
             for old in checkpoints(self.run)[: -self.config.keep_checkpoints]:
                 remove_folder(old)
-        except OSError as error:
-            raise _unwritten(place, error) from None
 
     def _write(self, folder: Path) -> None:
         state = {
@@ -97,16 +99,9 @@ class Checkpointer:
 
 def save_adapter(run: Path, policy: Policy) -> None:
     """Write the run's adapter folder, which evaluation reads. Raises UsageError."""
-    if rank() > 0:
-        return
-    try:
-        policy.save(run / "adapter")
-    except OSError as error:
-        raise _unwritten(run / "adapter", error) from None
-
-
-def _unwritten(place: Path, error: OSError) -> UsageError:
-    return UsageError(f"{place}: cannot be written ({error.strerror}); make room there")
+    if not rank():
+        with writing(f"{run}/adapter", "make room there"):
+            policy.save(run / "adapter")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -114,8 +109,8 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(filter(_step, (run / FOLDER).glob("step-*")), key=_step)
 
 
-def newest(run: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a run; None if it has none at all.
+def newest(run: Path) -> Point:
+    """The last whole checkpoint of a run; its start if it has none at all.
 
     Prints a line for each damaged one on the way. Raises UsageError if all are damaged.
     """
@@ -128,24 +123,24 @@ def newest(run: Path) -> Checkpoint | None:
     if found:
         problem = f"all {len(found)} checkpoints are damaged"
         raise UsageError(f"{run}: {problem}; start again with another --out")
-    return None
+    return Point(run)
 
 
-def opened(folder: Path) -> Checkpoint:
+def opened(folder: Path) -> Point:
     """The checkpoint in a folder, every byte of it checked. Raises UsageError."""
+    run = folder.parent.parent
     try:
         check_folder(folder)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise ValueError("another version of the program wrote it")
-        lines = (folder.parent.parent / "metrics.jsonl").read_bytes()[: state["metrics_bytes"]]
+        kept = {name: state[name] for name in ("step", "metrics_bytes", "seconds", "origin")}
+        lines = (run / "metrics.jsonl").read_bytes()[: state["metrics_bytes"]]
         if lines.count(b"\n") != state["step"] or not lines.endswith(b"\n"):
             raise ValueError("metrics.jsonl has lost lines that it counts on")
-    except OSError as error:
-        raise UsageError(f"checkpoint {folder}: {error.filename}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"checkpoint {folder}: damaged: {error}") from None
-    return Checkpoint(folder, state, state["step"])
+    return Point(run, folder, **kept)
 
 
 def origin(questions: str, adapter: Path | None) -> str:
@@ -155,32 +150,23 @@ def origin(questions: str, adapter: Path | None) -> str:
     return hashlib.sha256(b"".join([questions.encode(), *map(Path.read_bytes, files)])).hexdigest()
 
 
-def restore(
-    checkpoint: Checkpoint | None, policy: Policy, optimizer: torch.optim.AdamW, origin: str
-) -> float:
-    """Read adapter and moments back, in place; returns the seconds that the run has taken so far.
-    None is the start of a run: nothing is read.
+def restore(point: Point, policy: Policy, optimizer: torch.optim.AdamW, origin: str) -> None:
+    """Read a checkpoint's adapter and moments back, in place; at the start there are none.
 
     The policy's reference stays what it was. Raises UsageError if the run began with another
-    `origin`, or if the moments do not fit the policy.
+    `origin`, or if the adapter does not fit the policy.
     """
-    if checkpoint is None:
-        return 0.0
-    if checkpoint.state["origin"] != origin:
+    if not point.folder:
+        return
+    if point.origin != origin:
         problem = "the training questions, or the adapter of --init, are others now"
-        raise UsageError(f"checkpoint {checkpoint.folder}: {problem}; put them back")
-    policy.load(checkpoint.folder / "adapter")
-    tensors = load_file(checkpoint.folder / "optimizer.safetensors")
-    wanted = {f"{moment}.{name}" for name in policy.names for moment in MOMENTS}
-    if tensors and tensors.keys() != wanted:  # none at all: no update has been made so far
-        raise UsageError(f"checkpoint {checkpoint.folder}: was made for another model")
-    state = {
-        i: {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
-        for i, name in enumerate(policy.names if tensors else ())
-    }
+        raise UsageError(f"checkpoint {point.folder}: {problem}; put them back")
+    policy.load(point.folder / "adapter")
+    tensors, state = load_file(point.folder / "optimizer.safetensors"), {}
+    for i, name in enumerate(policy.names if tensors else ()):  # none: no update was made so far
+        state[i] = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return checkpoint.state["seconds"]
 
 
 def updates(optimizer: torch.optim.AdamW) -> int:
@@ -188,13 +174,12 @@ def updates(optimizer: torch.optim.AdamW) -> int:
     return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
-def cut_back(run: Path, checkpoint: Checkpoint | None, steps: int) -> None:
-    """Delete everything the run wrote after `checkpoint` (None: everything). `steps` is the run's
-    total number of steps.
+def cut_back(point: Point, steps: int) -> None:
+    """Delete everything the run wrote after `point`. `steps` is the run's total number of steps.
 
     Later checkpoints go first: if this is killed half-way, the next call finishes it.
     """
-    step = checkpoint.step if checkpoint else 0
+    run, step = point.run, point.step
     sweep(run / FOLDER)
     for folder in reversed(checkpoints(run)):
         if _step(folder) > step:
@@ -209,7 +194,7 @@ def cut_back(run: Path, checkpoint: Checkpoint | None, steps: int) -> None:
             record.unlink()
     metrics = run / "metrics.jsonl"
     if metrics.exists():
-        os.truncate(metrics, checkpoint.state["metrics_bytes"] if checkpoint else 0)
+        os.truncate(metrics, point.metrics_bytes)
 
 
 def _moments(policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:

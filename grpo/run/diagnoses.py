@@ -114,22 +114,19 @@ DIAGNOSES = (no_signal, never_applies, equal_completions, truncated, kl_above_1)
 DIAGNOSES += (format_without_accuracy, reward_not_moving, sampler_is_not_scorer)
 
 
-class Diagnoses:
-    """Says a diagnosis once, and again only after it has not held for AGAIN steps."""
+def newly_true(history: History, config: Config, last_true: dict[str, int]) -> list[str]:
+    """Return what to say after the last step of `history`; call this after every step.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.last_true: dict[str, int] = {}  # the last step at which each diagnosis held
-
-    def new(self, history: History) -> list[str]:
-        """Return what to say after the last step of `history`; call this after every step."""
-        said, step = [], len(history)
-        for diagnosis in DIAGNOSES:
-            if sentence := diagnosis(history, self.config):
-                if step - self.last_true.get(diagnosis.__name__, -AGAIN) > AGAIN:
-                    said.append(sentence)
-                self.last_true[diagnosis.__name__] = step
-        return said
+    A diagnosis is said once, and again only after it has not held for AGAIN steps: `last_true`, {}
+    at first, is kept from call to call and says at which step each one held last.
+    """
+    said, step = [], len(history)
+    for diagnosis in DIAGNOSES:
+        if sentence := diagnosis(history, config):
+            if step - last_true.get(diagnosis.__name__, -AGAIN) > AGAIN:
+                said.append(sentence)
+            last_true[diagnosis.__name__] = step
+    return said
 
 
 def same_text(rollout: Rollout) -> float:

@@ -1,4 +1,4 @@
-"""The run folder: a new one, the newest one, and which runs are alike."""
+"""The run folder: who may write there, whether it is finished, and which runs are alike."""
 
 import dataclasses
 import fcntl
@@ -6,17 +6,14 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from grpo.distributed import rank
-from grpo.interfaces import Policy
 from grpo.run.atomic import write_json
-from grpo.run.machine import git_commit, machinery, peak_memory, warn_of_changes
 from grpo.settings.config import Config
-from grpo.settings.errors import UsageError
+from grpo.settings.errors import UsageError, writing
 
 # Settings that do not change what is learned; device, threads, gradient_checkpointing and
 # cuda_graphs change it by rounding only.
@@ -27,15 +24,13 @@ NO_SAY += ("max_skipped_steps", "cuda_graphs")
 
 def check_out(config: Config) -> None:
     """Raise UsageError if --out names a folder with a run: no run is written over another."""
-    try:
-        taken = config.out and (Path(config.out) / "metrics.jsonl").stat().st_size
-    except FileNotFoundError:
-        taken = False
-    except OSError as error:
-        raise UsageError(f"--out {config.out}: {error.strerror}; name another folder") from None
-    if taken:
-        problem = "a run lies there already"
-        raise UsageError(f"--out {config.out}: {problem}; --resume auto, or name another folder")
+    if not config.out:
+        return
+    out = f"--out {config.out}"
+    with writing(out, "name another folder"), suppress(FileNotFoundError):
+        if Path(config.out, "metrics.jsonl").stat().st_size:
+            remedy = "--resume auto, or name another folder"
+            raise UsageError(f"{out}: a run lies there already; {remedy}")
 
 
 def lock(folder: Path, name: str) -> int | None:
@@ -65,42 +60,14 @@ def lock(folder: Path, name: str) -> int | None:
     return handle
 
 
-def run_folder(config: Config, policy: Policy, label: str, run: Path | None = None) -> Path:
-    """The run's folder with its config.json: the settings, and what the machine made of "auto".
-
-    `run` is the folder of a run that goes on; None makes a new one, --out or runs/<date>-<label>.
-    Prints in one line what of the machine has changed since. Raises UsageError.
-    """
-    now = machinery(policy)
-    try:
-        if run is None:
-            dated = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label}"
-            run = Path(config.out) if config.out else dated
-            run.mkdir(parents=True, exist_ok=config.out is not None)
-            lock(run, "train")
-            check_out(config)  # again: another run may have come and gone meanwhile
-        else:
-            warn_of_changes(json.loads((run / "config.json").read_text("utf-8")), now)
-        part = run / "config.json.part"
-        config.save(part, **now, git_commit=git_commit())
-        part.replace(run / "config.json")
-    except OSError as error:
-        problem = f"cannot write there ({error.strerror})"
-        raise UsageError(f"--out {run}: {problem}; name another folder") from None
-    return run
-
-
-def write_summary(
-    run: Path, config: Config, table: dict[str, Any], started: float, device: torch.device
-) -> None:
-    """Write summary.json, which says that the run is finished: the scores in `table`, time and
-    memory. `started` is the time.monotonic() of the run's start."""
+def write_summary(run: Path, config: Config, table: dict[str, Any], started: float) -> None:
+    """Write summary.json, which says that the run is finished: `table` (its scores, data, memory)
+    and time. `started` is the time.monotonic() of the run's start."""
     summary = {
         **table,
         "privileged": config.method == "sft" and config.sft_target == "reasoning",
         "steps": config.steps,
         "seconds": round(time.monotonic() - started, 1),
-        "peak_mb": peak_memory(device),
     }
     if not rank():
         write_json(run / "summary.json", summary)
@@ -108,10 +75,9 @@ def write_summary(
 
 def finished(run: Path, steps: int) -> bool:
     """Whether a run made all these steps and was scored."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return json.loads((run / "summary.json").read_text("utf-8"))["steps"] >= steps
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return False
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from grpo.distributed import rank
@@ -14,12 +15,9 @@ from grpo.settings.errors import UsageError
 
 def check_tensorboard(config: Config) -> None:
     """Raise UsageError if `--tensorboard` is given and the package is not installed."""
-    try:
-        if config.tensorboard:
-            import torch.utils.tensorboard  # noqa: F401  torch leaves the package to the user
-    except ImportError:
+    if config.tensorboard and not find_spec("tensorboard"):  # torch leaves it to the user
         problem = "--tensorboard: the package tensorboard is not installed"
-        raise UsageError(f"{problem}; pip install tensorboard, or leave it out") from None
+        raise UsageError(f"{problem}; pip install tensorboard, or leave it out")
 
 
 class MetricsLog(ExitStack):
@@ -34,7 +32,6 @@ class MetricsLog(ExitStack):
         super().__init__()
         file = Path(os.devnull) if rank() else run / "metrics.jsonl"
         self.lines = self.enter_context(file.open("ab"))
-        self.bytes = self.lines.tell()  # of whole lines; a checkpoint keeps this number
         self.board = None
         if config.tensorboard and not rank():
             from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +44,6 @@ class MetricsLog(ExitStack):
         written = finite(metrics)
         self.lines.write(json.dumps(written).encode() + b"\n")
         self.lines.flush()
-        self.bytes = self.lines.tell()
         for name, value in written.items():
             if self.board and value is not None and name != "step":
                 self.board.add_scalar(name, value, int(metrics["step"]))

@@ -7,45 +7,34 @@ Questions and completions are untrusted text: only their printing characters rea
 import math
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 
 from grpo.interfaces import Example
 from grpo.metrics import Step
-from grpo.run.diagnoses import Diagnoses, same_text
+from grpo.run.diagnoses import History, newly_true, same_text
 from grpo.run.terminal import Screen, visible
 from grpo.settings.config import Config
 
+Ask = Callable[[Example], dict[str, str]]  # the rows that show a question, by name
 LONGEST = 1000  # characters of a completion that are shown
 ENDS = 20  # steps at either end of a run that `what_changed` compares the means of
 
 
 class Progress:
-    """Shows on stderr what happens in a run: a context manager; call `show` after every step."""
+    """Shows on stderr what happens in a run: call `show` after every step, `close` at the end."""
 
-    def __init__(
-        self,
-        config: Config,
-        ask: Callable[[Example], dict[str, str]],
-        before: Sequence[dict[str, float]] = (),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`ask(example)` returns the rows that show a question, by name.
-
-        `before` holds the metrics of the steps that a resumed run has made already.
-        """
+    def __init__(self, config: Config, ask: Ask, before: History = ()) -> None:
+        """`before` holds the metrics of the steps that a resumed run has made already."""
         title = f"{config.method} on {config.modality}"
-        self.screen, self.ask = Screen(title, config.steps, len(before), clock), ask
-        self.diagnoses = Diagnoses(config)
+        self.screen, self.ask = Screen(title, config.steps, len(before)), ask
+        self.config, self.last_true = config, {}
         self.history = [*before]  # the metrics of every step
         every = config.sample_every
         self.sample_every = math.ceil(config.steps / 5) if every is None else every
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the lines of the screen, and say what has changed."""
         self.screen.close()
         if len(self.history) > 1:
             print(what_changed(self.history), file=sys.stderr)
@@ -61,7 +50,7 @@ class Progress:
         if self.sample_every and (done == 1 or done % self.sample_every == 0):
             self.screen.say(sampled(step, self.ask, self.screen.width()))
         self.history[-1]["same_text"] = same_text(rollout)
-        for sentence in self.diagnoses.new(self.history):
+        for sentence in newly_true(self.history, self.config, self.last_true):
             self.screen.say(f"step {done}: {sentence}")
 
 
@@ -91,7 +80,7 @@ def numbers(metrics: dict[str, float]) -> list[tuple[str, str]]:
     ]
 
 
-def sampled(step: Step, ask: Callable[[Example], dict[str, str]], width: int) -> str:
+def sampled(step: Step, ask: Ask, width: int) -> str:
     """Return the first completion of a step in lines of `width`: what was asked, what it earned."""
     rollout = step.rollout
     text, parts = rollout.texts[0][0], {k: v[0, 0].item() for k, v in rollout.parts.items()}
@@ -108,7 +97,7 @@ def sampled(step: Step, ask: Callable[[Example], dict[str, str]], width: int) ->
     return "\n".join([textwrap.fill(head, width, subsequent_indent="  "), *lines])
 
 
-def what_changed(history: Sequence[dict[str, float]]) -> str:
+def what_changed(history: History) -> str:
     """Return the means of the first and of the last steps, at most 20 each, side by side.
 
     >>> what_changed([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}])
@@ -120,7 +109,7 @@ def what_changed(history: Sequence[dict[str, float]]) -> str:
     return f"first {f'{n} steps' if n > 1 else 'step'} → last: {', '.join(rows)}"
 
 
-def _means(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+def _means(steps: History) -> dict[str, float]:
     """Return the mean of each metric over the steps where it is finite; NaN if there is none."""
     means = {}
     for name in steps[0]:

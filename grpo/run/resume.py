@@ -4,34 +4,21 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpo.distributed import gathered, rank
 from grpo.interfaces import Policy
-from grpo.run.atomic import write_whole
-from grpo.run.checkpoint import FOLDER, Checkpoint, cut_back, newest, opened
-from grpo.run.folder import NO_SAY, check_out, finished, lock, run_folder
+from grpo.run.atomic import write_json, write_whole
+from grpo.run.checkpoint import FOLDER, Point, cut_back, newest, opened
+from grpo.run.folder import NO_SAY, check_out, finished, lock
+from grpo.run.machine import git_commit, machinery, warn_of_changes
 from grpo.run.metrics_log import check_tensorboard
 from grpo.settings.config import Config
-from grpo.settings.errors import UsageError
+from grpo.settings.errors import UsageError, writing
 from grpo.settings.flags import flag, shown
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a run begins: in a new folder (run None), at its start, or after a checkpoint."""
-
-    run: Path | None = None
-    checkpoint: Checkpoint | None = None
-    finished: bool = False
-
-    @property
-    def step(self) -> int:
-        """Steps that are done."""
-        return self.checkpoint.step if self.checkpoint else 0
 
 
 def starting_point(config: Config) -> Point:
@@ -56,10 +43,10 @@ def starting_point(config: Config) -> Point:
     if not one and finished(run, config.steps):
         return Point(run, finished=True)
     lock(run, "train")
-    point = Point(run, opened(named) if one else newest(run))
+    point = opened(named) if one else newest(run)
     if point.step > config.steps:
         raise UsageError(f"--steps {config.steps}: {run} has made {point.step} already; give more")
-    where = f"after step {point.step}" if point.checkpoint else "at its start: it has no checkpoint"
+    where = f"after step {point.step}" if point.folder else "at its start: it has no checkpoint"
     print(f"train.py: {run} goes on {where}", file=sys.stderr)
     return point
 
@@ -67,20 +54,30 @@ def starting_point(config: Config) -> Point:
 def open_run(
     config: Config, policy: Policy, label: str, point: Point, skipped: Iterable[dict[str, Any]]
 ) -> Path:
-    """The run's folder as its first step finds it: cut back to `point`, with config.json and
-    skipped.jsonl, the rows of the data that were left out. The first process makes it.
+    """The run's folder as its first step finds it: new, or cut back to `point`. The first process
+    makes it, with config.json (the settings, and what the machine made of "auto") and
+    skipped.jsonl (the rows of the data that were left out).
 
-    `label` is what a new folder's name tells of the run. Raises UsageError.
+    A new folder is --out or runs/<date>-<label>. Of a run that goes on, prints in one line what of
+    the machine has changed since. Raises UsageError.
     """
-    run = None
-    if not rank():
-        run = run_folder(config, policy, label, point.run)
-        if point.run:
-            # What evaluate.py would write from here on is of a policy that is gone.
-            os.close(lock(run, "evaluate"))
-            cut_back(run, point.checkpoint, config.steps)
-        lines = "".join(json.dumps(row) + "\n" for row in skipped)
-        write_whole(run / "skipped.jsonl", lines.encode())
+    dated = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{label}"
+    run, now = point.run or Path(config.out or dated), machinery(policy)
+    with writing(f"--out {run}", "name another folder"):
+        if not rank():
+            if point.run:
+                warn_of_changes(json.loads((run / "config.json").read_text("utf-8")), now)
+                # What evaluate.py would write from here on is of a policy that is gone.
+                os.close(lock(run, "evaluate"))
+                cut_back(point, config.steps)
+            else:
+                run.mkdir(parents=True, exist_ok=config.out is not None)
+                lock(run, "train")
+                check_out(config)  # again: another run may have come and gone meanwhile
+            record = {**config.record(), **now, "git_commit": git_commit()}
+            write_json(run / "config.json", record)
+            lines = "".join(json.dumps(row) + "\n" for row in skipped)
+            write_whole(run / "skipped.jsonl", lines.encode())
     return Path(gathered(str(run))[0])
 
 
@@ -89,7 +86,7 @@ def check_settings(config: Config, run: Path) -> None:
 
     More steps than before are the same run only if the learning rate does not depend on them.
     """
-    before, now = Config.load(run / "config.json").to_dict(), config.to_dict()
+    before, now = vars(Config.load(run / "config.json")), vars(config)
     free = {*NO_SAY, *(["steps"] if config.lr_schedule == "constant" else [])}
     for name, value in now.items():
         if name not in free and before[name] != value:

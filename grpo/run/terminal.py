@@ -3,23 +3,13 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 30.0  # if stderr is not a terminal
 PLAIN_WIDTH = 100  # characters of a line, if stderr is not a terminal
-
-
-@contextmanager
-def hushed(quiet: bool) -> Iterator[None]:
-    """If `quiet`, discard everything that the body prints on stderr. Errors still propagate."""
-    if not quiet:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
-        yield
 
 
 def terminal_width() -> int:
@@ -38,16 +28,14 @@ class Screen:
     both tqdm lines are disabled, and a plain line appears at most every SECONDS_BETWEEN_LINES.
     """
 
-    def __init__(self, title: str, steps: int, done: int, clock: Callable[[], float]) -> None:
-        """`done` of the `steps` were made before; `clock` returns seconds."""
+    def __init__(self, title: str, steps: int, done: int) -> None:
+        """`done` of the `steps` were made before."""
         from tqdm import tqdm
 
-        self.title, self.steps, self.before, self.clock = title, steps, done, clock
-        self.start, self.last_line = clock(), -math.inf
+        self.title, self.steps, self.before = title, steps, done
+        self.start, self.last_line = monotonic(), -math.inf
         self.plain = not terminal_width()
-        fmt = (
-            "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        )
+        fmt = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         both = {"file": sys.stderr, "dynamic_ncols": True, "leave": True, "disable": self.plain}
         self.bar = tqdm(total=steps, initial=done, desc=title, bar_format=fmt, position=0, **both)
         self.numbers = tqdm(bar_format="{desc}", position=1, **both)
@@ -58,7 +46,7 @@ class Screen:
         self.bar.set_postfix_str(phases, refresh=False)
         if self.bar.update():
             self.numbers.refresh()
-        now = self.clock()
+        now = monotonic()
         if not self.plain or now - self.last_line < SECONDS_BETWEEN_LINES:
             return
         self.last_line, elapsed = now, now - self.start
@@ -97,8 +85,7 @@ def progress_bar(total: int, title: str) -> Any:
     """A bar of tqdm on stderr, gone when it ends; shown on a terminal only."""
     from tqdm import tqdm
 
-    quiet = not total or not sys.stderr.isatty()
-    return tqdm(total=total, desc=title, leave=False, disable=quiet)
+    return tqdm(total=total, desc=title, leave=False, disable=not total or None)
 
 
 def visible(text: str) -> str:

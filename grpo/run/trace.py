@@ -78,14 +78,13 @@ def write_trace(
 def _tensors(step: Step) -> dict[str, Tensor]:
     """Return every tensor of the record, on the CPU, for the groups that are written."""
     rollout, ref = step.rollout, step.ref_logprobs
-    written = min(len(rollout.examples), MOST_GROUPS)
-    groups = rollout.groups[:written]
-    n = int(rollout.lengths[: written * rollout.rewards.shape[1]].sum())
+    groups = rollout.groups[:MOST_GROUPS]
+    n = int(rollout.lengths[: MOST_GROUPS * rollout.rewards.shape[1]].sum())
     tensors = {
         "row": rollout.row[:n],
         "token_ids": torch.cat([ids for group in groups for ids in group.completions]),
-        "rewards": rollout.rewards[:written],
-        "advantages": step.advantages[:written],
+        "rewards": rollout.rewards[:MOST_GROUPS],
+        "advantages": step.advantages[:MOST_GROUPS],
         "weights": step.weights[:n],
         "old_logprobs": step.old_logprobs[:n],
         "ref_logprobs": torch.full_like(step.weights[:n], math.nan) if ref is None else ref[:n],

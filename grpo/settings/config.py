@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo.settings.errors import UsageError, exit_on_usage_error
+from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
-from grpo.settings.recipes import RECIPES, TRL_NAMES, choose
+from grpo.settings.recipes import RECIPES, TRL_NAMES, cuda_bytes, recipe_for
 
 ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step, or
 (--dry-run, --memory-limit 40GB) say what memory a run takes."""
@@ -170,7 +170,7 @@ class Config:
         """The ways of asking that training draws from (diversity prompting)."""
         return names_in(self.diversity) or (self.prompt,)
 
-    @functools.cached_property
+    @property
     def traced_steps(self) -> frozenset[int]:
         """The steps, from 1, that grpo/run/trace.py records token by token."""
         return steps_in(self.trace_steps, self.steps)
@@ -180,37 +180,36 @@ class Config:
         return every > 0 and (step % every == 0 or step == self.steps)
 
     @classmethod
-    def from_flags(cls, argv: Sequence[str] | None = None, prog: str = "train.py") -> "Config":
+    def from_flags(cls, argv: Sequence[str] | None = None) -> "Config":
         """Make a Config of the defaults, the recipe and the flags in `argv`; the later one wins.
 
-        `argv` None is the command line. Prints one line and exits with code 2 on a bad flag, and
-        with 0 after --help.
+        `argv` None is the command line. Raises UsageError for a bad flag; exits after --help.
 
         >>> Config.from_flags(["--recipe", "medvlm-r1", "--beta", "0"]).kl_coef
         0.0
         """
-        with exit_on_usage_error(prog):
-            given = parse_flags(cls, argv, prog, ABOUT, TRL_NAMES, RECIPES)
-            cls(**given)  # refuses a bad flag before the device is looked at
-            name = given.get("recipe", "auto")
-            if name == "auto":
-                name, why = choose(given.get("device", "auto"))
-                if not given.get("quiet"):
-                    print(f"{prog}: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
-            return cls(**{**RECIPES[name], **given, "recipe": name})
+        given = parse_flags(cls, argv, "train.py", ABOUT, TRL_NAMES, RECIPES)
+        cls(**given)  # refuses a bad flag before the device is looked at
+        name = given.get("recipe", "auto")
+        if name == "auto":
+            device = given.get("device", "auto")
+            name, why = recipe_for(None if device == "cpu" else cuda_bytes(device))
+            if not given.get("quiet"):
+                print(f"train.py: {why}: recipe {name} (--recipe chooses)", file=sys.stderr)
+        return cls(**{**RECIPES[name], **given, "recipe": name})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings by name, ready for JSON."""
-        return dataclasses.asdict(self)
+    def record(self) -> dict[str, Any]:
+        """Return the settings as config.json has them: all of them, and those not the recipe's."""
+        return {"config": vars(self), "overrides": self.overrides()}
 
     def overrides(self) -> dict[str, Any]:
         """Return the settings that differ from the recipe, or from the defaults without one."""
-        plain = Config(**RECIPES.get(self.recipe, {}), recipe=self.recipe).to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != plain[name]}
+        plain = vars(Config(**RECIPES.get(self.recipe, {}), recipe=self.recipe))
+        return {name: value for name, value in vars(self).items() if value != plain[name]}
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
-        """Read what `save` wrote; absent settings take their defaults.
+        """Read a run's config.json; absent settings take their defaults.
 
         Raises UsageError, which names the file, for a missing, foreign or newer one or a bad value.
         """
@@ -222,12 +221,5 @@ class Config:
             return cls(**values)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
-        except OSError:
-            raise UsageError(f"{path}: cannot be read; name the folder of a run") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UsageError(f"{path}: not the config.json of a run; name another run") from None
-
-    def save(self, path: str | Path, **extra: Any) -> None:
-        """Write {"config": all settings, "overrides": those not the recipe's, **extra} as JSON."""
-        record = {"config": self.to_dict(), "overrides": self.overrides(), **extra}
-        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise UsageError(f"{path}: no config.json of a run; name a run's folder") from None

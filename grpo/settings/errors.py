@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -40,6 +40,21 @@ class Output:
         return getattr(self.stream, name)
 
 
+def nowhere() -> TextIO:
+    """Return a file that drops what is written to it."""
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+@contextmanager
+def hushed(quiet: bool, redirect: Any = redirect_stderr) -> Iterator[None]:
+    """If `quiet`, discard everything that the body prints on stderr. Errors still propagate.
+
+    `redirect` is contextlib's function for another stream.
+    """
+    with nowhere() as stream, redirect(stream) if quiet else nullcontext():
+        yield
+
+
 @contextmanager
 def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
     """Turn a UsageError, or one of `also`, into its one line on stderr and exit code 2.
@@ -47,23 +62,35 @@ def exit_on_usage_error(prog: str, *also: type[Exception]) -> Iterator[None]:
     Inside, what is printed goes through `Output`.
     """
     with ExitStack() as stack:
-        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        dropped = stack.enter_context(nowhere())
         # A stream that was closed before the program began is None.
-        stack.enter_context(redirect_stdout(Output(sys.stdout or nowhere)))
-        stack.enter_context(redirect_stderr(Output(sys.stderr or nowhere)))
+        stack.enter_context(redirect_stdout(Output(sys.stdout or dropped)))
+        stack.enter_context(redirect_stderr(Output(sys.stderr or dropped)))
         try:
             yield
-        except (OSError, UsageError, *also) as error:
-            line = str(error)
-            if isinstance(error, OSError):  # steps and answers are on disk: nothing is lost
-                full = error.errno == errno.ENOSPC
-                remedy = "make room" if full else "mend that, then run this again"
-                line = f"{error.filename or 'output'}: {error.strerror}; {remedy}"
-            print(f"{prog}: {one_line(line)}", file=sys.stderr)
+        except (OSError, UsageError, *also) as error:  # steps and answers are on disk
+            print(f"{prog}: {one_line(message(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print(f"{prog}: interrupted; run it again to go on", file=sys.stderr)
             raise SystemExit(130) from None
+
+
+def message(error: Exception, place: str = "output") -> str:
+    """Return an error's text; of an OSError the file (else `place`), the cause and the remedy."""
+    if not isinstance(error, OSError):
+        return str(error)
+    remedy = "make room" if error.errno == errno.ENOSPC else "mend that, then run this again"
+    return f"{error.filename or place}: {error.strerror}; {remedy}"
+
+
+@contextmanager
+def writing(what: str, remedy: str) -> Iterator[None]:
+    """Turn an OSError inside into a UsageError: `what` cannot be written, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{what}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def one_line(text: str) -> str:

@@ -21,11 +21,7 @@ from typing import Any, NoReturn
 
 from grpo.settings.errors import UsageError
 
-BOUNDS = {
-    "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "greater than"),
-    "lt": (operator.lt, "less than"),
-}
+BOUNDS = {"ge": "at least", "gt": "greater than", "lt": "less than"}  # by operator's functions
 EXPECTED = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
 LARGEST = 2**53  # float64 represents every whole number up to here exactly
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -70,9 +66,8 @@ def _problem(value: Any, kind: type, bounds: Mapping[str, float]) -> str:
     if kind is int and abs(value) > LARGEST:
         return "too large; use one"
     for bound, limit in bounds.items():
-        holds, words = BOUNDS[bound]
-        if not holds(value, limit):
-            return f"must be {words} {limit},"
+        if not getattr(operator, bound)(value, limit):
+            return f"must be {BOUNDS[bound]} {limit},"
     return ""
 
 

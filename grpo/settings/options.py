@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from grpo.settings.config import Dtype, Switch, Way
 from grpo.settings.errors import UsageError
-from grpo.settings.flags import check_file, check_names, check_options, names_in, option
+from grpo.settings.flags import check_file, check_names, check_options, flag, names_in, option
 
 _what = functools.partial(option, "what is scored")
 _how = functools.partial(option, "how it is asked")
@@ -69,12 +69,11 @@ class Options:
         one = (self.image, self.question, self.options)
         if any(one) and not all(one):
             raise UsageError("--image, --question and --options go together; give all three")
-        if self.adapter and not self.model:
-            raise UsageError(f"--adapter {self.adapter}: of which base? add --model")
+        for name in ("adapter", "modality"):
+            if (value := getattr(self, name)) and not self.model:
+                raise UsageError(f"{flag(name)} {value}: a run has its own; it goes with --model")
         if self.image and self.export_merged:
             raise UsageError("--image and --export-merged: one at a time")
-        if self.modality and not self.model:
-            raise UsageError(f"--modality {self.modality}: a run has its own; it goes with --model")
         if self.model and self.run:
             raise UsageError("--run and --model: a run has its model; give one of them")
 

@@ -79,13 +79,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 BIG_ENOUGH = 15.5e9
 
 
-def choose(device: str) -> tuple[str, str]:
-    """Return the recipe for this machine and the reason in a few words; `device` as in Config."""
-    return recipe_for(None if device == "cpu" else cuda_bytes(device))
-
-
 def recipe_for(memory: float | None) -> tuple[str, str]:
-    """Return what `choose` does, from the bytes of the CUDA device (None: there is no device).
+    """Return the recipe for a machine and the reason in a few words.
+
+    `memory` is the bytes of its CUDA device; None: there is none, or it is not to be used.
 
     >>> recipe_for(None)
     ('phantom', 'no CUDA device')
@@ -101,7 +98,7 @@ def recipe_for(memory: float | None) -> tuple[str, str]:
 
 
 def cuda_bytes(device: str) -> float | None:
-    """Return the memory of the CUDA device; None if there is none."""
+    """Return the memory of the CUDA device, None if there is none; `device` as in Config."""
     import torch  # here, because the import takes seconds and --help does not need it
 
     if not torch.cuda.is_available():

@@ -51,7 +51,7 @@ def main() -> None:
     default = Config(**RECIPES["phantom"], recipe="phantom", cache="none", device="cpu", threads=1)
     share = len(default.traced_steps) / default.steps
     every_other = ",".join(map(str, range(3, steps + 2, 2)))
-    short = {**default.to_dict(), "steps": steps + 1, "trace_steps": every_other}
+    short = {**vars(default), "steps": steps + 1, "trace_steps": every_other}
     with tempfile.TemporaryDirectory() as folder:
         _, *times = timed(Config(**short), Path(folder))  # the first step also warms up
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.*")) / steps * 2

@@ -70,12 +70,11 @@ MUTATIONS = [
      "torch.nn.utils.clip_grad_norm_(_parameters(optimizer), config.max_grad_norm)",
      "torch.nn.utils.get_total_norm([p.grad for p in _parameters(optimizer)])"),
     ("a bad gradient is used", "nemo_rl_874", OPTIM, "    if finite:", "    if True:"),
-    ("Adam in bfloat16", "verl_omni_73", OPTIM, "    return torch.optim.AdamW(parameters, lr",
+    ("Adam in bfloat16", "verl_omni_73", OPTIM, "    return AdamW(parameters, lr",
      "    for parameter in parameters:\n        parameter.data = parameter.data.bfloat16()\n"
      "        parameter.grad = parameter.grad.bfloat16()\n    return"
      " torch.optim.AdamW(parameters, lr"),
-    ("half the learning rate", "verl_omni_73", OPTIM, '            group["lr"] = rate',
-     '            group["lr"] = rate / 2'),
+    ("half the learning rate", "verl_omni_73", OPTIM, '["lr"] = rate', '["lr"] = rate / 2'),
     # Rewards
     ("an empty answer is right", "visual_rft_176", PARSE, "return said.strip() or None",
      "return said.strip()"),

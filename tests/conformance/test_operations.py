@@ -17,7 +17,9 @@ from evaluate import Scorer
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.report.page import page
+from grpo.run.checkpoint import Point
 from grpo.run.metrics_log import MetricsLog
+from grpo.run.resume import open_run
 from grpo.run.trace import write_trace
 from grpo.settings.config import TRAIN_STREAM
 from grpo.settings.options import Options
@@ -184,7 +186,7 @@ def test_open_instruct_648_seeds_are_kept_and_spread_is_reported(fresh, tmp_path
     runs = [oracle.watched(fresh(), config(seed=seed))[1][0][1] for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
-    config(seed=7).save(tmp_path / "config.json")
+    open_run(config(seed=7, out=str(tmp_path)), fresh(), "label", Point(), [])
     assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 7
     scores = [0.61, 0.66, 0.72]
     half = 4.302653 * statistics.stdev(scores) / math.sqrt(3)  # Student's t, 2 degrees of freedom

@@ -181,7 +181,7 @@ def agrees(case: Case, config: Config, together: bool) -> None:
         table.moved = torch.tensor(case.drift)
 
     changed = {"group_size": len(case.lengths[0]), "prompts_per_step": len(case.lengths)}
-    config = Config(**{**config.to_dict(), **changed})
+    config = Config(**{**vars(config), **changed})
     with at_each_update(look):
         (step,) = cases.steps(table, lambda step, slot, attempt: slot, reward, config)
     old, drift = torch.tensor(case.old), torch.tensor(case.drift)
@@ -207,7 +207,7 @@ def test_loss_and_slope_of_every_token_are_those_of_the_triple_loop(loss, scale)
     for seed in range(25):
         rng = random.Random(f"{loss} {scale} {seed}")
         case, config = random_case(rng), random_config(rng)
-        config = Config(**{**config.to_dict(), "loss": loss, "scale_rewards": scale})
+        config = Config(**{**vars(config), "loss": loss, "scale_rewards": scale})
         agrees(case, config, together=bool(seed % 2))
 
 

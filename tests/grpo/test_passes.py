@@ -12,7 +12,7 @@ from grpo.metrics import Step
 from grpo.optim import adamw
 from grpo.passes import Passes, halves
 from grpo.rollout import sample_groups
-from grpo.run.recorder import SkippedSteps
+from grpo.run.recorder import skipped
 from grpo.settings.errors import UsageError
 from models.policy import Policy
 from tests.conftest import randomise
@@ -167,13 +167,13 @@ def test_a_pass_that_spoils_the_gradient_is_named_and_updates_nothing(fresh, whe
 
 def test_so_many_skipped_steps_in_a_row_end_the_run_and_one_that_updates_starts_the_count_anew():
     before = [{"skipped_updates": s} for s in (1.0, 0.0, 1.0)]
-    skipped = SkippedSteps(config(max_skipped_steps=3), before)
     bad = Step({"step": 7, "skipped_updates": 1.0}, suspects=[QUESTIONS[2]])
-    assert skipped.see(bad) == (
+    assert skipped(bad, before, 3) == (
         "step 7: a loss, log-prob or gradient is not finite (question two); "
         "100% of its updates left out"
     )
-    assert skipped.see(Step({"step": 8, "skipped_updates": 0.0})) == ""
-    assert [bool(skipped.see(bad)) for _ in range(2)] == [True, True]
+    assert skipped(Step({"step": 8, "skipped_updates": 0.0}), before, 3) == ""
+    for late in ([0.0], [0.0, 1.0]):
+        assert skipped(bad, [{"skipped_updates": s} for s in (1.0, 1.0, *late)], 3)
     with pytest.raises(UsageError, match=r"question two\), as in 3 steps in a row; use another"):
-        skipped.see(bad)
+        skipped(bad, [*before, before[0]], 3)

@@ -165,7 +165,7 @@ def test_a_name_of_a_modality_is_fit_for_a_file(text: str) -> None:
 
 
 @checked
-@given(st.dictionaries(st.sampled_from(sorted(Config().to_dict())) | anything, values, max_size=3))
+@given(st.dictionaries(st.sampled_from(sorted(vars(Config()))) | anything, values, max_size=3))
 def test_settings_are_taken_or_refused_in_words(
     tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
 ) -> None:

@@ -13,7 +13,10 @@ import pytest
 import evaluate
 import train
 from grpo.report import page as report
-from grpo.run.folder import check_out, run_folder
+from grpo.run.atomic import write_json
+from grpo.run.checkpoint import Point
+from grpo.run.folder import check_out
+from grpo.run.resume import open_run
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, exit_on_usage_error, one_line
 from grpo.settings.options import Options
@@ -145,7 +148,7 @@ def test_a_run_is_not_put_where_something_else_lies(
     def begin(argv: list[str]) -> None:
         config = Config(out=str(where))
         check_out(config)
-        run_folder(config, trained, "run")
+        open_run(config, trained, "run", Point(), [])
 
     assert "--out" in said(begin, [], capsys)
     if kind == "a file":
@@ -157,12 +160,14 @@ def test_a_folder_without_permission_is_one_line(
     trained: Policy, tmp_path: Path, capsys: Any
 ) -> None:
     tmp_path.chmod(0o500)
-    said(lambda _: run_folder(Config(out=str(tmp_path / "run")), trained, "run"), [], capsys)
+    config = Config(out=str(tmp_path / "run"))
+    said(lambda _: open_run(config, trained, "run", Point(), []), [], capsys)
 
 
 def test_answers_to_other_data_lie_in_a_folder_with_a_name_that_fits(tmp_path: Path) -> None:
     """The name is the data's, as it always was, unless that is longer than a name may be."""
-    Config(out=str(tmp_path), recipe="phantom").save(tmp_path / "config.json")
+    config = Config(out=str(tmp_path), recipe="phantom")
+    write_json(tmp_path / "config.json", config.record())
     (tmp_path / "models" / ("m" * 250)).mkdir(parents=True)
     names = {
         "phantom:new-kind": "phantom:new-kind",

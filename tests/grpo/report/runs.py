@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from grpo.run.atomic import write_json
 from grpo.settings.config import Config
 from rewards.evaluation.rows import rendered
 
@@ -24,7 +25,8 @@ def make_run(
     values = {"group_size": 4, "prompts_per_step": 3, "updates_per_rollout": 2, "steps": steps}
     made = Config(**{**values, **config})
     folder.mkdir(parents=True)
-    made.save(folder / "config.json", resolved={"device": "cpu"}, versions={}, git_commit=None)
+    machine = {"resolved": {"device": "cpu"}, "versions": {}, "git_commit": None}
+    write_json(folder / "config.json", {**made.record(), **machine})
     lines = [json.dumps(metrics(step, steps)) for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "summary.json").write_text(json.dumps(summary()))

@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from safetensors.torch import load_file
 from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.run import atomic as folders
-from grpo.run.checkpoint import Checkpointer, checkpoints, cut_back, newest, opened, restore
+from grpo.run.checkpoint import (
+    Checkpointer,
+    Point,
+    checkpoints,
+    cut_back,
+    newest,
+    opened,
+    restore,
+)
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import history
 from grpo.run.progress import Progress
@@ -48,9 +57,8 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
     """Make a run's steps from where it is; the token ids that were drawn, by step."""
     run.mkdir(exist_ok=True)
     optimizer, found = adamw(policy.parameters(), c), newest(run)
-    if found:
-        restore(found, policy, optimizer, "origin")
-    cut_back(run, found, c.steps)
+    restore(found, policy, optimizer, "origin")
+    cut_back(found, c.steps)
     drawn = []
 
     def seen(step) -> None:
@@ -58,18 +66,17 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
         drawn.append([ids.tolist() for group in groups for ids in group.completions])
         look(step)
 
-    start = found.step if found else 0
     with recorder(run, policy, optimizer, c) as record:
-        for step in steps_of(c, policy, optimizer, start):
+        for step in steps_of(c, policy, optimizer, found.step):
             seen(step)
             record.record(step)
     return drawn
 
 
-def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Recorder:
+def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Any:
     checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
     progress = Progress(c, vars, before=history(run))
-    return Recorder(checkpointer, Stop(run, quiet=True), progress)
+    return Recorder(checkpointer, Stop(run, quiet=True), progress).recording()
 
 
 def metrics(run: Path) -> list[dict]:
@@ -135,7 +142,6 @@ def run(fresh, tmp_path) -> Path:
     """A run of 5 steps, with a checkpoint of each."""
     c, folder = config(**LONG, method="sft", out=str(tmp_path / "run")), tmp_path / "run"
     go(c, folder, fresh())
-    c.save(folder / "config.json")
     return folder
 
 
@@ -167,7 +173,7 @@ def test_where_none_is_whole_that_is_said_and_nothing_is_started_afresh(run):
 
 
 def test_a_checkpoint_is_no_use_without_the_steps_it_counts_on(run, capsys):
-    size = opened(checkpoints(run)[2]).state["metrics_bytes"]
+    size = opened(checkpoints(run)[2]).metrics_bytes
     with (run / "metrics.jsonl").open("r+b") as file:
         file.truncate(size + 5)
     assert newest(run).step == 3
@@ -252,7 +258,7 @@ def test_an_end_in_the_midst_of_a_step_is_not_saved_as_the_step_before(fresh, tm
     with pytest.raises(ZeroDivisionError):
         go(c, run, fresh(), end)
     assert len(history(run)) == 2
-    assert newest(run) is None
+    assert newest(run).folder is None
 
 
 def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_itself(run):
@@ -268,7 +274,7 @@ def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_it
     (run / "adapter").mkdir(exist_ok=True)
     before = (run / "metrics.jsonl").read_bytes()
     for _ in range(2):
-        cut_back(run, opened(checkpoints(run)[1]), STEPS)
+        cut_back(opened(checkpoints(run)[1]), STEPS)
         assert newest(run).step == 2
         lines = (run / "metrics.jsonl").read_bytes()
         assert lines == b"".join(before.splitlines(keepends=True)[:2])
@@ -276,7 +282,7 @@ def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_it
         assert {p.name for p in run.rglob("predictions/*")} == {"base-MRI-reason.jsonl"}
         assert not [*run.glob("**/summary.json"), *run.glob("**/evaluation.json")]
         assert not (run / "adapter").exists()
-    cut_back(run, None, STEPS)
+    cut_back(Point(run), STEPS)
     assert checkpoints(run) == []
     assert (run / "metrics.jsonl").read_bytes() == b""
 
@@ -284,7 +290,7 @@ def test_cutting_back_takes_away_all_that_is_about_later_steps_and_can_be_cut_it
 def test_answers_of_the_last_step_stay_when_only_scoring_is_left(run):
     (run / "predictions").mkdir()
     (run / "predictions" / "trained-MRI-reason.jsonl").write_text("")
-    cut_back(run, newest(run), STEPS)
+    cut_back(newest(run), STEPS)
     assert list((run / "predictions").iterdir())
 
 

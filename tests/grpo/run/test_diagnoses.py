@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from grpo.run import diagnoses
-from grpo.run.diagnoses import AGAIN, DIAGNOSES, TREND, WINDOW, Diagnoses
+from grpo.run.diagnoses import AGAIN, DIAGNOSES, TREND, WINDOW, newly_true
 from grpo.settings.config import Config
 
 CONFIG = Config(
@@ -145,8 +145,9 @@ def test_it_is_not_said_where_it_is_nearly_true():
 def test_a_healthy_run_and_a_supervised_one_hear_nothing():
     rising = steps(100, reward=1.6)
     for history in (rising, [{"step": 1, "loss": 0.5}] * 100, [{"reward": math.nan}] * 100):
-        heard = Diagnoses(CONFIG)
-        assert not any(heard.new(history[: n + 1]) for n in range(len(history)))
+        last_true = {}
+        parts = [history[: n + 1] for n in range(len(history))]
+        assert not any(newly_true(part, CONFIG, last_true) for part in parts)
 
 
 @pytest.mark.slow
@@ -165,11 +166,11 @@ def test_noise_alone_is_no_fall():
 
 def steps_said(*stretches: tuple[int, float]) -> list[int]:
     """The steps at which truncation is said, of stretches of (steps, share truncated)."""
-    heard, history, at = Diagnoses(CONFIG), [], []
+    last_true, history, at = {}, [], []
     for n, share in stretches:
         for _ in range(n):
             history.append({"completions/clipped_ratio": share})
-            at += [len(history)] * len(heard.new(history))
+            at += [len(history)] * len(newly_true(history, CONFIG, last_true))
     return at
 
 

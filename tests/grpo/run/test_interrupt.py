@@ -1,7 +1,9 @@
 """A signal asks a run to stop after its step; none is lost, and an ignored one stays ignored."""
 
+import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -40,7 +42,7 @@ def test_a_stopped_run_whose_adapter_cannot_be_written_can_go_on(fresh, tmp_path
 
     def run(stop: Stop) -> None:
         progress = Progress(c, lambda question: {})
-        with Recorder(checkpointer, stop, progress) as record:
+        with Recorder(checkpointer, stop, progress).recording() as record:
             for step in grpo(policy, optimizer, draw, reward, c):
                 signal.raise_signal(signal.SIGTERM)
                 record.record(step)
@@ -48,3 +50,25 @@ def test_a_stopped_run_whose_adapter_cannot_be_written_can_go_on(fresh, tmp_path
     with Stop(tmp_path, quiet=True) as stop, pytest.raises(Halted, match="adapter: cannot be"):
         run(stop)
     assert newest(tmp_path).step == 1
+
+
+def test_an_error_while_files_open_or_close_names_the_command(fresh, tmp_path):
+    c, policy = config(steps=2, save_every=1, sample_every=0), fresh()
+    optimizer = adamw(policy.parameters(), c)
+
+    def run(steps: Iterator) -> None:
+        checkpointer = Checkpointer(tmp_path, policy, optimizer, c, "origin", time.monotonic())
+        progress = Progress(c, lambda question: {})
+        recorder = Recorder(checkpointer, Stop(tmp_path, quiet=True), progress)
+        with recorder.recording():
+            for step in steps:
+                recorder.record(step)
+            os.close(recorder.log.lines.fileno())  # so that closing it fails
+
+    with pytest.raises(Halted, match="Bad file descriptor; mend that"):
+        run(grpo(policy, optimizer, draw, reward, c))
+    assert newest(tmp_path).step == 2
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(Halted, match=r"/metrics\.jsonl: Is a directory; mend that"):
+        run(iter([]))

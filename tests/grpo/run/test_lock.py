@@ -12,8 +12,10 @@ import pytest
 
 from data.evaluation_questions import Tests
 from evaluate import Scorer
-from grpo.run.folder import lock, run_folder
-from grpo.run.resume import Point, open_run, starting_point
+from grpo.run.atomic import write_json
+from grpo.run.checkpoint import Point
+from grpo.run.folder import lock
+from grpo.run.resume import open_run, starting_point
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from grpo.settings.options import Options
@@ -104,12 +106,12 @@ def test_of_several_processes_the_first_one_locks(
 
 def test_a_run_that_is_being_written_is_not_resumed(tmp_path: Path, locked: Locked) -> None:
     config = Config(out=str(tmp_path), recipe="phantom")
-    config.save(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", config.record())
     locked(tmp_path, "train")
     before = files(tmp_path)
     for how in ({"resume": "auto"}, {"resume": str(tmp_path), "out": None}):
         with pytest.raises(UsageError, match="process 7 on elsewhere, is writing there"):
-            starting_point(Config(**config.to_dict() | how))
+            starting_point(Config(**vars(config) | how))
     assert files(tmp_path) == before
 
 
@@ -119,12 +121,12 @@ def test_two_runs_that_begin_together_do_not_share_a_folder(
     config = Config(out=str(tmp_path), recipe="phantom")
     owner = locked(tmp_path, "train")
     with pytest.raises(UsageError, match="is writing there"):
-        run_folder(config, trained, "label")
+        open_run(config, trained, "label", Point(), [])
     owner.kill()
     owner.wait(60)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="a run lies there already"):
-        run_folder(config, trained, "label")
+        open_run(config, trained, "label", Point(), [])
     assert not (tmp_path / "config.json").exists()
 
 
@@ -132,7 +134,7 @@ def test_what_evaluate_writes_has_a_lock_of_its_own(
     tmp_path: Path, trained: Policy, locked: Locked
 ) -> None:
     config = Config(out=str(tmp_path), recipe="phantom")
-    run_folder(config, trained, "label")
+    open_run(config, trained, "label", Point(), [])
     locked(tmp_path, "evaluate")
     before = files(tmp_path)
     none: Tests = {}
@@ -166,14 +168,15 @@ def test_a_kill_while_the_settings_are_written_leaves_those_before(
     tmp_path: Path, trained: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(out=str(tmp_path), recipe="phantom")
-    run_folder(config, trained, "label")
+    open_run(config, trained, "label", Point(), [])
     before = (tmp_path / "config.json").read_bytes()
 
-    def half(self: Config, path: Path, **_: object) -> None:
-        Path(path).write_text("{")
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Config, "save", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(KeyboardInterrupt):
-        run_folder(config, trained, "label", tmp_path)
+        open_run(config, trained, "label", Point(tmp_path), [])
     assert (tmp_path / "config.json").read_bytes() == before

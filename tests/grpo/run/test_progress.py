@@ -8,7 +8,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from data.example import VQAExample
 from data.showing import asked_and_gold
 from grpo.metrics import Step
 from grpo.rollout import Rollout
+from grpo.run import terminal as screens
 from grpo.run.progress import Progress, sampled, what_changed
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -54,9 +55,8 @@ def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **m
     return Step({"step": n, **METRICS, **metrics}, rollout, advantages)
 
 
-def run(config: Config, *steps: Step, clock: Iterator[float] | None = None) -> None:
-    ticks = clock or iter(range(1000))
-    with Progress(config, asked_and_gold, clock=lambda: next(ticks)) as progress:
+def run(config: Config, *steps: Step) -> None:
+    with closing(Progress(config, asked_and_gold)) as progress:
         for one in steps:
             progress.show(one)
 
@@ -100,10 +100,11 @@ def test_on_a_terminal_no_line_is_wider_than_it(monkeypatch):
         assert phases == (columns >= 80), columns
 
 
-def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
-    times = [0, 5, 10, 34.9, 35, 64, 65]  # at the start, then at each step
+def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd, monkeypatch):
+    times = iter([0, 5, 10, 34.9, 35, 64, 65])  # at the start, then at each step
+    monkeypatch.setattr(screens, "monotonic", lambda: next(times))
     quiet = Config(steps=60, sample_every=0)
-    run(quiet, *(step(n) for n in range(1, 7)), clock=iter(times))
+    run(quiet, *(step(n) for n in range(1, 7)))
     err = capfd.readouterr().err
     assert "\r" not in err
     assert "\x1b" not in err
@@ -116,10 +117,11 @@ def test_elsewhere_there_are_whole_lines_of_the_steps_and_seldom(capfd):
     ]
 
 
-def test_a_resumed_run_expects_its_steps_to_take_what_those_since_then_took(capfd):
+def test_a_resumed_run_expects_its_steps_to_take_what_those_since_then_took(capfd, monkeypatch):
     before = [METRICS | {"step": n} for n in range(1, 41)]
-    ticks, c = iter([0, 10]), Config(steps=60, sample_every=0)
-    with Progress(c, asked_and_gold, before, lambda: next(ticks)) as progress:
+    times, c = iter([0, 10]), Config(steps=60, sample_every=0)
+    monkeypatch.setattr(screens, "monotonic", lambda: next(times))
+    with closing(Progress(c, asked_and_gold, before)) as progress:
         progress.show(step(41))
     assert "grpo on MRI 41/60 [0:00:10<0:03:10, " in capfd.readouterr().err
 
@@ -233,7 +235,7 @@ def test_quiet_does_not_even_say_which_recipe_was_chosen(capfd):
 
 
 def test_tensorboard_that_is_not_there_ends_the_run_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if not installed
     with pytest.raises(UsageError, match="pip install tensorboard"):
         train.main([*FLAGS, "--out", str(tmp_path / "run"), "--tensorboard"])
     assert not (tmp_path / "run").exists()

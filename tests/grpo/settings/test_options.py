@@ -30,7 +30,7 @@ def test_what_does_not_go_together_is_refused_with_the_remedy() -> None:
         "--prompt open,direct: put open last": {"prompt": "open,direct"},
         "--metrics fluency: unknown choice; use one of perplex": {"metrics": "fluency"},
         "--image, --question and --options go together": {"image": "a.png", "question": "?"},
-        "--adapter here: of which base. add --model": {"adapter": "here"},
+        "--adapter here: a run has its own; it goes with": {"adapter": "here"},
         "--modality CT: a run has its own; it goes with": {"modality": "CT"},
         "--run and --model: a run has its model; give one": {"run": "a", "model": "b"},
         "--image and --export-merged: one at a time": {

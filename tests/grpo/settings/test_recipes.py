@@ -13,7 +13,7 @@ from grpo.settings.flags import flag
 def test_every_recipe_is_a_choice_and_makes_a_valid_config() -> None:
     assert {"auto", *recipes.RECIPES} == {*get_args(Recipe)}
     for name, values in recipes.RECIPES.items():
-        assert Config(**values, recipe=name).to_dict().items() >= values.items()
+        assert vars(Config(**values, recipe=name)).items() >= values.items()
 
 
 def test_the_published_values_hold_also_where_they_are_defaults() -> None:
@@ -26,7 +26,7 @@ def test_the_published_values_hold_also_where_they_are_defaults() -> None:
         "lora_alpha": 32, "lr_schedule": "linear", "warmup_steps": 0, "max_grad_norm": 1.0,
         "weight_decay": 0.0, "max_pixels": 401_408, "seed": 42,
     }  # fmt: skip
-    assert Config(**recipes.RECIPES["medvlm-r1"]).to_dict().items() >= published.items()
+    assert vars(Config(**recipes.RECIPES["medvlm-r1"])).items() >= published.items()
     for name in ("rarl", "clinical"):
         made = Config(**recipes.RECIPES[name])
         assert (made.loss, made.prompt, made.group_size) == ("grpo", "reason", 8), name
@@ -41,7 +41,8 @@ def test_the_machine_chooses_the_recipe() -> None:
 def test_a_device_that_is_not_there_chooses_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as on a machine with a GPU
 
-    assert recipes.choose("cuda:99") == ("phantom", "no CUDA device")
+    assert recipes.cuda_bytes("cuda:99") is None
+    assert Config.from_flags(["--device", "cuda:99", "--quiet"]).recipe == "phantom"
 
 
 @pytest.fixture
