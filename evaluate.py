@@ -80,7 +80,7 @@ class Scorer:
         tests: Tests,
         models: Sequence[str] = MODELS,
         controls: Mapping[str, Tests] | None = None,
-        judges: Sequence[Any] = (),
+        judges: Mapping[str, Any] | None = None,
     ) -> Answers:
         """All answers of base and trained policy, or of one of these `models`. Each further way of
         asking is a model of its own in the table; controls, samples and figures use the first."""
@@ -136,9 +136,9 @@ class Scorer:
         texts = samples(self.policy, examples, longest, seed=seed, **settings)
         return [drawn(*pair) for pair in zip(examples, texts, strict=True)]
 
-    def measure(self, judges: Sequence[Any], tests: Tests, answers: Any, file: str) -> Any:
+    def measure(self, judges: Any, tests: Tests, answers: Any, file: str) -> Any:
         """The figures of --metrics for each answer; a file a modality keeps them with reasons."""
-        grade, found = partial(graded, names=self.options.measured, judges=judges), {}
+        grade, found = partial(graded, judges=judges), {}
         likelihood = partial(reference_nll, self.policy, batch_size=self.options.batch_size)
         for modality, examples in tests.items():
             rows = by_all(grade, answers[modality], examples)

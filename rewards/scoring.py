@@ -11,7 +11,7 @@ unchanged. A resumed run scores its completions again and must end in the same w
 """
 
 import math
-from asyncio import CancelledError, iscoroutine
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
-from rewards.own_file import LOOP, Chosen, call, run_file
+from rewards.own_file import Chosen, call, run_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 # The size of a reward times its weight: within a group, its square must not exceed a float32.
@@ -54,10 +54,8 @@ def format_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Va
     >>> format_reward(["Which?"] * 2, said, letters=["AB", "AB"])
     [1.0, 0.0]
     """
-    values: Values = []
-    for text, letters, way in rows(completions, columns, "letters", "asked"):
-        values.append(float(is_formatted(text, letters, reasons=way != "direct")))
-    return values
+    asked = rows(completions, columns, "letters", "asked")
+    return [float(is_formatted(text, letters, way != "direct")) for text, letters, way in asked]
 
 
 def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -204,7 +202,6 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     name, n = reward.name, len(arguments["completions"])
     try:
         values = reward.function(**arguments)
-        values = LOOP.run(values) if iscoroutine(values) else values
     except RewardError:  # a judge's: its message already holds the remedy
         raise
     except (Exception, SystemExit, CancelledError) as error:

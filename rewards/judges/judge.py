@@ -53,20 +53,18 @@ class Judge:
             with closing(self.model.verdicts(missing)) as verdicts:
                 for i, verdict in verdicts:
                     found[missing[i]] = verdict
-                    if verdict is None:
-                        self._counts["unreadable"] += 1
-                    elif self.folder is not None:
+                    if verdict is not None and self.folder is not None:
                         self._write(missing[i], verdict)
         finally:
             self._counts["retries"] += len(self.model.repeated) - repeated
             self._counts["seconds"] += time.monotonic() - started
-        missed = list(found.values()).count(None)
-        if 2 * missed > len(missing) and not self._said:
+        missed, asked = list(found.values()).count(None), len(missing)
+        self._counts["unreadable"] += missed
+        if 2 * missed > asked and not self._said:
             self._said = True
-            problem = f"no verdict in {missed} of {len(missing)} replies"
-            problem = f"judge {self.model.shown}: {problem}, such as {self.model.unread}"
+            problem = f"no verdict in {missed} of {asked} replies, such as {self.model.unread}"
             remedy = "they pay nothing: take another --judge-model, or drop the reward"
-            print(f"{problem}; {remedy}", file=sys.stderr)
+            print(f"judge {self.model.shown}: {problem}; {remedy}", file=sys.stderr)
         return [found.get(inquiry, inquiry) for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:
