@@ -85,7 +85,7 @@ def answer_text(text: str) -> str | None:
     return said.strip() or None
 
 
-def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> str | None:
+def answer_letter(text: str, letters: Texts, options: Texts = ()) -> str | None:
     """Return the one of `letters` that the single answer block names; None if in any doubt.
 
     Accepted inside the block: the letter alone (`B`, `b`, `B.`, `B)`, `(B)`); and with `options`,
@@ -107,11 +107,9 @@ def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> st
         letter = (alone[1] or alone[2]).upper()
         if letter in letters:
             return letter
-    if options is None:
-        return None
 
     labelled, readings = _LABELLED.fullmatch(said), []
-    for letter, option in zip(letters, options, strict=True):
+    for letter, option in zip(letters, options, strict=bool(options)):
         named = labelled and (labelled[1] or labelled[2]).upper() == letter
         wordings = [_normal(said), _normal(labelled[3])] if named else [_normal(said)]
         if _normal(option) and _normal(option) in wordings:

@@ -187,13 +187,13 @@ def score(
                 totals[i] += reward.weight * value
                 applied[i] = True
     judged, asked = NEED_A_JUDGE.keys() & parts.keys(), columns.get("id", prompts)
-    for i in range(n):
-        if not applied[i] and not (judged and any(applied)):
+    for i in [i for i in range(n) if not applied[i]]:
+        if not (judged and any(applied)):
             remedy = "add one that always applies, such as accuracy"
             raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
-        if not applied[i]:  # the judge gave no verdict: neither better nor worse than its group
-            group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
-            totals[i] = fmean(group or [0.0])
+        # The judge gave no verdict: neither better nor worse than its group.
+        group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
+        totals[i] = fmean(group or [0.0])
     return totals, parts
 
 

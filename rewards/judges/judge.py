@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -104,9 +104,6 @@ class Judge:
         except OSError as error:
             remedy = "choose another --cache, or --cache none"
             raise JudgeError(f"cannot write verdicts to {self.folder}: {error}; {remedy}") from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 Judges = Sequence[Judge | Encoder]

@@ -66,9 +66,8 @@ def explanation(
 ) -> Inquiry:
     """Ask how good the explanation `thought` is, from 0 to 3; `reference`, the reference reasoning,
     may be ""."""
-    reference = _lines([*references, reference])
-    said = {"answer": answer, "explanation": thought}
-    texts = {**_question(question, options), "reference": reference, **said}
+    texts = _question(question, options) | {"reference": _lines([*references, reference])}
+    texts |= {"answer": answer, "explanation": thought}
     return _inquiry(EXPLANATION, texts, "Grade the explanation.", GRADES)
 
 

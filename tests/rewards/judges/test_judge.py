@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,10 @@ from rewards.judges.interface import Inquiry, JudgeError, Verdict
 from rewards.judges.judge import Judge, open_judges
 from rewards.scoring import RewardError
 from tests.programs import Program
-from tests.rewards.judges.server import Server, serving, verdict
+from tests.rewards.judges.server import Server, verdict
 
 INQUIRIES = [Inquiry("You grade.", f"text {i}", ("yes", "no")) for i in range(3)]
 YES = Verdict("yes", "as seen")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
-        yield server
 
 
 def judge_at(server: Server, cache: Path | None, model: str = "judge-1", **limits) -> Judge:
