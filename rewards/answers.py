@@ -152,15 +152,11 @@ def medvlm_r1_reward(text: str, gold: str) -> float:
     >>> [medvlm_r1_reward(f"<answer>{answer}</answer>", "B") for answer in said]
     [1.0, 0.5, 0.0]
     """
-    # Two searches: the one pattern `<answer>(.*?)</answer>` is quadratic in many unclosed tags.
-    opened = re.search("<answer>", text, re.IGNORECASE)
-    closed = opened and re.compile("</answer>", re.IGNORECASE).search(text, opened.end())
-    if not closed:
+    # No pattern `<answer>(.*?)</answer>`: its time is quadratic in many unclosed tags.
+    said, closed, _ = text.upper().partition("<ANSWER>")[2].partition("</ANSWER>")
+    if not closed or re.findall("[A-J]", said) != [gold]:
         return 0.0
-    said = text[opened.end() : closed.start()].strip().upper()
-    if re.findall("[A-J]", said) != [gold]:
-        return 0.0
-    return 1.0 if said == gold else 0.5
+    return 1.0 if said.strip() == gold else 0.5
 
 
 def medvlm_r1_letter(text: str) -> str | None:

@@ -152,11 +152,10 @@ def _length(text: str) -> int:
 
 def _last_mentioned(said: str, options: Sequence[str]) -> str | None:
     """Return the one of the normalised `options` that the text mentions last, or None."""
-    longest_first = sorted({option for option in options if option}, key=len, reverse=True)
-    if not longest_first:
-        return None
+    longest_first = sorted(set(options), key=len, reverse=True)
     choice = "|".join(map(re.escape, longest_first))
-    mentioned = re.findall(rf"(?<!\S)(?:{choice})(?!\S)", normalised(said))
+    # (?=\S): an option without words is never mentioned.
+    mentioned = re.findall(rf"(?<!\S)(?=\S)(?:{choice})(?!\S)", normalised(said))
     return mentioned[-1] if mentioned else None
 
 

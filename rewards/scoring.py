@@ -11,21 +11,18 @@ unchanged. A resumed run scores its completions again and must end in the same w
 """
 
 import math
-from asyncio import CancelledError
+from asyncio import CancelledError, iscoroutine
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from functools import partial
-from itertools import starmap
-from numbers import Real
+from numbers import Number
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
-from rewards.own_file import Chosen, call, run_file
+from rewards.own_file import LOOP, call, run_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 # The size of a reward times its weight: within a group, its square must not exceed a float32.
@@ -69,7 +66,7 @@ def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> 
     [1.0, 1.0, 0.0]
     """
     questions = rows(completions, columns, "answer", "letters", "options", "references")
-    return list(map(float, starmap(answered_right, questions)))
+    return [float(answered_right(*question)) for question in questions]
 
 
 # The rewards that need a judge (judges/judge_rewards.py), each with the flag that names one.
@@ -108,7 +105,7 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     """
     known = built_in() if known is None else known
     rewards: list[Reward] = []
-    files: dict[Path, tuple[ModuleType, Chosen]] = {}
+    files: dict[Path, Any] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
@@ -202,6 +199,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence]) -> Values:
     name, n = reward.name, len(arguments["completions"])
     try:
         values = reward.function(**arguments)
+        values = LOOP.run(values) if iscoroutine(values) else values
     except RewardError:  # a judge's: its message already holds the remedy
         raise
     except (Exception, SystemExit, CancelledError) as error:
@@ -231,7 +229,7 @@ def _number(value: object) -> float | None:
         return None
     with suppress(Exception):  # numbers of other libraries raise many kinds
         value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
-        if isinstance(value, Real | Decimal):
+        if isinstance(value, Number):
             return float(value)
     return math.nan
 

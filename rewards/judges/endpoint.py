@@ -30,12 +30,8 @@ LONGEST_PAUSE = 300.0  # seconds, even if the server asks for more
 # A harmless question, which tells a judge that refuses one text from a judge that refuses all.
 PROBE = Inquiry("You answer questions.", "Is blood red?", ("yes", "no"))
 
-REMEDIES = {
-    401: "set MEDVQA_JUDGE_KEY to the endpoint's key",
-    403: "set MEDVQA_JUDGE_KEY to a key that may use this model",
-    404: "mend the address, such as http://localhost:8000/v1, or --judge-model",
-}
-
+NO_KEY = "set MEDVQA_JUDGE_KEY to a key that may use this model"
+NO_PLACE = "mend --judge, such as http://localhost:8000/v1, or --judge-model"
 
 # What is called the verdict: one word, or one as in "B) left", then the next part or the end.
 _VERDICT = re.compile(
@@ -189,7 +185,7 @@ class Endpoint:
         said = "" if status in (401, 403) else f" ({self._line(text)})"
         if status in (408, 429) or status >= 500:
             raise Fault(f"status {status}{said}", _retry_after(headers.get("retry-after", "")))
-        remedy = REMEDIES.get(status, "mend --judge or --judge-model")
+        remedy = NO_KEY if status in (401, 403) else NO_PLACE
         raise JudgeError(f"judge {self.shown}: status {status}{said}; {remedy}")
 
     def _line(self, text: str) -> str:
