@@ -38,7 +38,7 @@ from rewards.evaluation import text
 from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by, write_rows
 from rewards.evaluation.scores import cell
 from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, tabulate
-from rewards.judges.judge_metrics import graded, open_graders
+from rewards.judges.judge_rewards import graded, open_graders
 from rewards.scoring import RewardError
 
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced

@@ -23,7 +23,6 @@ _TAG = re.compile("|".join(TAGS))
 
 # Tried only if each tag occurs once, so `.*` can end in one place and hardly backtracks.
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
-_DIRECT = re.compile(r"\s*<answer>.*</answer>\s*", re.DOTALL)
 # ASCII classes, because IGNORECASE or \w would accept the Kelvin sign and Cyrillic look-alikes.
 _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\)?)\.?")  # B  b  B.  B)  (B)
 _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # (B) cyst  B. cyst
@@ -45,8 +44,8 @@ def is_formatted(text: str, letters: Texts, reasons: bool = True) -> bool:
     >>> is_formatted("<answer>B</answer>", "ABCD", reasons=False)
     True
     """
-    tags, form = (TAGS, _FORMAT) if reasons else (TAGS[2:], _DIRECT)
-    if _TAG.findall(text) != tags or not form.fullmatch(text):
+    text = text if reasons else f"<think></think>{text}"
+    if _TAG.findall(text) != TAGS or not _FORMAT.fullmatch(text):
         return False
     return (answer_letter(text, letters) if letters else answer_text(text)) is not None
 

@@ -69,7 +69,7 @@ def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> 
     return [float(answered_right(*question)) for question in questions]
 
 
-# The rewards that need a judge (judges/judge_rewards.py), each with the flag that names one.
+# What needs a judge (judges/judge_rewards.py), each with the flag that names one.
 A_TEXT_MODEL = "--judge URL --judge-model NAME, or --judge hf:FOLDER"
 NEED_A_JUDGE = dict.fromkeys(("semantic", "reasoning", "correctness"), A_TEXT_MODEL)
 NEED_A_JUDGE["similarity"] = "--judge embed:FOLDER"
@@ -175,10 +175,9 @@ def score(
     for name, column in arguments.items():
         if len(column) != n:  # else completions would be compared with other questions' answers
             raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")
-    parts: dict[str, Values] = {}
+    parts = {reward.name: _call(reward, arguments) for reward in rewards}
     totals, applied = [0.0] * n, [False] * n
     for reward in rewards:
-        parts[reward.name] = _call(reward, arguments)
         for i, value in enumerate(parts[reward.name]):
             if value is not None:
                 totals[i] += reward.weight * value

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import cached_property
 from typing import Any
 
 from rewards.judges.address import addresses, find_key
@@ -64,6 +63,8 @@ class Endpoint:
     wait: float = 1.0
 
     def __post_init__(self) -> None:
+        from huggingface_hub.utils import get_session
+
         self.shown, self._address = addresses(self.url)
         if not self.model:
             raise JudgeError(f"judge {self.shown}: which of its models? add --judge-model NAME")
@@ -73,6 +74,10 @@ class Endpoint:
         # Parts of a request that some servers do not take, as their refusals name them.
         self._takes = {"role", *SAMPLING}
         self._key = find_key(self.url, os.environ)
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        # An HTTP client of the hub's kind, without the hub's hook that obeys HF_HUB_OFFLINE.
+        # Redirections are not followed: the texts are meant for this address only.
+        self._client = type(get_session())(headers=headers, timeout=self.timeout)
         self._over = threading.Event()  # set when no verdict is needed any more: ends all pauses
 
     def verdicts(self, inquiries: Sequence[Inquiry]) -> Verdicts:
@@ -159,15 +164,6 @@ class Endpoint:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has no text
-
-    @cached_property
-    def _client(self) -> Any:
-        """An HTTP client of the hub's kind, without the hub's hook that obeys HF_HUB_OFFLINE."""
-        from huggingface_hub.utils import get_session
-
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        # Redirections are not followed: the texts are meant for this address only.
-        return type(get_session())(headers=headers, timeout=self.timeout)
 
     def _form(self, inquiry: Inquiry, takes: Collection[str]) -> dict[str, Any]:
         """Return the body of a request, with those of the optional parts that the server takes."""

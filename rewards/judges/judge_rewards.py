@@ -1,21 +1,24 @@
-"""Rewards that another model decides: about the answer, the reasoning, or how the two agree.
+"""Rewards and metrics that another model decides: about the answer, the reasoning, or both.
 
-A value is None if the question asks for no reasoning, if the verdict is unreadable (the judge
+A reward is None if the question asks for no reasoning, if the verdict is unreadable (the judge
 counts those), or if there is nothing to compare with. An empty text earns 0.0 and the judge is not
 asked: it could only be talked into giving more.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from rewards import answers
 from rewards.answers import Texts, Values, rows
+from rewards.evaluation.predictions import Row
 from rewards.judges import judge_prompts
-from rewards.judges.interface import Inquiry, Verdict
-from rewards.judges.judge import Judge, Judges
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge, Judges, open_judges
 from rewards.judges.local import Encoder
-from rewards.scoring import Reward, RewardFunction, built_in, parse_rewards
+from rewards.scoring import NEED_A_JUDGE, Reward, RewardFunction, built_in, parse_rewards
 
 # The value of each verdict. Grades are divided by the best one.
 VALUES = {"no": 0.0, "yes": 1.0} | {grade: int(grade) / 3 for grade in judge_prompts.GRADES}
@@ -27,12 +30,13 @@ def judged_rewards(judges: Judges) -> dict[str, RewardFunction]:
 
     A Judge gives semantic, reasoning, correctness and consistency; an Encoder gives similarity.
     """
-    found: dict[str, RewardFunction] = {}
-    for judge in judges:
-        given = [semantic, reasoning, correctness, consistency]
-        for function in given if isinstance(judge, Judge) else [similarity]:
-            found[function.__name__] = partial(function, judge)
-    return found
+    return {each.__name__: partial(each, judge) for judge in judges for each in _given(judge)}
+
+
+def _given(judge: Judge | Encoder) -> list[RewardFunction]:
+    """Return the functions below that ask this kind of judge."""
+    by_verdict = [semantic, reasoning, correctness, consistency]
+    return by_verdict if isinstance(judge, Judge) else [similarity]
 
 
 def semantic(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -164,3 +168,44 @@ def reward_terms(spec: str, length_cap: int, judges: Judges) -> list[Reward]:
     if "consistency" in {term.name for term in terms} - judged.keys():
         print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
     return terms
+
+
+def graded(rows: Sequence[Row], examples: Sequence[Any], judges: Mapping[str, Any]) -> list[Row]:
+    """Return a row for each answered question, with the metrics of `open_graders`.
+
+    correctness, reasoning: the grades of the answer and of the explanation, 0 to 3, divided by 3,
+    with the judge's reasons under `NAME_reason`. An empty text has grade 0 and is not asked about.
+    similarity: cosine between the reasoning and the reference reasoning, -1 to 1. A value is None
+    if the verdict is unreadable or there is no reference.
+    """
+    found: list[Row] = [{"id": row["id"], "closed": row["closed"]} for row in rows]
+    known = [
+        (row["completion"], e.letters, e.question, e.options, e.right_answers, e.reasoning)
+        for row, e in zip(rows, examples, strict=True)
+    ]
+    for name, inquire in (("correctness", correctness_inquiry), ("reasoning", explanation_inquiry)):
+        if name in judges:
+            verdicts = judges[name].ask([inquire(*texts) for texts in known])
+            for row, verdict in zip(found, verdicts, strict=True):
+                row[name] = value(verdict)
+                row[f"{name}_reason"] = verdict.reason if verdict else "not readable"
+    if "similarity" in judges:
+        pairs = [(answers.reasoning(text), reference) for text, *_, reference in known]
+        cosines = judges["similarity"].similarity(pairs)
+        for row, (_, reference), cosine in zip(found, pairs, cosines, strict=True):
+            row["similarity"] = cosine if reference else None
+    return found
+
+
+def open_graders(names: Texts, specs: str | None, model: str | None, cache: Path | None) -> dict:
+    """Return the judge of each of `names` that needs one, opened as `open_judges` does.
+
+    Raises JudgeError if one is missing.
+    """
+    judged = [name for name in names if name in NEED_A_JUDGE]
+    opened = open_judges(specs, model, cache) if judged else []
+    judges = {each.__name__: judge for judge in opened for each in _given(judge)}
+    for name in judged:
+        if name not in judges:
+            raise JudgeError(f"--metrics {name}: needs a judge; add {NEED_A_JUDGE[name]}")
+    return {name: judges[name] for name in judged}
