@@ -189,9 +189,7 @@ def medvlm_r1_format(text: str) -> float:
     return float(edges and re.search(r"</think>\s*<answer>", text) is not None)
 
 
-def rows(
-    completions: Sequence[str], columns: Mapping[str, Sequence], *names: str
-) -> Iterator[tuple]:
+def rows(completions: Texts, columns: Mapping[str, Sequence], *names: str) -> Iterator[tuple]:
     """Yield, for each completion, its text and its entry in each named column.
 
     Raises TypeError if a required column is missing, ValueError if a column has another length.
