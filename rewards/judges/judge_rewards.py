@@ -22,7 +22,6 @@ from rewards.scoring import NEED_A_JUDGE, Reward, RewardFunction, built_in, pars
 
 # The value of each verdict. Grades are divided by the best one.
 VALUES = {"no": 0.0, "yes": 1.0} | {grade: int(grade) / 3 for grade in judge_prompts.GRADES}
-NOTHING = Verdict("0", "nothing was said")  # the verdict about an empty text, without a judge
 
 
 def judged_rewards(judges: Judges) -> dict[str, RewardFunction]:
@@ -46,11 +45,10 @@ def semantic(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequen
     is ours (judge_prompts.py), and so is showing the reasoning alone. Reads the columns question
     and asked.
     """
-    inquiries: list[Inquiry | Verdict | None] = []
-    for text, question, way in rows(completions, columns, "question", "asked"):
-        thought = answers.reasoning(text)
-        asked = judge_prompts.coherence(question, thought) if thought else NOTHING
-        inquiries.append(None if way == "direct" else asked)
+    inquiries = [
+        None if way == "direct" else judge_prompts.coherence(question, answers.reasoning(text))
+        for text, question, way in rows(completions, columns, "question", "asked")
+    ]
     return [value(verdict) for verdict in judge.ask(inquiries)]
 
 
@@ -92,9 +90,9 @@ def consistency(judge: Judge, prompts: Texts, completions: Texts, **columns: Seq
     inquiries, answered = [], []
     names = ("letters", "options", "question", "asked")
     for text, letters, options, question, way in rows(completions, columns, *names):
-        thought = answers.reasoning(text)
-        letter = answers.answer_letter(text, letters, options) if thought else None
-        asked = judge_prompts.conclusion(question, options, thought) if letter else NOTHING
+        letter = answers.answer_letter(text, letters, options)
+        thought = answers.reasoning(text) if letter else ""
+        asked = judge_prompts.conclusion(question, options, thought)
         inquiries.append(None if way == "direct" or not options else asked)
         answered.append(letter)
     verdicts = zip(judge.ask(inquiries), answered, strict=True)
@@ -119,25 +117,23 @@ def similarity(encoder: Encoder, prompts: Texts, completions: Texts, **columns: 
 def explanation_inquiry(
     text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str
 ) -> Inquiry | Verdict:
-    """Ask how good the completion's reasoning is, from 0 to 3; NOTHING if it has no reasoning.
+    """Ask how good the completion's reasoning is, from 0 to 3.
 
     `reference` is the reference reasoning, which may be "".
     """
     thought, said = answers.reasoning(text), said_answer(text, letters, options)
-    if not thought:
-        return NOTHING
     return judge_prompts.explanation(question, options, references, reference, thought, said)
 
 
 def correctness_inquiry(
     text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str = ""
 ) -> Inquiry | Verdict:
-    """Ask how right the completion's answer is, from 0 to 3; NOTHING without one answer block.
+    """Ask how right the completion's answer is, from 0 to 3; without one answer block it is empty.
 
     `reference`, the reference reasoning, is not shown to the judge.
     """
     said = said_answer(text, letters, options)
-    return judge_prompts.correctness(question, options, references, said) if said else NOTHING
+    return judge_prompts.correctness(question, options, references, said)
 
 
 def said_answer(text: str, letters: Texts, options: Texts) -> str:
