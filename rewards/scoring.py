@@ -104,23 +104,22 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     [('format', 0.5), ('accuracy', 1.0)]
     """
     known = built_in() if known is None else known
-    rewards: list[Reward] = []
+    rewards: dict[str, Reward] = {}
     files: dict[Path, Any] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
         found = _load(Path(path), function, files) if colon else _known(name, known)
-        reward = Reward(function, found, weight)  # `function` is the name if there is no colon
-        if reward.name in [other.name for other in rewards]:
-            raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
-        rewards.append(reward)
-    accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
+        if function in rewards:  # `function` is the name if there is no colon
+            raise RewardError(f"reward {function!r} is there twice; drop or rename one")
+        rewards[function] = Reward(function, found, weight)
+    accurate = "accuracy" in rewards and rewards["accuracy"].weight > 0
     for name, reason in NEVER_ALONE.items():
-        used = any(reward.weight and reward.function is known.get(name) for reward in rewards)
-        if used and not accurate:
+        used = name in rewards and rewards[name].weight
+        if used and not accurate and rewards[name].function is known.get(name):
             raise RewardError(f"reward {name!r} must not stand alone: {reason}; add accuracy=1")
-    return rewards
+    return list(rewards.values())
 
 
 def _known(name: str, known: Mapping[str, RewardFunction]) -> RewardFunction:
