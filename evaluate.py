@@ -37,7 +37,7 @@ from rewards.evaluation import text
 from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by, write_rows
 from rewards.evaluation.scores import cell
 from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, tabulate
-from rewards.judges.judge_metrics import graded, open_graders
+from rewards.judges.judge_rewards import graded, open_graders
 from rewards.scoring import RewardError
 
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
@@ -74,7 +74,7 @@ class Scorer:
     config: Config
     options: Options
     folder: Path
-    judges: Sequence[Any] = ()  # of --metrics
+    judges: Mapping[str, Any] | None = None  # of --metrics
 
     def ask(
         self, tests: Tests, models: Sequence[str] = MODELS, controls: Controls | None = None
@@ -134,7 +134,7 @@ class Scorer:
 
     def measure(self, tests: Tests, answers: Any, file: str) -> Any:
         """The figures of --metrics for each answer; a file a modality keeps them with reasons."""
-        grade, found = partial(graded, names=self.options.measured, judges=self.judges), {}
+        grade, found = partial(graded, judges=self.judges or {}), {}
         likelihood = partial(reference_nll, self.policy, batch_size=self.options.batch_size)
         for modality, examples in tests.items():
             rows = by_all(grade, answers[modality], examples)

@@ -23,7 +23,6 @@ _TAG = re.compile("|".join(TAGS))
 
 # Tried only if each tag occurs once, so `.*` can end in one place and hardly backtracks.
 _FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
-_DIRECT = re.compile(r"\s*<answer>.*</answer>\s*", re.DOTALL)
 # ASCII classes, because IGNORECASE or \w would accept the Kelvin sign and Cyrillic look-alikes.
 _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\)?)\.?")  # B  b  B.  B)  (B)
 _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])(.+)", re.DOTALL)  # (B) cyst  B. cyst
@@ -45,8 +44,8 @@ def is_formatted(text: str, letters: Texts, reasons: bool = True) -> bool:
     >>> is_formatted("<answer>B</answer>", "ABCD", reasons=False)
     True
     """
-    tags, form = (TAGS, _FORMAT) if reasons else (TAGS[2:], _DIRECT)
-    if _TAG.findall(text) != tags or not form.fullmatch(text):
+    text = text if reasons else f"<think></think>{text}"
+    if _TAG.findall(text) != TAGS or not _FORMAT.fullmatch(text):
         return False
     return (answer_letter(text, letters) if letters else answer_text(text)) is not None
 
@@ -85,7 +84,7 @@ def answer_text(text: str) -> str | None:
     return said.strip() or None
 
 
-def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> str | None:
+def answer_letter(text: str, letters: Texts, options: Texts = ()) -> str | None:
     """Return the one of `letters` that the single answer block names; None if in any doubt.
 
     Accepted inside the block: the letter alone (`B`, `b`, `B.`, `B)`, `(B)`); and with `options`,
@@ -107,11 +106,9 @@ def answer_letter(text: str, letters: Texts, options: Texts | None = None) -> st
         letter = (alone[1] or alone[2]).upper()
         if letter in letters:
             return letter
-    if options is None:
-        return None
 
     labelled, readings = _LABELLED.fullmatch(said), []
-    for letter, option in zip(letters, options, strict=True):
+    for letter, option in zip(letters, options, strict=bool(options)):
         named = labelled and (labelled[1] or labelled[2]).upper() == letter
         wordings = [_normal(said), _normal(labelled[3])] if named else [_normal(said)]
         if _normal(option) and _normal(option) in wordings:
@@ -154,15 +151,11 @@ def medvlm_r1_reward(text: str, gold: str) -> float:
     >>> [medvlm_r1_reward(f"<answer>{answer}</answer>", "B") for answer in said]
     [1.0, 0.5, 0.0]
     """
-    # Two searches: the one pattern `<answer>(.*?)</answer>` is quadratic in many unclosed tags.
-    opened = re.search("<answer>", text, re.IGNORECASE)
-    closed = opened and re.compile("</answer>", re.IGNORECASE).search(text, opened.end())
-    if not closed:
+    # No pattern `<answer>(.*?)</answer>`: its time is quadratic in many unclosed tags.
+    said, closed, _ = text.upper().partition("<ANSWER>")[2].partition("</ANSWER>")
+    if not closed or re.findall("[A-J]", said) != [gold]:
         return 0.0
-    said = text[opened.end() : closed.start()].strip().upper()
-    if re.findall("[A-J]", said) != [gold]:
-        return 0.0
-    return 1.0 if said == gold else 0.5
+    return 1.0 if said.strip() == gold else 0.5
 
 
 def medvlm_r1_letter(text: str) -> str | None:
@@ -196,9 +189,7 @@ def medvlm_r1_format(text: str) -> float:
     return float(edges and re.search(r"</think>\s*<answer>", text) is not None)
 
 
-def rows(
-    completions: Sequence[str], columns: Mapping[str, Sequence], *names: str
-) -> Iterator[tuple]:
+def rows(completions: Texts, columns: Mapping[str, Sequence], *names: str) -> Iterator[tuple]:
     """Yield, for each completion, its text and its entry in each named column.
 
     Raises TypeError if a required column is missing, ValueError if a column has another length.
@@ -206,12 +197,8 @@ def rows(
     >>> list(rows(["<answer>B</answer>"], {"letters": ["AB"]}, "letters", "asked"))
     [('<answer>B</answer>', 'AB', 'reason')]
     """
-    found = []
-    for name in names:
-        if name in DEFAULTS and not columns.get(name):
-            found.append([DEFAULTS[name]] * len(completions))
-        elif name in columns:
-            found.append(columns[name])
-        else:
-            raise TypeError(f"missing column {name!r}")
-    return zip(completions, *found, strict=True)
+    known = {name: [value] * len(completions) for name, value in DEFAULTS.items()}
+    known |= {name: columns[name] for name in columns if name not in DEFAULTS or columns[name]}
+    if missing := [name for name in names if name not in known]:
+        raise TypeError(f"missing column {missing[0]!r}")
+    return zip(completions, *(known[name] for name in names), strict=True)

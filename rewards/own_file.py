@@ -38,11 +38,9 @@ def run_file(path: Path) -> tuple[ModuleType, Chosen]:
     module = ModuleType(_free_name(path))
     sys.modules[module.__name__] = module  # pickle and dataclasses look it up there
     module.__file__ = str(path)
-    os.register_at_fork(
-        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM]),
-        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM]),
-        after_in_child=_end_with_the_run,
-    )
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGTERM])
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=_end_with_the_run)
     with _apart(chosen):
         sys.path = [str(path.parent), *sys.path]
         asyncio.set_event_loop(LOOP.get_loop())  # for what the file makes while it is run

@@ -11,16 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
-from rewards.answers import (
-    Texts,
-    Values,
-    answer_letter,
-    answer_text,
-    answered_right,
-    medvlm_r1_reward,
-    reasoning,
-    rows,
-)
+from rewards import answers
+from rewards.answers import Texts, Values, rows
 from rewards.words import normalised, token_f1, words
 
 MATCHED = 64  # most stated findings that are compared; a thousand would be no report
@@ -43,8 +35,10 @@ def accuracy_medvlm_r1(prompts: Texts, completions: Texts, **columns: Sequence) 
     >>> accuracy_medvlm_r1(["Which?"] * 2, said, answer="BB", letters=["AB", "AB"])
     [1.0, 0.5]
     """
-    questions = rows(completions, columns, "answer", "letters")
-    return [medvlm_r1_reward(text, gold) if offered else None for text, gold, offered in questions]
+    known = rows(completions, columns, "answer", "letters")
+    return [
+        answers.medvlm_r1_reward(text, gold) if closed else None for text, gold, closed in known
+    ]
 
 
 def length_ecr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence) -> Values:
@@ -75,7 +69,7 @@ def length_cwr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence
     lengths = length_ecr(prompts, completions, cap, **columns)
     questions = rows(completions, columns, "answer", "letters", "options", "references")
     return [
-        None if length is None else length * answered_right(*question)
+        None if length is None else length * answers.answered_right(*question)
         for length, question in zip(lengths, questions, strict=True)
     ]
 
@@ -98,8 +92,8 @@ def consistency_rule(prompts: Texts, completions: Texts, **columns: Sequence) ->
     values: Values = []
     for text, letters, options, way in rows(completions, columns, "letters", "options", "asked"):
         texts = dict(zip(letters, map(normalised, options), strict=True))
-        last = None if way == "direct" else _last_mentioned(reasoning(text), texts.values())
-        answered = texts.get(answer_letter(text, letters, options))
+        last = None if way == "direct" else _last_mentioned(answers.reasoning(text), texts.values())
+        answered = texts.get(answers.answer_letter(text, letters, options))
         values.append(None if last is None else float(answered == last))
     return values
 
@@ -125,7 +119,7 @@ def findings_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> 
     [0.6666666666666666, 1.0]
     """
     return [
-        None if true is None or way == "direct" else _faithful(reasoning(text), true)
+        None if true is None or way == "direct" else _faithful(answers.reasoning(text), true)
         for text, true, way in rows(completions, columns, "findings", "asked")
     ]
 
@@ -141,22 +135,24 @@ def f1_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values
     [0.6666666666666666]
     """
     known = rows(completions, columns, "letters", "references")
-    return [None if closed else token_f1(answer_text(text), right) for text, closed, right in known]
+    return [
+        None if closed else token_f1(answers.answer_text(text), right)
+        for text, closed, right in known
+    ]
 
 
 def _length(text: str) -> int:
     """Count the words of the reasoning, without repetition: two, plus one per different trigram."""
-    said = words(reasoning(text))
+    said = words(answers.reasoning(text))
     return min(len(said), 2) + len(set(zip(said, said[1:], said[2:], strict=False)))
 
 
 def _last_mentioned(said: str, options: Sequence[str]) -> str | None:
     """Return the one of the normalised `options` that the text mentions last, or None."""
-    longest_first = sorted({option for option in options if option}, key=len, reverse=True)
-    if not longest_first:
-        return None
+    longest_first = sorted(set(options), key=len, reverse=True)
     choice = "|".join(map(re.escape, longest_first))
-    mentioned = re.findall(rf"(?<!\S)(?:{choice})(?!\S)", normalised(said))
+    # (?=\S): an option without words is never mentioned.
+    mentioned = re.findall(rf"(?<!\S)(?=\S)(?:{choice})(?!\S)", normalised(said))
     return mentioned[-1] if mentioned else None
 
 

@@ -14,18 +14,15 @@ import math
 from asyncio import CancelledError, iscoroutine
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from functools import partial
-from itertools import starmap
-from numbers import Real
+from numbers import Number
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from rewards import rules
 from rewards.answers import Texts, Values, answered_right, is_formatted, rows
-from rewards.own_file import LOOP, Chosen, call, run_file
+from rewards.own_file import LOOP, call, run_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 # The size of a reward times its weight: within a group, its square must not exceed a float32.
@@ -54,10 +51,8 @@ def format_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Va
     >>> format_reward(["Which?"] * 2, said, letters=["AB", "AB"])
     [1.0, 0.0]
     """
-    values: Values = []
-    for text, letters, way in rows(completions, columns, "letters", "asked"):
-        values.append(float(is_formatted(text, letters, reasons=way != "direct")))
-    return values
+    asked = rows(completions, columns, "letters", "asked")
+    return [float(is_formatted(text, letters, way != "direct")) for text, letters, way in asked]
 
 
 def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -71,10 +66,10 @@ def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> 
     [1.0, 1.0, 0.0]
     """
     questions = rows(completions, columns, "answer", "letters", "options", "references")
-    return list(map(float, starmap(answered_right, questions)))
+    return [float(answered_right(*question)) for question in questions]
 
 
-# The rewards that need a judge (judges/judge_rewards.py), each with the flag that names one.
+# What needs a judge (judges/judge_rewards.py), each with the flag that names one.
 A_TEXT_MODEL = "--judge URL --judge-model NAME, or --judge hf:FOLDER"
 NEED_A_JUDGE = dict.fromkeys(("semantic", "reasoning", "correctness"), A_TEXT_MODEL)
 NEED_A_JUDGE["similarity"] = "--judge embed:FOLDER"
@@ -109,23 +104,22 @@ def parse_rewards(spec: str, known: Mapping[str, RewardFunction] | None = None) 
     [('format', 0.5), ('accuracy', 1.0)]
     """
     known = built_in() if known is None else known
-    rewards: list[Reward] = []
-    files: dict[Path, tuple[ModuleType, Chosen]] = {}
+    rewards: dict[str, Reward] = {}
+    files: dict[Path, Any] = {}
     for item in spec.split(","):
         name, equals, number = item.strip().partition("=")
         weight = _weight(name, number) if equals else 1.0
         path, colon, function = name.rpartition(":")
         found = _load(Path(path), function, files) if colon else _known(name, known)
-        reward = Reward(function, found, weight)  # `function` is the name if there is no colon
-        if reward.name in [other.name for other in rewards]:
-            raise RewardError(f"reward {reward.name!r} is there twice; drop or rename one")
-        rewards.append(reward)
-    accurate = any(reward.name == "accuracy" and reward.weight > 0 for reward in rewards)
+        if function in rewards:  # `function` is the name if there is no colon
+            raise RewardError(f"reward {function!r} is there twice; drop or rename one")
+        rewards[function] = Reward(function, found, weight)
+    accurate = "accuracy" in rewards and rewards["accuracy"].weight > 0
     for name, reason in NEVER_ALONE.items():
-        used = any(reward.weight and reward.function is known.get(name) for reward in rewards)
-        if used and not accurate:
+        used = name in rewards and rewards[name].weight
+        if used and not accurate and rewards[name].function is known.get(name):
             raise RewardError(f"reward {name!r} must not stand alone: {reason}; add accuracy=1")
-    return rewards
+    return list(rewards.values())
 
 
 def _known(name: str, known: Mapping[str, RewardFunction]) -> RewardFunction:
@@ -180,22 +174,21 @@ def score(
     for name, column in arguments.items():
         if len(column) != n:  # else completions would be compared with other questions' answers
             raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")
-    parts: dict[str, Values] = {}
+    parts = {reward.name: _call(reward, arguments) for reward in rewards}
     totals, applied = [0.0] * n, [False] * n
     for reward in rewards:
-        parts[reward.name] = _call(reward, arguments)
         for i, value in enumerate(parts[reward.name]):
             if value is not None:
                 totals[i] += reward.weight * value
                 applied[i] = True
     judged, asked = NEED_A_JUDGE.keys() & parts.keys(), columns.get("id", prompts)
-    for i in range(n):
-        if not applied[i] and not (judged and any(applied)):
+    for i in [i for i in range(n) if not applied[i]]:
+        if not (judged and any(applied)):
             remedy = "add one that always applies, such as accuracy"
             raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")
-        if not applied[i]:  # the judge gave no verdict: neither better nor worse than its group
-            group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
-            totals[i] = fmean(group or [0.0])
+        # The judge gave no verdict: neither better nor worse than its group.
+        group = [totals[j] for j in range(n) if applied[j] and asked[j] == asked[i]]
+        totals[i] = fmean(group or [0.0])
     return totals, parts
 
 
@@ -234,7 +227,7 @@ def _number(value: object) -> float | None:
         return None
     with suppress(Exception):  # numbers of other libraries raise many kinds
         value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
-        if isinstance(value, Real | Decimal):
+        if isinstance(value, Number):
             return float(value)
     return math.nan
 

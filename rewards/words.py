@@ -46,10 +46,8 @@ _MARKER = re.compile(rf"(?<=\w)\s*(?:\({_SIGN}\)|{_SIGN}(?=\s*(?:[,;).]|/\w|$)))
 # "5 x 10^9" is written 5e9, and "10^9" 1e9.
 _POWER = re.compile(rf"((?<=\d)\s?[x\u00d7*\u00b7]\s?|(?<![\w.,]))10\^\{{?(?={_SIGN}?\d\d?(?!\d))")
 # A word, or a number with all that may belong to it.
-_START, _PART = (
-    rf"(?:(?<![^\s(<>=~]){_SIGN}(?=\.?\d))?(?:(?<!\.)\.(?=\d))?",
-    r"[^\W_]|[.,](?=[^\W_])",
-)
+_START = rf"(?:(?<![^\s(<>=~]){_SIGN}(?=\.?\d))?(?:(?<!\.)\.(?=\d))?"
+_PART = r"[^\W_]|[.,](?=[^\W_])"
 _RUN = re.compile(rf"{_START}(?:{_PART}|(?<=\de){_SIGN}(?=\d))+")
 # Sign, whole part, fraction, power of ten, unit.
 _WHOLE, _UNIT = r"\d+|\d{1,3}(?:,\d{3})+", r"[^\W\d_][^\W_]*"

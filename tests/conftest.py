@@ -11,6 +11,7 @@ from models.open_policy import load_policy
 from models.policy import Policy
 from tests import programs
 from tests.models.hub import make_hub_folder
+from tests.rewards.judges.server import Server, serving
 from tests.tiny import make_model
 
 LEFT_OUT = "not slow and not exhaustive"  # as in pyproject.toml
@@ -53,6 +54,16 @@ def end_programs() -> Iterator[None]:
     before = [*programs.running]
     yield
     programs.end_all(kept=before)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A judge's endpoint on this machine, without keys, proxies and the hub's offline mode."""
+    for name in ("MEDVQA_JUDGE_KEY", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,12 @@ import evaluate
 import train
 from grpo.settings.errors import exit_on_usage_error
 from rewards.scoring import RewardError
-from tests.rewards.judges.server import Server, serving, verdict
+from tests.rewards.judges.server import Server, verdict
 
 SHORT = ["--recipe", "phantom", "--train-size", "24", "--eval-size", "4", "--ood", "none"]
 SHORT += ["--prompts-per-step", "2", "--group-size", "2", "--device", "cpu", "--threads", "1"]
 SHORT += ["--cache", "none"]
 REWARD = ["--reward", "format,accuracy,semantic=0.5,reasoning"]
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
 
 
 def opinion(body: dict) -> str | None:

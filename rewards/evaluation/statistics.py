@@ -126,11 +126,8 @@ def students_t(values: Sequence[float]) -> tuple[float, float, float]:
     >>> [round(x, 3) for x in students_t([0.70, 0.72, 0.77])]  # t is 4.303 for 3 seeds
     [0.73, 0.64, 0.82]
     """
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"an interval over seeds needs at least 2 of them, not {n}")
-    mean = statistics.fmean(values)
-    half = _t95(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    n, mean = len(values), statistics.fmean(values)
+    half = _t95(n - 1) * statistics.stdev(values) / math.sqrt(n)  # ValueError for one seed
     return mean, mean - half, mean + half
 
 

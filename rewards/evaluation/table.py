@@ -39,14 +39,14 @@ def tabulate(
     Differences are to the base model asked in the same way.
     """
     results = _figures(answers, TESTS, scores.cell)
-    first = next(iter(answers.values()))[TESTS]
+    first = next(iter(results.values()))
     unseen = {
         model: [cell for modality, cell in cells.items() if modality != trained_on]
         for model, cells in results.items()
     }
     table = {
         "trained_on": trained_on,
-        "chance": {modality: _chance(rows) for modality, rows in first.items()},
+        "chance": {modality: fmean(_chances(cell)) for modality, cell in first.items()},
         "results": results,
         "gains": _gains({model: arms[TESTS] for model, arms in answers.items()}),
         "ood_mean": {model: scores.ood_mean(cells) for model, cells in unseen.items() if cells},
@@ -68,11 +68,6 @@ def _figures(answers: Answers, arm: str, figures: Callable[[Rows], Any]) -> dict
         for model, arms in answers.items()
         if arm in arms
     }
-
-
-def _chance(rows: Rows) -> float:
-    """Return the accuracy expected of guessing; an open question has none."""
-    return fmean(1 / len(r["options"]) if r["options"] else 0.0 for r in scores.headline(rows))
 
 
 def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
@@ -156,6 +151,10 @@ def verdicts(table: dict[str, Any]) -> list[str]:
 
 def above_chance(found: dict[str, Any]) -> float:
     """Return the one-sided exact p of so many right by guessing, for independent questions."""
+    return poisson_binomial_tail(math.ceil(found["correct"] - 1e-9), _chances(found))
+
+
+def _chances(found: dict[str, Any]) -> list[float]:
+    """Return the chance of each question to be guessed right; an open question has none."""
     options = chain.from_iterable([int(n)] * count for n, count in found["options"].items())
-    chances = [1 / number if number else 0.0 for number in options]
-    return poisson_binomial_tail(math.ceil(found["correct"] - 1e-9), chances)
+    return [1 / number if number else 0.0 for number in options]

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import cached_property
 from typing import Any
 
 from rewards.judges.address import addresses, find_key
@@ -30,12 +29,8 @@ LONGEST_PAUSE = 300.0  # seconds, even if the server asks for more
 # A harmless question, which tells a judge that refuses one text from a judge that refuses all.
 PROBE = Inquiry("You answer questions.", "Is blood red?", ("yes", "no"))
 
-REMEDIES = {
-    401: "set MEDVQA_JUDGE_KEY to the endpoint's key",
-    403: "set MEDVQA_JUDGE_KEY to a key that may use this model",
-    404: "mend the address, such as http://localhost:8000/v1, or --judge-model",
-}
-
+NO_KEY = "set MEDVQA_JUDGE_KEY to a key that may use this model"
+NO_PLACE = "mend --judge, such as http://localhost:8000/v1, or --judge-model"
 
 # What is called the verdict: one word, or one as in "B) left", then the next part or the end.
 _VERDICT = re.compile(
@@ -68,6 +63,8 @@ class Endpoint:
     wait: float = 1.0
 
     def __post_init__(self) -> None:
+        from huggingface_hub.utils import get_session
+
         self.shown, self._address = addresses(self.url)
         if not self.model:
             raise JudgeError(f"judge {self.shown}: which of its models? add --judge-model NAME")
@@ -77,6 +74,10 @@ class Endpoint:
         # Parts of a request that some servers do not take, as their refusals name them.
         self._takes = {"role", *SAMPLING}
         self._key = find_key(self.url, os.environ)
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        # An HTTP client of the hub's kind, without the hub's hook that obeys HF_HUB_OFFLINE.
+        # Redirections are not followed: the texts are meant for this address only.
+        self._client = type(get_session())(headers=headers, timeout=self.timeout)
         self._over = threading.Event()  # set when no verdict is needed any more: ends all pauses
 
     def verdicts(self, inquiries: Sequence[Inquiry]) -> Verdicts:
@@ -164,15 +165,6 @@ class Endpoint:
             raise Fault("a reply in another form than OpenAI's, without choices") from None
         return content if isinstance(content, str) else ""  # a refusal has no text
 
-    @cached_property
-    def _client(self) -> Any:
-        """An HTTP client of the hub's kind, without the hub's hook that obeys HF_HUB_OFFLINE."""
-        from huggingface_hub.utils import get_session
-
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        # Redirections are not followed: the texts are meant for this address only.
-        return type(get_session())(headers=headers, timeout=self.timeout)
-
     def _form(self, inquiry: Inquiry, takes: Collection[str]) -> dict[str, Any]:
         """Return the body of a request, with those of the optional parts that the server takes."""
         form = FORM.format(choices=", ".join(f'"{choice}"' for choice in inquiry.choices))
@@ -189,7 +181,7 @@ class Endpoint:
         said = "" if status in (401, 403) else f" ({self._line(text)})"
         if status in (408, 429) or status >= 500:
             raise Fault(f"status {status}{said}", _retry_after(headers.get("retry-after", "")))
-        remedy = REMEDIES.get(status, "mend --judge or --judge-model")
+        remedy = NO_KEY if status in (401, 403) else NO_PLACE
         raise JudgeError(f"judge {self.shown}: status {status}{said}; {remedy}")
 
     def _line(self, text: str) -> str:

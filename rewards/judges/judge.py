@@ -9,8 +9,9 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ class Judge:
     def __init__(self, model: Endpoint | LanguageModel, cache: Path | None = None) -> None:
         self.model = model
         self.folder = None if cache is None else Path(cache) / "judge"
-        self._counts = dict.fromkeys(COUNTS, 0.0)
+        self._counts: Counter[str] = Counter()
         self._said = False  # that most replies hold no verdict
 
     def ask(self, inquiries: Sequence[Inquiry | Verdict | None]) -> list[Verdict | None]:
@@ -45,28 +46,22 @@ class Judge:
         """
         started, repeated = time.monotonic(), len(self.model.repeated)
         distinct = list(dict.fromkeys(each for each in inquiries if isinstance(each, Inquiry)))
-        found = {inquiry: self._read(inquiry) for inquiry in distinct}
+        found = {each: self._read(each) if self.folder else None for each in distinct}
         missing = [inquiry for inquiry in distinct if found[inquiry] is None]
-        self._counts["cached"] += len(distinct) - len(missing)
-        self._counts["asked"] += len(missing)
-        try:
-            with closing(self.model.verdicts(missing)) as verdicts:
-                for i, verdict in verdicts:
-                    found[missing[i]] = verdict
-                    if verdict is None:
-                        self._counts["unreadable"] += 1
-                    elif self.folder is not None:
-                        self._write(missing[i], verdict)
-        finally:
-            self._counts["retries"] += len(self.model.repeated) - repeated
-            self._counts["seconds"] += time.monotonic() - started
-        missed = list(found.values()).count(None)
-        if 2 * missed > len(missing) and not self._said:
+        with closing(self.model.verdicts(missing)) as verdicts:
+            for i, verdict in verdicts:
+                found[missing[i]] = verdict
+                if verdict and self.folder:
+                    self._write(missing[i], verdict)
+        missed, asked = list(found.values()).count(None), len(missing)
+        self._counts.update(asked=asked, cached=len(distinct) - asked, unreadable=missed)
+        self._counts.update(retries=len(self.model.repeated) - repeated)
+        self._counts.update(seconds=time.monotonic() - started)
+        if 2 * missed > asked and not self._said:
             self._said = True
-            problem = f"no verdict in {missed} of {len(missing)} replies"
-            problem = f"judge {self.model.shown}: {problem}, such as {self.model.unread}"
+            problem = f"no verdict in {missed} of {asked} replies, such as {self.model.unread}"
             remedy = "they pay nothing: take another --judge-model, or drop the reward"
-            print(f"{problem}; {remedy}", file=sys.stderr)
+            print(f"judge {self.model.shown}: {problem}; {remedy}", file=sys.stderr)
         return [found.get(inquiry, inquiry) for inquiry in inquiries]
 
     def counts(self) -> dict[str, float]:
@@ -76,8 +71,8 @@ class Judge:
         judge/retries: requests repeated; judge/unreadable: replies given up; judge/seconds: time
         spent in `ask`.
         """
-        counts, self._counts = self._counts, dict.fromkeys(COUNTS, 0.0)
-        return {f"judge/{name}": count for name, count in counts.items()}
+        counts, self._counts = self._counts, Counter()
+        return {f"judge/{name}": float(counts[name]) for name in COUNTS}
 
     def _path(self, inquiry: Inquiry) -> Path:
         """Return the verdict's file, named by a hash of all that the verdict depends on."""
@@ -87,8 +82,6 @@ class Judge:
 
     def _read(self, inquiry: Inquiry) -> Verdict | None:
         """Return the cached verdict, or None if it is absent or damaged."""
-        if self.folder is None:
-            return None
         try:
             verdict = Verdict(**json.loads(self._path(inquiry).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -106,9 +99,6 @@ class Judge:
         except OSError as error:
             remedy = "choose another --cache, or --cache none"
             raise JudgeError(f"cannot write verdicts to {self.folder}: {error}; {remedy}") from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 Judges = Sequence[Judge | Encoder]

@@ -1,25 +1,27 @@
-"""Rewards that another model decides: about the answer, the reasoning, or how the two agree.
+"""Rewards and metrics that another model decides: about the answer, the reasoning, or both.
 
-A value is None if the question asks for no reasoning, if the verdict is unreadable (the judge
+A reward is None if the question asks for no reasoning, if the verdict is unreadable (the judge
 counts those), or if there is nothing to compare with. An empty text earns 0.0 and the judge is not
 asked: it could only be talked into giving more.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from rewards import answers
 from rewards.answers import Texts, Values, rows
+from rewards.evaluation.predictions import Row
 from rewards.judges import judge_prompts
-from rewards.judges.interface import Inquiry, Verdict
-from rewards.judges.judge import Judge, Judges
+from rewards.judges.interface import Inquiry, JudgeError, Verdict
+from rewards.judges.judge import Judge, Judges, open_judges
 from rewards.judges.local import Encoder
-from rewards.scoring import Reward, RewardFunction, built_in, parse_rewards
+from rewards.scoring import NEED_A_JUDGE, Reward, RewardFunction, built_in, parse_rewards
 
 # The value of each verdict. Grades are divided by the best one.
 VALUES = {"no": 0.0, "yes": 1.0} | {grade: int(grade) / 3 for grade in judge_prompts.GRADES}
-NOTHING = Verdict("0", "nothing was said")  # the verdict about an empty text, without a judge
 
 
 def judged_rewards(judges: Judges) -> dict[str, RewardFunction]:
@@ -27,12 +29,13 @@ def judged_rewards(judges: Judges) -> dict[str, RewardFunction]:
 
     A Judge gives semantic, reasoning, correctness and consistency; an Encoder gives similarity.
     """
-    found: dict[str, RewardFunction] = {}
-    for judge in judges:
-        given = [semantic, reasoning, correctness, consistency]
-        for function in given if isinstance(judge, Judge) else [similarity]:
-            found[function.__name__] = partial(function, judge)
-    return found
+    return {each.__name__: partial(each, judge) for judge in judges for each in _given(judge)}
+
+
+def _given(judge: Judge | Encoder) -> list[RewardFunction]:
+    """Return the functions below that ask this kind of judge."""
+    by_verdict = [semantic, reasoning, correctness, consistency]
+    return by_verdict if isinstance(judge, Judge) else [similarity]
 
 
 def semantic(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequence) -> Values:
@@ -42,11 +45,10 @@ def semantic(judge: Judge, prompts: Texts, completions: Texts, **columns: Sequen
     is ours (judge_prompts.py), and so is showing the reasoning alone. Reads the columns question
     and asked.
     """
-    inquiries: list[Inquiry | Verdict | None] = []
-    for text, question, way in rows(completions, columns, "question", "asked"):
-        thought = answers.reasoning(text)
-        asked = judge_prompts.coherence(question, thought) if thought else NOTHING
-        inquiries.append(None if way == "direct" else asked)
+    inquiries = [
+        None if way == "direct" else judge_prompts.coherence(question, answers.reasoning(text))
+        for text, question, way in rows(completions, columns, "question", "asked")
+    ]
     return [value(verdict) for verdict in judge.ask(inquiries)]
 
 
@@ -88,9 +90,9 @@ def consistency(judge: Judge, prompts: Texts, completions: Texts, **columns: Seq
     inquiries, answered = [], []
     names = ("letters", "options", "question", "asked")
     for text, letters, options, question, way in rows(completions, columns, *names):
-        thought = answers.reasoning(text)
-        letter = answers.answer_letter(text, letters, options) if thought else None
-        asked = judge_prompts.conclusion(question, options, thought) if letter else NOTHING
+        letter = answers.answer_letter(text, letters, options)
+        thought = answers.reasoning(text) if letter else ""
+        asked = judge_prompts.conclusion(question, options, thought)
         inquiries.append(None if way == "direct" or not options else asked)
         answered.append(letter)
     verdicts = zip(judge.ask(inquiries), answered, strict=True)
@@ -115,25 +117,23 @@ def similarity(encoder: Encoder, prompts: Texts, completions: Texts, **columns: 
 def explanation_inquiry(
     text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str
 ) -> Inquiry | Verdict:
-    """Ask how good the completion's reasoning is, from 0 to 3; NOTHING if it has no reasoning.
+    """Ask how good the completion's reasoning is, from 0 to 3.
 
     `reference` is the reference reasoning, which may be "".
     """
     thought, said = answers.reasoning(text), said_answer(text, letters, options)
-    if not thought:
-        return NOTHING
     return judge_prompts.explanation(question, options, references, reference, thought, said)
 
 
 def correctness_inquiry(
     text: str, letters: Texts, question: str, options: Texts, references: Texts, reference: str = ""
 ) -> Inquiry | Verdict:
-    """Ask how right the completion's answer is, from 0 to 3; NOTHING without one answer block.
+    """Ask how right the completion's answer is, from 0 to 3; without one answer block it is empty.
 
     `reference`, the reference reasoning, is not shown to the judge.
     """
     said = said_answer(text, letters, options)
-    return judge_prompts.correctness(question, options, references, said) if said else NOTHING
+    return judge_prompts.correctness(question, options, references, said)
 
 
 def said_answer(text: str, letters: Texts, options: Texts) -> str:
@@ -164,3 +164,44 @@ def reward_terms(spec: str, length_cap: int, judges: Judges) -> list[Reward]:
     if "consistency" in {term.name for term in terms} - judged.keys():
         print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
     return terms
+
+
+def graded(rows: Sequence[Row], examples: Sequence[Any], judges: Mapping[str, Any]) -> list[Row]:
+    """Return a row for each answered question, with the metrics of `open_graders`.
+
+    correctness, reasoning: the grades of the answer and of the explanation, 0 to 3, divided by 3,
+    with the judge's reasons under `NAME_reason`. An empty text has grade 0 and is not asked about.
+    similarity: cosine between the reasoning and the reference reasoning, -1 to 1. A value is None
+    if the verdict is unreadable or there is no reference.
+    """
+    found: list[Row] = [{"id": row["id"], "closed": row["closed"]} for row in rows]
+    known = [
+        (row["completion"], e.letters, e.question, e.options, e.right_answers, e.reasoning)
+        for row, e in zip(rows, examples, strict=True)
+    ]
+    for name, inquire in (("correctness", correctness_inquiry), ("reasoning", explanation_inquiry)):
+        if name in judges:
+            verdicts = judges[name].ask([inquire(*texts) for texts in known])
+            for row, verdict in zip(found, verdicts, strict=True):
+                row[name] = value(verdict)
+                row[f"{name}_reason"] = verdict.reason if verdict else "not readable"
+    if "similarity" in judges:
+        pairs = [(answers.reasoning(text), reference) for text, *_, reference in known]
+        cosines = judges["similarity"].similarity(pairs)
+        for row, (_, reference), cosine in zip(found, pairs, cosines, strict=True):
+            row["similarity"] = cosine if reference else None
+    return found
+
+
+def open_graders(names: Texts, specs: str | None, model: str | None, cache: Path | None) -> dict:
+    """Return the judge of each of `names` that needs one, opened as `open_judges` does.
+
+    Raises JudgeError if one is missing.
+    """
+    judged = [name for name in names if name in NEED_A_JUDGE]
+    opened = open_judges(specs, model, cache) if judged else []
+    judges = {each.__name__: judge for judge in opened for each in _given(judge)}
+    for name in judged:
+        if name not in judges:
+            raise JudgeError(f"--metrics {name}: needs a judge; add {NEED_A_JUDGE[name]}")
+    return {name: judges[name] for name in judged}

@@ -18,7 +18,7 @@ from typing import Any
 
 from rewards.judges.interface import Inquiry, JudgeError, Verdict, Verdicts
 
-ROWS = 8  # rows in one forward pass
+ROWS = 8  # inquiries in one forward pass
 FORM = "Reply with one of these and nothing else: {choices}."
 SYSTEM, USER = "THE-SYSTEM-TEXT-STANDS-HERE", "THE-USER-TEXT-STANDS-HERE"
 
@@ -72,25 +72,22 @@ class LanguageModel:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
+        wanted = sorted({i for row, t in rows.items() for i in range(t, len(row))})
+        ids = [torch.tensor(row, device=self.model.device) for row in rows]
+        mask = [torch.ones_like(row) for row in ids]
+        with torch.inference_mode():
+            logits = self.model(
+                input_ids=pad_sequence(ids, batch_first=True),  # on the right: never seen
+                attention_mask=pad_sequence(mask, batch_first=True),
+                logits_to_keep=torch.tensor(wanted, device=self.model.device),
+                use_cache=False,
+            ).logits  # (rows, wanted, V): those of all positions would not fit in memory
+        if logits.shape[1] > len(wanted):  # this model ignores logits_to_keep
+            logits = logits[:, wanted]
+        logprobs = logits.float().log_softmax(dim=-1).cpu()
         found = {}
-        by_length = sorted(rows, key=len)  # rows of one batch then need little padding
-        for start in range(0, len(by_length), ROWS):
-            batch = by_length[start : start + ROWS]
-            wanted = sorted({t for row in batch for t in range(rows[row], len(row))})
-            ids = [torch.tensor(row, device=self.model.device) for row in batch]
-            mask = [torch.ones_like(row) for row in ids]
-            with torch.inference_mode():
-                logits = self.model(
-                    input_ids=pad_sequence(ids, batch_first=True),  # on the right: never seen
-                    attention_mask=pad_sequence(mask, batch_first=True),
-                    logits_to_keep=torch.tensor(wanted, device=self.model.device),
-                    use_cache=False,
-                ).logits  # (rows, wanted, V): those of all positions would not fit in memory
-            if logits.shape[1] > len(wanted):  # this model ignores logits_to_keep
-                logits = logits[:, wanted]
-            logprobs = logits.float().log_softmax(dim=-1).cpu()
-            for i, row in enumerate(batch):
-                found[row] = logprobs[i, [wanted.index(t) for t in range(rows[row], len(row))]]
+        for (row, t), each in zip(rows.items(), logprobs, strict=True):
+            found[row] = each[[wanted.index(i) for i in range(t, len(row))]]
         return found
 
     def encode(self, inquiry: Inquiry) -> tuple[Ids, list[Ids]]:

@@ -1,6 +1,5 @@
 """A judge that refuses one text or parts of a request, writes no JSON, or never gives a verdict."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,19 +8,11 @@ from rewards.judges.endpoint import PROBE, Endpoint, read_verdict
 from rewards.judges.interface import Inquiry, JudgeError, Verdict
 from rewards.judges.judge import Judge
 from tests.hostile.every import try_every
-from tests.rewards.judges.server import Server, serving, verdict
+from tests.rewards.judges.server import Server, verdict
 
 CHOICES = ("yes", "no")
 ASKED = [Inquiry("You grade.", f"text {i}", CHOICES) for i in range(3)]
 YES = Verdict("yes", "as seen")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.delenv("MEDVQA_JUDGE_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
-        yield server
 
 
 def judge_at(server: Server, **limits: Any) -> Judge:

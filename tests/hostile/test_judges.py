@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,9 @@ from rewards.judges.endpoint import Endpoint, read_verdict
 from rewards.judges.interface import Inquiry, JudgeError, Verdict
 from rewards.judges.judge import Judge
 from tests.hostile.every import try_every
-from tests.rewards.judges.server import Server, serving, verdict, wire
+from tests.rewards.judges.server import Server, verdict, wire
 
 INQUIRY = Inquiry("You grade.", "<text>a bright rim</text>", ("yes", "no"))
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("MEDVQA_JUDGE_KEY", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
-        yield server
 
 
 def judge_at(server: Server, cache: Path | None = None, **limits: Any) -> Judge:

@@ -56,10 +56,7 @@ SETS = {
         "os.environ['MINE'] = '1'; os.environ.pop('NO_PROXY', 0)",
         "os.environ['MINE'] == '1' and 'NO_PROXY' not in os.environ",
     ),
-    "the dtype": (
-        "torch.set_default_dtype(torch.float64)",
-        "torch.tensor(0.5).dtype == torch.float64",
-    ),
+    "the dtype": ("torch.set_default_dtype(torch.float64)", "torch.ones(1).dtype == torch.float64"),
     "the device": ("torch.set_default_device('meta')", "torch.ones(1).is_meta"),
     "threads": ("torch.set_num_threads(3)", "torch.get_num_threads() == 3"),
     "determinism": (
@@ -79,10 +76,7 @@ SETS = {
         "torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = True",
         "torch.backends.cudnn.deterministic",
     ),
-    "signals": (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
-        "signal.getsignal(signal.SIGTERM) == signal.SIG_IGN",
-    ),
+    "signals": ("signal.signal(15, signal.SIG_IGN)", "signal.getsignal(15) == signal.SIG_IGN"),
     "warnings": ("warnings.simplefilter('error')", "warnings.filters[0][0] == 'error'"),
     "the path": ("sys.path.append('/mine')", "'/mine' in sys.path"),
 }

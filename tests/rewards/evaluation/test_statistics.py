@@ -228,7 +228,7 @@ def test_students_t_equals_scipys_for_any_number_of_seeds():
 
 def test_students_t_of_equal_seeds_has_no_width_and_of_one_seed_none_at_all():
     assert students_t([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="at least two"):
         students_t([0.5])
 
 

@@ -3,7 +3,6 @@
 import json
 import sys
 import traceback
-from collections.abc import Iterator
 from email.utils import formatdate
 
 import pytest
@@ -25,12 +24,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEYS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
 
 
 def judge_at(server: Server, **limits) -> Judge:

@@ -1,7 +1,6 @@
 """Rewards from verdicts, through real judges: hand-computed cases, and no free reward."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,16 @@ from rewards.judges.judge_rewards import judged_rewards, said_answer
 from rewards.judges.local import Encoder
 from rewards.scoring import Reward, score
 from tests.rewards.judges.encoder import make_encoder
-from tests.rewards.judges.server import Server, serving, verdict
+from tests.rewards.judges.server import Server, verdict
 
 NAMES = ["semantic", "reasoning", "correctness", "consistency"]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
-        server.reply = expert
-        yield server
+def server(server: Server) -> Server:
+    """The server, with a judge by simple rules."""
+    server.reply = expert
+    return server
 
 
 def text_of(body: dict, name: str) -> str:
