@@ -1,5 +1,6 @@
 """Fake tensors: with a shape and a dtype, without values and without memory."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -61,12 +62,13 @@ def attention_of_gpu(*inputs: Tensor, attn_mask: Any = None, **other: Any) -> Te
     return aten._scaled_dot_product_efficient_attention(*inputs, attn_mask, keep)[0]
 
 
-def make_fake(model: PeftModel) -> None:
-    """Replace all parameters and buffers by fake ones."""
+def fake_copy(model: PeftModel) -> PeftModel:
+    """The model with fake tensors for all parameters and buffers, which may be on any device."""
 
     def fake(old: Tensor) -> Tensor:
         with FAKE:
             return torch.empty(old.shape, dtype=old.dtype)
 
-    model._apply(fake)
-    model.get_base_model().tie_weights()  # embedding and head may be one tensor
+    made = copy.deepcopy(model)._apply(fake)
+    made.get_base_model().tie_weights()  # embedding and head may be one tensor
+    return made

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from grpo.settings.config import Config
-from models.memory.fake_device import FakeDevice, make_fake
+from models.memory.fake_device import FakeDevice, fake_copy
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
 from models.policy import Policy
@@ -127,7 +127,7 @@ def fake_step(
     The prompts of a step are all equal. After it, half of its largest pass is run too.
     """
     watch = Watch()
-    make_fake(parts.model)
+    parts = parts._replace(model=fake_copy(parts.model))
     watch.track_external(parts.model)
     with FakeDevice(device), watch:
         policy = FakePolicy(watch, device, config, parts)

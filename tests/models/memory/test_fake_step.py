@@ -179,8 +179,7 @@ def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
 
 def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks(tiny_folder):
     """`is_cpu` and `is_cuda` can be claimed, `device` cannot: torch's own code reads it."""
-    model = parts_of(tiny_folder).model
-    fake_device.make_fake(model)
+    model = fake_device.fake_copy(parts_of(tiny_folder).model)
     weight = next(model.parameters())
     with fake_device.FakeDevice(CUDA):
         assert weight.is_cuda
