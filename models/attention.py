@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 # Up to so many tokens a group is faster as one kernel with its whole mask, empty blocks included,
 # than as one kernel for each block.
@@ -89,9 +89,7 @@ class TreeAttention:
         flash = query.is_cuda and query.dtype != torch.float32
         if t == length or flash:
             q, k, v = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-            kind = (
-                {"is_causal": True} if t == length else {"attn_mask": causal_lower_right(t, length)}
-            )
+            kind = {"is_causal": True} if t == length else {"attn_mask": lower_right(t, length)}
             found = F.scaled_dot_product_attention(
                 q[None], k[None], v[None], enable_gqa=True, **kind
             )
@@ -101,6 +99,12 @@ class TreeAttention:
             sees = torch.ones(t, length, dtype=torch.bool).tril(length - t)
             self._masks[t, length] = _additive(sees, query, key)
         return grouped(query, key, value, self._masks.get((t, length)))
+
+
+def lower_right(t: int, length: int) -> CausalBias:
+    """What tells flash that the t queries are the last t of so many tokens; it holds no numbers."""
+    with torch._C._DisableTorchDispatch():  # a dispatch mode, as of a profiler, lets none be made
+        return causal_lower_right(t, length)
 
 
 def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

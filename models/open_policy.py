@@ -20,6 +20,7 @@ from grpo.settings.recipes import RECIPES
 from models import lora
 from models.chat import Chat
 from models.device import pick_device, pick_dtype
+from models.images.features import image_tokens
 from models.loading.load import SHIPPED, folder_of, load
 from models.policy import Policy
 
@@ -187,10 +188,10 @@ def refusal(config: Config) -> Callable[[Any, Sequence[tuple[int, int]]], str]:
     def refused(example: Any, sizes: Sequence[tuple[int, int]]) -> str:
         chat, processor, most = parts()
         try:
-            patches = [processor.get_number_of_image_patches(h, w) for w, h in sizes]
+            images = [image_tokens(processor, size) for size in sizes]
         except ValueError:
             return "image is more than 200 times as long as wide"
-        ids, _ = chat.encode(example.prompt, [n // processor.merge_size**2 for n in patches])
+        ids, _ = chat.encode(example.prompt, images)
         completion = len(chat.encode_text(example.completion(example.reasoning)))
         completion = max(config.max_completion_length, completion)
         if len(ids) + MARGIN + completion > most:

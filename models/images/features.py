@@ -36,6 +36,13 @@ class ImageSource(Protocol):
     def open(self) -> Image.Image: ...
 
 
+def image_tokens(processor: Any, size: tuple[int, int]) -> int:
+    """How many tokens an image of this width and height takes. Raises ValueError if it is more than
+    200 times as long as wide."""
+    width, height = size
+    return processor.get_number_of_image_patches(height, width) // processor.merge_size**2
+
+
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over names, types, shapes and bytes: equal exactly when the weights are."""
     digest = hashlib.sha256()

@@ -10,15 +10,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from grpo.settings.config import Config
-from models import attention
-from models.memory.fake_device import FakeDevice, make_fake
+from models.memory.fake_device import FakeDevice, fake_copy
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
 from models.policy import Policy
@@ -128,11 +126,10 @@ def fake_step(
 
     The prompts of a step are all equal. After it, half of its largest pass is run too.
     """
-    there, watch = FakeDevice(device), Watch()
-    make_fake(parts.model, there.first)
+    watch = Watch()
+    parts = parts._replace(model=fake_copy(parts.model))
     watch.track_external(parts.model)
-    # torch's tracker lets no CausalBias be made, and flash's fake needs none.
-    with there, watch, patch.object(attention, "causal_lower_right", lambda *size: None):
+    with FakeDevice(device), watch:
         policy = FakePolicy(watch, device, config, parts)
         step(policy)
         watch.begin("fewer")

@@ -27,7 +27,7 @@ import torch
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
 from models.chat import Chat, Example
-from models.images.features import MEMORY_LIMIT
+from models.images.features import MEMORY_LIMIT, image_tokens
 from models.loading.load import SHIPPED
 from models.memory.fitting import Peaks, fitting, mb, table
 from models.open_policy import planned_device, without_weights
@@ -134,26 +134,21 @@ def longest_prompt(
     most = processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
 
     @cache
-    def words(text: str, images: int) -> int:
-        return len(chat.encode(text, [0] * images)[0])
-
-    @cache
     def tokens_of(image: Any) -> int:
-        width, height = image.open().size
-        with suppress(ValueError):  # the processor refuses one that is 200 times as long as wide
-            return processor.get_number_of_image_patches(height, width) // processor.merge_size**2
-        return 0
+        return image_tokens(processor, image.open().size)
+
+    def length(example: Example, images: list[int]) -> int:
+        return len(chat.encode(example.prompt, images)[0])
 
     def bound(example: Example) -> int:
-        return words(example.prompt, len(example.images)) + most * len(example.images)
+        return length(example, [most] * len(example.images))
 
     best = (examples[0], 0, 0)
     for example in sorted(examples, key=bound, reverse=True):
         if bound(example) <= best[1]:
             break
-        images = sum(map(tokens_of, example.images))
-        tokens = words(example.prompt, len(example.images)) + images
-        best = max(best, (example, tokens, images), key=itemgetter(1))
+        images = list(map(tokens_of, example.images))
+        best = max(best, (example, length(example, images), sum(images)), key=itemgetter(1))
     return best
 
 

@@ -82,7 +82,11 @@ class Rollout:
         wrong = (tokens < 0) & (position < self.lengths[self.row][:, None])
         if bool(wrong.any()):
             place = int(wrong.T.nonzero()[0, 1])
-            raise not_finite(self.task.prompts[self.row[place] // self.task.group_size])
+            prompt = self.task.prompts[self.row[place] // self.task.group_size]
+            raise SettingsError(
+                f"example {prompt.id}: the model's logits are not finite; use another "
+                "--out with --dtype float32 or another --model, or take the row out of the data"
+            )
         return done
 
     def groups(self, prompts: Sequence[Prompt]) -> list[Group]:
@@ -108,26 +112,13 @@ def sample_in_parts(sampler: Sampler, task: Task) -> Rollout:
     A row keeps its own uniforms, so its law does not depend on the parts. Raises SettingsError if
     a single completion does not fit.
     """
-    waiting, drawn = [task], []
-    while waiting:
-        part = waiting.pop(0)
-        rollout = _if_it_fits(sampler, part)
-        if rollout is None:
-            waiting = [*_halves(part), *waiting]
-        else:
-            drawn.append(rollout)
-    return drawn[0] if len(drawn) == 1 else joined(task, drawn)
-
-
-def _if_it_fits(sampler: Sampler, task: Task) -> Rollout | None:
-    """The rollout; None if memory ran out."""
     try:
         return sampler(task)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    # Return outside of the block: until it ends, the traceback keeps the sampler's tensors alive.
-    return None
+    # Outside of the block: until it ends, the traceback keeps the sampler's tensors alive.
+    return joined(task, [sample_in_parts(sampler, half) for half in _halves(task)])
 
 
 def _halves(task: Task) -> list[Task]:
@@ -136,20 +127,16 @@ def _halves(task: Task) -> list[Task]:
         problem = f"example {task.prompts[0].id}: out of memory with one completion at a time"
         remedy = "use a smaller --max-completion-length or a smaller --max-pixels"
         raise SettingsError(f"{problem}; {remedy}")
-    half = len(task.prompts) // 2
-    parts = [(slice(half), task.group_size), (slice(half, None), task.group_size)]
-    if not half:
-        size = task.group_size // 2
-        parts = [(slice(1), size), (slice(1), task.group_size - size)]
-    tasks, row = [], 0
-    for place, size in parts:
-        part = replace(
-            task, prompts=task.prompts[place], embeds=task.embeds[place], group_size=size
-        )
-        rows = slice(row, row + part.rows)
-        tasks.append(part if task.uniforms is None else replace(part, uniforms=task.uniforms[rows]))
-        row = rows.stop
-    return tasks
+    prompts, size = len(task.prompts) // 2, task.group_size // 2
+    if prompts:
+        places = slice(prompts), slice(prompts, None)
+        halves = [replace(task, prompts=task.prompts[p], embeds=task.embeds[p]) for p in places]
+    else:
+        halves = [replace(task, group_size=n) for n in (size, task.group_size - size)]
+    if task.uniforms is None:
+        return halves
+    uniforms = task.uniforms.split([half.rows for half in halves])
+    return [replace(half, uniforms=u) for half, u in zip(halves, uniforms, strict=True)]
 
 
 def joined(task: Task, parts: Sequence[Rollout]) -> Rollout:
@@ -158,14 +145,6 @@ def joined(task: Task, parts: Sequence[Rollout]) -> Rollout:
     for name in ("tokens", "logprobs", "lengths", "stopped"):
         setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
     return whole
-
-
-def not_finite(prompt: Prompt) -> SettingsError:
-    """The error for a prompt whose logits are NaN or infinite."""
-    return SettingsError(
-        f"example {prompt.id}: the model's logits are not finite; use another "
-        "--out with --dtype float32 or another --model, or take the row out of the data"
-    )
 
 
 @torch.inference_mode()

@@ -177,12 +177,13 @@ def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     assert on_cpu.budget != 4096
 
 
-def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks():
+def test_a_fake_tensor_of_a_gpu_says_so_where_the_model_asks(tiny_folder):
     """`is_cpu` and `is_cuda` can be claimed, `device` cannot: torch's own code reads it."""
-    there = fake_device.FakeDevice(CUDA)
-    with there:
-        assert there.first.is_cuda
-        assert not there.first.is_cpu
+    model = fake_device.fake_copy(parts_of(tiny_folder).model)
+    weight = next(model.parameters())
+    with fake_device.FakeDevice(CUDA):
+        assert weight.is_cuda
+        assert not weight.is_cpu
     files = [
         *Path(lora.__file__).parent.glob("*.py"),
         *Path(cuda_graph.__file__).parent.glob("*.py"),
