@@ -197,8 +197,12 @@ def rows(completions: Texts, columns: Mapping[str, Sequence], *names: str) -> It
     >>> list(rows(["<answer>B</answer>"], {"letters": ["AB"]}, "letters", "asked"))
     [('<answer>B</answer>', 'AB', 'reason')]
     """
-    known = {name: [value] * len(completions) for name, value in DEFAULTS.items()}
-    known |= {name: columns[name] for name in columns if name not in DEFAULTS or columns[name]}
-    if missing := [name for name in names if name not in known]:
-        raise TypeError(f"missing column {missing[0]!r}")
-    return zip(completions, *(known[name] for name in names), strict=True)
+    found = []
+    for name in names:
+        if name in DEFAULTS and not columns.get(name):
+            found.append([DEFAULTS[name]] * len(completions))
+        elif name in columns:
+            found.append(columns[name])
+        else:
+            raise TypeError(f"missing column {name!r}")
+    return zip(completions, *found, strict=True)

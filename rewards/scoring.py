@@ -15,6 +15,7 @@ from asyncio import CancelledError, iscoroutine
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import starmap
 from numbers import Number
 from pathlib import Path
 from statistics import fmean
@@ -66,7 +67,7 @@ def accuracy_reward(prompts: Texts, completions: Texts, **columns: Sequence) -> 
     [1.0, 1.0, 0.0]
     """
     questions = rows(completions, columns, "answer", "letters", "options", "references")
-    return [float(answered_right(*question)) for question in questions]
+    return list(map(float, starmap(answered_right, questions)))
 
 
 # What needs a judge (judges/judge_rewards.py), each with the flag that names one.
@@ -174,15 +175,18 @@ def score(
     for name, column in arguments.items():
         if len(column) != n:  # else completions would be compared with other questions' answers
             raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")
-    parts = {reward.name: _call(reward, arguments) for reward in rewards}
+    parts: dict[str, Values] = {}
     totals, applied = [0.0] * n, [False] * n
     for reward in rewards:
+        parts[reward.name] = _call(reward, arguments)
         for i, value in enumerate(parts[reward.name]):
             if value is not None:
                 totals[i] += reward.weight * value
                 applied[i] = True
     judged, asked = NEED_A_JUDGE.keys() & parts.keys(), columns.get("id", prompts)
-    for i in [i for i in range(n) if not applied[i]]:
+    for i in range(n):
+        if applied[i]:
+            continue
         if not (judged and any(applied)):
             remedy = "add one that always applies, such as accuracy"
             raise RewardError(f"no reward applies to completion {i}, all gave None; {remedy}")

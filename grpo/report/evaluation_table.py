@@ -40,7 +40,7 @@ def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return (setting, value, the recipe's value, whether it differs) of config.json."""
     config, changed = record["config"], record.get("overrides") or {}
-    plain = Config(**RECIPES.get(str(config.get("recipe")), {})).to_dict()
+    plain = vars(Config(**RECIPES.get(str(config.get("recipe")), {})))
     return [
         (name, shown(value), shown(plain.get(name, "-")), name in changed)
         for name, value in config.items()

@@ -6,6 +6,7 @@ of the model, and nothing is sent between processes.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import repeat
 from threading import Lock, Thread, current_thread
 from typing import Any
 from weakref import WeakMethod, finalize
@@ -102,7 +103,7 @@ def prefetching(
         if slot == 0 and attempt == 0:
             coming: list[Any] = []
             for number in range(step, min(step + 2, steps)):
-                whole = [draw(number, other, 0) for other in range(prompts_per_step)]
+                whole = list(map(draw, repeat(number), range(prompts_per_step), repeat(0)))
                 # This process's share first: the others' are needed after sampling.
                 coming += share(whole) + whole
             prefetch(coming)
