@@ -8,7 +8,7 @@ the weighted sum, None adds as little as 0.0.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 from rewards import answers
@@ -92,9 +92,9 @@ def consistency_rule(prompts: Texts, completions: Texts, **columns: Sequence) ->
     values: Values = []
     for text, letters, options, way in rows(completions, columns, "letters", "options", "asked"):
         texts = dict(zip(letters, map(normalised, options), strict=True))
-        last = None if way == "direct" else _last_mentioned(answers.reasoning(text), texts.values())
+        named = [] if way == "direct" else mentioned(answers.reasoning(text), texts.values())
         answered = texts.get(answers.answer_letter(text, letters, options))
-        values.append(None if last is None else float(answered == last))
+        values.append(float(answered == named[-1]) if named else None)
     return values
 
 
@@ -147,13 +147,15 @@ def _length(text: str) -> int:
     return min(len(said), 2) + len(set(zip(said, said[1:], said[2:], strict=False)))
 
 
-def _last_mentioned(said: str, options: Sequence[str]) -> str | None:
-    """Return the one of the normalised `options` that the text mentions last, or None."""
-    longest_first = sorted(set(options), key=len, reverse=True)
-    choice = "|".join(map(re.escape, longest_first))
-    # (?=\S): an option without words is never mentioned.
-    mentioned = re.findall(rf"(?<!\S)(?=\S)(?:{choice})(?!\S)", normalised(said))
-    return mentioned[-1] if mentioned else None
+def mentioned(said: str, options: Iterable[str]) -> list[str]:
+    """Return the normalised `options` that the text mentions, in the order of the text.
+
+    >>> mentioned("Upper left, not right.", ["left", "right", "upper left"])
+    ['upper left', 'right']
+    """
+    # The longest first; and (?=\S): an option without words is never mentioned.
+    choice = "|".join(map(re.escape, sorted(set(options), key=len, reverse=True)))
+    return re.findall(rf"(?<!\S)(?=\S)(?:{choice})(?!\S)", normalised(said))
 
 
 def _faithful(said: str, findings: Texts) -> float:

@@ -22,6 +22,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from itertools import pairwise
 
 _ARTICLES = ("a", "an", "the")
@@ -81,6 +82,7 @@ def _split(text: str) -> list[str]:
     return text.translate(str.maketrans(gaps)).split()
 
 
+@lru_cache(maxsize=1024)  # the same options are compared again and again
 def normalised(text: str) -> str:
     """Return the text in the form in which answers are compared; "" if it holds no word.
 

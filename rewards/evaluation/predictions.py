@@ -121,7 +121,16 @@ def kept_rows(
         for row in predict(missing):
             rows[row["id"]] = row
             print(json.dumps(row), file=out, flush=True)
-    return [rows[e.id] | {"constant": e.constant, "closed": e.closed} for e in examples]
+    return [rows[e.id] | _facts(e) for e in examples]
+
+
+def _facts(example: Any) -> Row:
+    """Return what the data says about a question and no answer depends on.
+
+    `finding` is what the image shows, if it is known to be one finding, else None.
+    """
+    finding = example.findings[0] if len(example.findings or ()) == 1 else None
+    return {"constant": example.constant, "closed": example.closed, "finding": finding}
 
 
 def _read_rows(file: Path, mend: bool) -> dict[str, Row]:

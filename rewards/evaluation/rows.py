@@ -16,7 +16,7 @@ def rendered(table: Mapping[str, Any]) -> dict[str, Any]:
     columns = [f"{m} (trained)" if m == table["trained_on"] else m for m in table["chance"]]
     columns += ["OOD mean"] * bool(table["ood_mean"])
     compared = [model for model in ("base", "trained") if model in table["results"]]
-    titles = ["", f"by type, {' → '.join(compared)}"]
+    titles = ["", f"by type: strict, forced, {'→'.join(compared)}; thought right, followed"]
     parts = zip(titles, (_figures(table), _by_type(table, compared)), strict=True)
     same = [
         f"{modality}: {same} of {asked} shuffled images have the same right answer."
@@ -120,18 +120,27 @@ def _asked_for(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterato
 
 
 def _by_type(table: Mapping[str, Any], compared: Sequence[str]) -> Iterator[Row]:
-    """Yield the accuracy by question type, of base and trained alone, to stay on one screen."""
+    """Yield the figures by question type, of base and trained alone, to stay on one screen."""
     modalities = list(table["chance"])
     models = [table["results"][model] for model in compared]
     for name in sorted({kind for m in modalities for kind in models[0][m]["by_type"]}):
         found = [[model[m]["by_type"].get(name) for model in models] for m in modalities]
-        cells = [" → ".join(percent(c["accuracy"]) if c else "-" for c in pair) for pair in found]
-        yield _row(f"  {name[: LABEL - 3]}", cells, name)
+        cells, full = ([_of_type(pair, digits) for pair in found] for digits in (0, 1))
+        yield _row(f"  {name[: LABEL - 3]}", cells, name, full=full)
 
 
-def percent(share: float | None) -> str:
+def _of_type(shares: Sequence[Mapping[str, Any] | None], digits: int) -> str:
+    """Return the figures of a question type, base and trained; the last two of trained alone."""
+    if None in shares:
+        return "-"
+    last, forced = shares[-1], [share["forced_choice"] for share in shares]
+    figures = (shares, forced, [last["says"]], [last["follows"]])
+    return " ".join("→".join(percent(x["accuracy"], digits) for x in found) for found in figures)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
     """Return a share in percent, "-" for None."""
-    return "-" if share is None else f"{100 * share:.1f}"
+    return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def measured(found: Mapping[str, Any]) -> str:

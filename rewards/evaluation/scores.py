@@ -9,6 +9,8 @@ from typing import Any
 
 from rewards.evaluation import statistics
 from rewards.evaluation.predictions import Row
+from rewards.rules import mentioned
+from rewards.words import normalised
 
 
 def headline(rows: Sequence[Row]) -> list[Row]:
@@ -35,10 +37,13 @@ def cell(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of one model on one modality; constant and open questions apart.
 
     `findings` is how true the stated findings are, by a rule of rewards/rules.py, None if the true
-    ones are not known.
+    ones are not known. `follows` counts the thoughts before the forced choice that name one option,
+    as correct if it is the one chosen.
     """
-    shown, closed = headline(rows), {row["id"] for row in _closed(rows)}
+    shown = [row | {"follows": follows(row)} for row in headline(rows)]
+    closed = {row["id"] for row in _closed(rows)}
     opened = [row for row in rows if row["id"] not in closed]
+    thoughts = [r for r in shown if r.get("finding") and r.get("forced_reasoning") is not None]
     by_type = defaultdict(list)
     for row in shown:
         by_type[row["question_type"] or "all"].append(row)
@@ -50,10 +55,45 @@ def cell(rows: Sequence[Row]) -> dict[str, Any]:
         "findings": mean_of(shown, "findings"),
         "f1": mean_of(shown, "f1"),
         "mean_length": fmean(row["length"] for row in shown),
-        "by_type": {name: share(part) for name, part in sorted(by_type.items())},
+        "follows": share(shown, "follows"),
+        "by_type": {name: _of_type(part, thoughts) for name, part in sorted(by_type.items())},
         "constant": share(apart(rows)),
         "open": share(opened) | {"f1": mean_of(opened, "f1")},
     }
+
+
+def follows(row: Row) -> bool | None:
+    """Is the forced choice the option that the thought before it names? None if the thought names
+    none or several.
+
+    Options are found as `rewards/rules.py: consistency_rule` finds them; it knows no denial.
+
+    >>> row = {"options": ["left", "right"], "forced_answer": "A"}
+    >>> follows(row | {"forced_reasoning": "upper right"}), follows(row)
+    (False, None)
+    """
+    options = dict(zip(ascii_uppercase, map(normalised, row["options"]), strict=False))
+    said = set(mentioned(row.get("forced_reasoning") or "", options.values()))
+    return said == {options[row["forced_answer"]]} if len(said) == 1 else None
+
+
+def _of_type(asked: Sequence[Row], thoughts: Sequence[Row]) -> dict[str, Any]:
+    """Return the figures of the questions of one type, and what `thoughts` say about that type.
+
+    `thoughts` are rows of all types about an image with one known finding. The type is a part of a
+    finding (its side, its size, ...) if the finding names one of the type's options; other thoughts
+    are not counted. A thought counts in `stated` as correct if it names one option of the type, in
+    `says` if that is the true one. `right` is `says` of those that name one option.
+    """
+    options = {normalised(option) for row in asked for option in row["options"]}
+    judged = []
+    for row in thoughts:
+        true, said = (set(mentioned(x, options)) for x in (row["finding"], row["forced_reasoning"]))
+        if len(true) == 1:
+            says, stated = said == true, len(said) == 1
+            judged.append(row | {"says": says, "stated": stated, "right": says if stated else None})
+    found = {"forced_choice": share(asked, "forced_correct"), "follows": share(asked, "follows")}
+    return share(asked) | found | {key: share(judged, key) for key in ("says", "stated", "right")}
 
 
 def mean_of(rows: Sequence[Row], name: str) -> float | None:
@@ -97,9 +137,13 @@ def measured(rows: Sequence[Row]) -> dict[str, Any]:
     return figures
 
 
-def share(rows: Sequence[Row]) -> dict[str, Any]:
+def share(rows: Sequence[Row], name: str = "correct") -> dict[str, Any]:
     """Return n, correct, accuracy (None if n is 0), its interval, and the number of questions by
-    their number of options."""
+    their number of options.
+
+    `name` is the figure that counts as correct; rows without it, or with None, are left out.
+    """
+    rows = [row | {"correct": row[name]} for row in rows if row.get(name) is not None]
     correct, options = sum(row["correct"] for row in rows), Counter(len(r["options"]) for r in rows)
     return {
         "n": len(rows),
@@ -117,9 +161,13 @@ def interval(rows: Sequence[Row]) -> tuple[float, float]:
     """
     images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
     n = len(set(images))
-    if n == len(rows) or n == 1 or min(values) == max(values):
-        return statistics.wilson(round(fmean(values) * n, 9), n)
-    return statistics.bootstrap_by(images, values, seed=0)
+    return _clustered(images, values) or statistics.wilson(round(fmean(values) * n, 9), n)
+
+
+def _clustered(images: Sequence[Any], values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the bootstrap's interval over images; None if none is shared or it has no width."""
+    shared = 1 < len(set(images)) < len(images) and min(values) < max(values)
+    return statistics.bootstrap_by(images, values, seed=0) if shared else None
 
 
 def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any] | None:
@@ -133,11 +181,9 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
         return None
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
     images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
-    if 1 < len(set(images)) < len(images) and min(change) < max(change):
-        ci95 = statistics.bootstrap_by(images, change, seed=0)
-    else:  # each image counts once; if images are shared, all questions changed alike
-        pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
-        ci95 = statistics.paired_interval(*zip(*pairs, strict=True))
+    # Each image counts once: if images are shared and no bootstrap is made, all changed alike.
+    pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
+    ci95 = _clustered(images, change) or statistics.paired_interval(*zip(*pairs, strict=True))
     p = statistics.mcnemar(old, new)
     return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": p}
 

@@ -17,12 +17,15 @@ BLIND = {  # the controls that cannot see the image, as the beginning of a sente
     "options_prior": "the options alone score",
     "majority_letter": "one letter for all scores",
 }
+# From thought to choice: figures of a part of the finding, and what they tell about it.
+LINKS = {"stated": "is stated", "right": "stated is right", "follows": "stated is chosen"}
 Rows = Sequence[Row]
 Answers = dict[str, dict[str, dict[str, list[Row]]]]  # model, arm, modality -> rows
 # The arms that are no controls.
 NO_CONTROLS = TESTS, SAMPLES, MEASURES = "tests", "samples", "measures"
 # The figures whose means over seeds are reported, besides the accuracy.
 MEANS = ("format_rate", "forced_choice", "letter_bias", "findings", "mean_length")
+PAIRED = {"accuracy": "correct", "forced_choice": "forced_correct"}  # figure -> key of a row
 ALPHA = 0.01  # a control is above chance if its one-sided p, after Holm, is below
 
 
@@ -55,7 +58,7 @@ def tabulate(
         "sampled": _figures(answers, SAMPLES, scores.sampled),
         "metrics": _figures(answers, MEASURES, scores.measured),
     }
-    table["verdicts"] = verdicts(table)
+    table["verdicts"] = verdicts(table) + weakest_link(results.get("trained") or results["base"])
     if seeds:
         table["seeds"] = over_seeds(table, seeds)
     return table | {"rendered": rendered(table)}
@@ -76,11 +79,8 @@ def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
         base = tests["base" + model.removeprefix(model.partition(", ")[0])]
         if by_modality is not base:
             gains[model] = {
-                modality: {
-                    "accuracy": scores.gain(base[modality], rows, "correct"),
-                    "forced_choice": scores.gain(base[modality], rows, "forced_correct"),
-                }
-                for modality, rows in by_modality.items()
+                m: {figure: scores.gain(base[m], rows, name) for figure, name in PAIRED.items()}
+                for m, rows in by_modality.items()
             }
     return gains
 
@@ -147,6 +147,22 @@ def verdicts(table: dict[str, Any]) -> list[str]:
             seeing = f"{model}'s {percent(figure['accuracy'])} there {verdict}"
             sentences.append(f"{modality}: {blind}; {seeing}.")
     return sentences
+
+
+def weakest_link(cells: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Return a sentence about the lowest of a model's links, none if no true findings are known.
+
+    Links are how often the thought states a part of the finding, how often what it states is right,
+    and how often what it names is chosen.
+    """
+    links = [
+        (part[link]["accuracy"], f"on {modality} the {name} {tells}", part[link]["n"])
+        for modality, cell in cells.items()
+        for name, part in cell["by_type"].items()
+        for link, tells in LINKS.items()
+        if part["stated"]["n"] and part[link]["n"]
+    ]
+    return [f"Weakest link: {text} in {percent(x)} % of {n}." for x, text, n in sorted(links)[:1]]
 
 
 def above_chance(found: dict[str, Any]) -> float:

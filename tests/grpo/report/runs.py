@@ -75,7 +75,8 @@ def cell(accuracy: float, n: int = 240) -> dict[str, Any]:
     none = {"n": 0, "correct": 0, "accuracy": None, "ci95": [0, 1], "options": {}, "f1": None}
     figures = dict.fromkeys(("format_rate", "accuracy_parsed", "forced_choice"), accuracy)
     figures |= {"letter_bias": 0.1, "findings": None, "f1": None, "mean_length": 16.0}
-    return {**share, **figures, "by_type": {"side": share}, "constant": none, "open": none}
+    side = {**share, "forced_choice": share, "says": none, "follows": none}
+    return {**share, **figures, "by_type": {"side": side}, "constant": none, "open": none}
 
 
 def summary() -> dict[str, Any]:

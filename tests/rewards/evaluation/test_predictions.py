@@ -126,6 +126,17 @@ def test_whether_an_answer_is_constant_is_the_datas_to_say(tmp_path):
     assert kept_rows(tmp_path / "r", [again], lambda missing: [])[0]["constant"]
 
 
+def test_the_one_known_finding_is_the_datas_to_say(tmp_path):
+    found = {}
+    for findings in (None, (), ("small cyst",), ("small cyst", "large cyst")):
+        (example,) = examples("a")
+        known = replace(example, findings=findings)
+        found[findings] = kept_rows(tmp_path / "r", [known], lambda missing: map(row, missing))
+    assert {findings: kept["finding"] for findings, (kept,) in found.items()} == {
+        None: None, (): None, ("small cyst",): "small cyst", ("small cyst", "large cyst"): None,
+    }  # fmt: skip
+
+
 def in_file(example: VQAExample, folder: Path, content: bytes) -> VQAExample:
     """The example about an image in a file of that content."""
     (folder / "a.png").write_bytes(content)
@@ -156,7 +167,7 @@ def test_rows_without_hashes_are_taken_and_said_once(tmp_path, capsys):
         del old["image_sha256"]
         write_rows(tmp_path / name, [old])
         assert kept_rows(tmp_path / name, [known], lambda missing: map(row, missing)) == [old | {
-            "constant": False, "closed": True,
+            "constant": False, "closed": True, "finding": None,
         }]  # fmt: skip
     said = capsys.readouterr().err
     assert said.count("answers of an older version") == 1
