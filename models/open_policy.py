@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -158,13 +157,6 @@ def without_weights(config: Config, device: torch.device, adapter: Path | None) 
         if adapter is not None:
             lora.add_reference(tuned)
     return Parts(tuned, tokenizer, processor)
-
-
-def planned_device(device: str, dry_run: bool) -> torch.device:
-    """The device of a plan: a dry run may be for a GPU that is not on this machine."""
-    if dry_run and re.fullmatch(r"cuda(:\d+)?", device, re.ASCII):
-        return torch.device(device)
-    return pick_device(device)
 
 
 def stamp(model: str, adapter: Path | None, *more: str) -> str:

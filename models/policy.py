@@ -26,7 +26,7 @@ from models.distribution import score, uniforms
 from models.images.features import VisionCache
 from models.layers import Layers, lay_together
 from models.linear import Head
-from models.sampling.cuda_graph import GraphSampler, by_graphs
+from models.sampling.cuda_graph import GraphSampler
 from models.sampling.sampler import Sampler, Task, sample_eagerly, sample_in_parts
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 
@@ -68,7 +68,7 @@ class Policy:
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         # A GPU would wait for Python at every token; graphs launch a whole step at once.
         self.sampler: Sampler = sample_eagerly
-        if by_graphs(graphs, self.device):
+        if graphs == "on" or (graphs == "auto" and self.head.weight.is_cuda):
             self.sampler = GraphSampler(required=graphs == "on")
         self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
@@ -119,7 +119,10 @@ class Policy:
             return []
         if temperature == 0 and group_size != 1:
             raise ValueError("greedy completions of one prompt are all the same: group_size 1")
-        u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
+        if temperature == 0:
+            u = torch.zeros(len(prompts), max_completion_length, dtype=torch.float64)
+        else:
+            u = uniforms(keys, group_size, max_completion_length)
         embeds = []
         with torch.no_grad():
             for prompt in prompts:
@@ -197,7 +200,7 @@ class Policy:
 
     def pass_tokens(self, checkpointing: bool) -> int:
         """Most tokens of a pass, unless one group has more."""
-        if self.device.type == "cpu":
+        if self.head.weight.is_cpu:
             width = self.language_model.config.intermediate_size * self.dtype.itemsize
             return CPU_ACTIVATION // width
         return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
