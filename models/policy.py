@@ -9,7 +9,7 @@ for part in policy.passes(groups):                                       # group
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,9 @@ class Policy:
             return []
         if temperature == 0 and group_size != 1:
             raise ValueError("greedy completions of one prompt are all the same: group_size 1")
-        if temperature == 0:
-            u = torch.zeros(len(prompts), max_completion_length, dtype=torch.float64)
-        else:
-            u = uniforms(keys, group_size, max_completion_length)
+        # Any keys are right for greedy completions, which take none of these numbers.
+        keys = keys if temperature > 0 else [(0,)] * len(prompts)
+        u = uniforms(keys, group_size, max_completion_length)
         embeds = []
         with torch.no_grad():
             for prompt in prompts:
@@ -211,17 +210,16 @@ class Policy:
 
     # Which policy
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Inside, the policy is the frozen reference, and nothing has a gradient.
 
         Without a starting adapter that is the base model, bit for bit; with one, its copy.
         """
+        return self._start() if "reference" in self.model.peft_config else self.base()
+
+    @contextmanager
+    def _start(self) -> Iterator[None]:
         with torch.no_grad():
-            if "reference" not in self.model.peft_config:
-                with self.base():
-                    yield
-                return
             self.model.set_adapter("reference")
             try:
                 yield

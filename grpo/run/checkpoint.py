@@ -199,10 +199,9 @@ def cut_back(point: Point, steps: int) -> None:
 
 def _moments(policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """AdamW's state under the names of the parameters on disk."""
-    state = optimizer.state_dict()["state"]
     return {
         f"{moment}.{policy.names[i]}": value.detach().cpu().contiguous()
-        for i, moments in state.items()
+        for i, moments in optimizer.state_dict()["state"].items()
         for moment, value in moments.items()
     }
 

@@ -192,10 +192,8 @@ class GraphSampler:
 def _recording_error(error: BaseException) -> BaseException:
     """What the failure of a recording means: the GPU or its memory is lost, or NotRecorded."""
     first = error.__context__ or error  # a capture that failed raises once more as it ends
-    if gpu_lost(first):
+    if gpu_lost(first) or out_of_memory(first):
         return first
-    if out_of_memory(first):
-        return torch.OutOfMemoryError("out of memory while recording a step")
     return NotRecorded(_first_line(first))
 
 

@@ -129,8 +129,7 @@ def _halves(task: Task) -> list[Task]:
         halves = [replace(task, prompts=task.prompts[p], embeds=task.embeds[p]) for p in places]
     else:
         halves = [replace(task, group_size=n) for n in (size, task.group_size - size)]
-    rows = [len(half.prompts) * half.group_size for half in halves]
-    uniforms = task.uniforms.split(rows)
+    uniforms = task.uniforms.split([len(half.prompts) * half.group_size for half in halves])
     return [replace(half, uniforms=u) for half, u in zip(halves, uniforms, strict=True)]
 
 
