@@ -16,16 +16,18 @@ GPU_LOST = re.compile(
 )
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: str, there: bool = True) -> torch.device:
     """The device; "auto" takes a GPU if there is one. Also chooses torch's kernels for GPUs, for
-    the whole process. Raises UsageError if the device does not exist."""
+    the whole process. Raises UsageError if the device does not exist; one that need not be `there`
+    may be missing from this machine."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):  # not mps, meta, ...: untested here
         raise UsageError(f"device {device}: unknown; use --device auto, cpu, cuda or cuda:N")
     try:
         picked = torch.device(device)
-        torch.empty(0, device=picked)
+        if there:
+            torch.empty(0, device=picked)
     except (RuntimeError, AssertionError):
         raise UsageError(f"device {device}: is not on this machine; use --device cpu") from None
     # cuDNN's attention plans anew for every shape, some 30 ms each, and lengths never repeat.

@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +21,6 @@ from models.device import pick_device, pick_dtype
 from models.images.features import image_tokens
 from models.loading.load import SHIPPED, folder_of, load
 from models.policy import Policy
-
-# The settings that a policy is loaded with, besides its model, its adapter and its cache.
-LOADED = (
-    "lora_r", "lora_alpha", "max_pixels", "dtype", "device", "gradient_checkpointing",
-    "cuda_graphs", "seed",
-)  # fmt: skip
 
 MARGIN = 64  # tokens that another way of asking, or a forced choice, may add to a question
 
@@ -85,7 +77,9 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
     """The policy of a run: the model that it names, with a fresh adapter or that of a folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    given = {name: getattr(config, name) for name in LOADED}
+    # Its other arguments are settings, by their names in Config.
+    names = load_policy.__kwdefaults__.keys() - {"adapter", "cache"}
+    given = {name: getattr(config, name) for name in names}
     return load_policy(config.model, adapter=adapter, cache=cache_folder(config.cache), **given)
 
 
@@ -160,13 +154,6 @@ def without_weights(config: Config, device: torch.device, adapter: Path | None) 
     return Parts(tuned, tokenizer, processor)
 
 
-def planned_device(device: str, dry_run: bool) -> torch.device:
-    """The device of a plan: a dry run may be for a GPU that is not on this machine."""
-    if dry_run and re.fullmatch(r"cuda(:\d+)?", device, re.ASCII):
-        return torch.device(device)
-    return pick_device(device)
-
-
 def stamp(model: str, adapter: Path | None, *more: str) -> str:
     """A short name for the weight files of a model in a folder and its adapter as they are now."""
     folders = [folder for folder in (folder_of(model), adapter) if folder]
@@ -178,15 +165,11 @@ def stamp(model: str, adapter: Path | None, *more: str) -> str:
 def refusal(config: Config) -> Callable[[Any, Sequence[tuple[int, int]]], str]:
     """`refused(example, sizes)`: why the model of a configuration cannot take a question whose
     images have these widths and heights; "" if it can. No weight is read."""
-
-    @cache
-    def parts() -> tuple[Chat, Any, int]:
-        named = (config.model, torch.float32, config.max_pixels)
-        model, tokenizer, processor = load(*named, weights=False)
-        return Chat(tokenizer), processor, model.config.text_config.max_position_embeddings
+    named = (config.model, torch.float32, config.max_pixels)
+    model, tokenizer, processor = load(*named, weights=False)
+    chat, most = Chat(tokenizer), model.config.text_config.max_position_embeddings
 
     def refused(example: Any, sizes: Sequence[tuple[int, int]]) -> str:
-        chat, processor, most = parts()
         try:
             images = [image_tokens(processor, size) for size in sizes]
         except ValueError:

@@ -9,7 +9,7 @@ for part in policy.passes(groups):                                       # group
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from models.distribution import score, uniforms
 from models.images.features import VisionCache
 from models.layers import Layers, lay_together
 from models.linear import Head
-from models.sampling.cuda_graph import GraphSampler, by_graphs
+from models.sampling.cuda_graph import GraphSampler
 from models.sampling.sampler import Sampler, Task, sample_eagerly, sample_in_parts
 from models.tree import Group, Prompt, pack, place_images, plan_passes, rope_positions
 
@@ -68,7 +68,7 @@ class Policy:
         self.banned = self.chat.banned(self.head.weight.shape[0]).to(self.device)
         # A GPU would wait for Python at every token; graphs launch a whole step at once.
         self.sampler: Sampler = sample_eagerly
-        if by_graphs(graphs, self.device):
+        if graphs == "on" or (graphs == "auto" and self.head.weight.is_cuda):
             self.sampler = GraphSampler(required=graphs == "on")
         self.token_budget, self.checkpointing = self.pass_tokens(checkpointing), checkpointing
 
@@ -119,7 +119,9 @@ class Policy:
             return []
         if temperature == 0 and group_size != 1:
             raise ValueError("greedy completions of one prompt are all the same: group_size 1")
-        u = uniforms(keys, group_size, max_completion_length) if temperature > 0 else None
+        # Any keys are right for greedy completions, which take none of these numbers.
+        keys = keys if temperature > 0 else [(0,)] * len(prompts)
+        u = uniforms(keys, group_size, max_completion_length)
         embeds = []
         with torch.no_grad():
             for prompt in prompts:
@@ -197,7 +199,7 @@ class Policy:
 
     def pass_tokens(self, checkpointing: bool) -> int:
         """Most tokens of a pass, unless one group has more."""
-        if self.device.type == "cpu":
+        if self.head.weight.is_cpu:
             width = self.language_model.config.intermediate_size * self.dtype.itemsize
             return CPU_ACTIVATION // width
         return PASS_TOKENS_CHECKPOINTED if checkpointing else PASS_TOKENS
@@ -208,17 +210,16 @@ class Policy:
 
     # Which policy
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Inside, the policy is the frozen reference, and nothing has a gradient.
 
         Without a starting adapter that is the base model, bit for bit; with one, its copy.
         """
+        return self._start() if "reference" in self.model.peft_config else self.base()
+
+    @contextmanager
+    def _start(self) -> Iterator[None]:
         with torch.no_grad():
-            if "reference" not in self.model.peft_config:
-                with self.base():
-                    yield
-                return
             self.model.set_adapter("reference")
             try:
                 yield

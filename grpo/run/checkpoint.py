@@ -199,12 +199,10 @@ def cut_back(point: Point, steps: int) -> None:
 
 def _moments(policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """AdamW's state under the names of the parameters on disk."""
-    state = optimizer.state_dict()["state"]
     return {
-        f"{moment}.{name}": state[i][moment].detach().cpu().contiguous()
-        for i, name in enumerate(policy.names)
-        for moment in MOMENTS
-        if i in state
+        f"{moment}.{policy.names[i]}": value.detach().cpu().contiguous()
+        for i, moments in optimizer.state_dict()["state"].items()
+        for moment, value in moments.items()
     }
 
 

@@ -64,11 +64,8 @@ def attention_of_gpu(*inputs: Tensor, attn_mask: Any = None, **other: Any) -> Te
 
 def fake_copy(model: PeftModel) -> PeftModel:
     """The model with fake tensors for all parameters and buffers, which may be on any device."""
-
-    def fake(old: Tensor) -> Tensor:
-        with FAKE:
-            return torch.empty(old.shape, dtype=old.dtype)
-
-    made = copy.deepcopy(model)._apply(fake)
+    made = copy.deepcopy(model)
+    with FAKE:
+        made.to_empty(device="cpu")
     made.get_base_model().tie_weights()  # embedding and head may be one tensor
     return made

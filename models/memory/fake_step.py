@@ -6,7 +6,6 @@ So what is measured is the step itself, not a formula for it.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,8 +19,7 @@ from models.memory.fake_device import FakeDevice, fake_copy
 from models.memory.fitting import Peaks, Sizes
 from models.open_policy import Parts
 from models.policy import Policy
-from models.sampling.cuda_graph import GraphSampler, by_graphs
-from models.sampling.sampler import sample_eagerly
+from models.sampling.cuda_graph import GraphSampler
 from models.tree import Group, Prompt
 
 NEVER = frozenset({-1})  # an end of sequence that no token is: every completion is of full length
@@ -38,8 +36,7 @@ class Watch(MemTracker):
         """Begin a phase, or go on with it."""
         self.__exit__(None, None, None)
         self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.bytes("peak"))
-        if self.phase == "before":
-            self.held = self.bytes("current")
+        self.held = self.held or self.bytes("current")  # before the first phase
         self.phase = phase
         self.__enter__()  # from here on the peak is counted anew
 
@@ -57,15 +54,13 @@ class FakePolicy(Policy):
     """A policy of fake tensors, whose step is short: of completions the last two tokens are drawn
     only, and of all passes the largest that the step can have is run."""
 
-    def __init__(self, watch: Watch, device: torch.device, config: Config, parts: Parts) -> None:
-        on = config.gradient_checkpointing == "on"
-        super().__init__(*parts, checkpointing=on, cache=None)
+    def __init__(self, watch: Watch, config: Config, parts: Parts) -> None:
+        on, graphs = config.gradient_checkpointing == "on", config.cuda_graphs
+        super().__init__(*parts, checkpointing=on, cache=None, graphs=graphs)
         self.watch, self.prompts, self.chat.eos = watch, config.prompts_per_step, NEVER
-        self.device = device
-        self.token_budget = self.pass_tokens(on)
-        self.device = torch.device("cpu")  # where fake tensors lie, so that nothing waits for a GPU
-        graphs = by_graphs(config.cuda_graphs, device)
-        sampler = GraphSampler(partial(FakeGraph, watch)) if graphs else sample_eagerly
+        sampler = self.sampler
+        if isinstance(sampler, GraphSampler):
+            sampler.record = partial(FakeGraph, watch)
         # Storages for all tokens, the prompts, and the last decoding step.
         self.sampler = lambda task: sampler(replace(task, first=max(0, task.max_length - 2)))
 
@@ -85,23 +80,16 @@ class FakePolicy(Policy):
         lengths, room = (len(completions), len(completions[0])), self.max_length - prompt
         self.sizes = Sizes(prompt, *lengths, self.prompts, self.token_budget, room)
         _, length = self.sizes.largest_pass()
-        if length == lengths[1]:
-            return group
         drawn = group.sampling_logprobs and [each[:length] for each in group.sampling_logprobs]
         cut = [ids[:length] for ids in completions]
         return replace(group, completions=cut, sampling_logprobs=drawn)
-
-    def reference(self) -> AbstractContextManager[None]:
-        self.watch.begin("reference")
-        return super().reference()
 
     def passes(self, groups: Any) -> list[list[int]]:
         return super().passes(groups)[:1]
 
     def logprobs(self, groups: Any, temperature: float) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():
-            self.watch.begin("update")
-            self.updated = groups
+        self.watch.begin("update" if torch.is_grad_enabled() else "reference")
+        self.updated = groups
         return super().logprobs(groups, temperature)
 
 
@@ -130,7 +118,7 @@ def fake_step(
     parts = parts._replace(model=fake_copy(parts.model))
     watch.track_external(parts.model)
     with FakeDevice(device), watch:
-        policy = FakePolicy(watch, device, config, parts)
+        policy = FakePolicy(watch, config, parts)
         step(policy)
         watch.begin("fewer")
         groups = policy.updated
@@ -141,5 +129,7 @@ def fake_step(
     peaks = watch.peaks
     del peaks["before"]
     frozen = sum(p.nbytes for p in parts.model.parameters() if not p.requires_grad)
-    fewer = {"fewer": sum(group.row_length for group in half), "smaller": peaks.pop("fewer")}
-    return Peaks(**vars(policy.sizes), weights=frozen, held=watch.held, phases=peaks, **fewer)
+    fewer = policy.sizes.largest_pass()[0] - sum(group.row_length for group in half)
+    slope = (peaks["update"] - peaks.pop("fewer")) / max(1, fewer)
+    known = {"weights": frozen, "held": watch.held, "phases": peaks, "slope": slope}
+    return Peaks(**vars(policy.sizes), **known)

@@ -40,21 +40,19 @@ class Peaks(Sizes):
     weights: int  # of the frozen model
     held: int  # before the step: weights, adapters, gradients and moments
     phases: dict[str, int]  # at most in each phase, `held` among it
-    fewer: int  # tokens of a pass half as large or so
-    smaller: int  # peak of an update with it
+    slope: float  # of an update: bytes for each token of its largest pass
 
     def at(self, size: int, length: int) -> int:
         """The peak of the same step with another group size and completion length.
 
-        An update is a line in the tokens of its largest pass, of which two points are known.
-        Sampling holds as much as it has rows and slots.
+        An update is a line in the tokens of its largest pass. Sampling holds as much as it has rows
+        and slots.
         """
         here, there = (s.largest_pass()[0] for s in (self, replace(self, size=size, length=length)))
         rows = size * (self.prompt + length) / (self.size * (self.prompt + self.length))
         ratios = {"sampling": rows, "reference": there / here, "update": 0}
         grown = [self.held + ratios.get(n, 1) * (p - self.held) for n, p in self.phases.items()]
-        slope = (self.phases["update"] - self.smaller) / max(1, here - self.fewer)
-        return int(max(*grown, self.phases["update"] + slope * (there - here)))
+        return int(max(*grown, self.phases["update"] + self.slope * (there - here)))
 
     @property
     def peak(self) -> int:
@@ -63,10 +61,9 @@ class Peaks(Sizes):
     def largest(self, room: int, size: int, length: int) -> tuple[int, int]:
         """The largest group size with this completion length, and the largest length with this
         group size, that fit `room` bytes; 0: not even 1 does."""
-        sizes, lengths = range(1, MOST + 1), range(1, self.longest + 1)
         return (
-            bisect_right(sizes, room, key=lambda n: self.at(n, length)),
-            bisect_right(lengths, room, key=lambda n: self.at(size, n)),
+            bisect_right(range(1, MOST + 1), room, key=lambda n: self.at(n, length)),
+            bisect_right(range(1, self.longest + 1), room, key=lambda n: self.at(size, n)),
         )
 
 

@@ -27,10 +27,11 @@ import torch
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
 from models.chat import Chat, Example
+from models.device import pick_device
 from models.images.features import MEMORY_LIMIT, image_tokens
 from models.loading.load import SHIPPED
 from models.memory.fitting import Peaks, fitting, mb, table
-from models.open_policy import planned_device, without_weights
+from models.open_policy import without_weights
 from models.policy import Policy
 
 LARGE = 1_000_000_000  # parameters from which checkpointing "auto" makes a plan; below, it is off
@@ -64,7 +65,7 @@ def plan_memory(
     given, wanted = config.gradient_checkpointing, asked.dry_run or asked.memory_limit is not None
     if not wanted and (given != "auto" or config.model in SHIPPED):
         return config, ""
-    process, device = resident(), planned_device(config.device, asked.dry_run)
+    process, device = resident(), pick_device(config.device, there=not asked.dry_run)
     parts = without_weights(config, device, adapter)
     large = sum(p.numel() for p in parts.model.parameters()) >= LARGE
     if not wanted and not large:
@@ -81,11 +82,11 @@ def plan_memory(
         features *= min(config.steps * config.prompts_per_step, len(images))
         beside = {"process": process, "image features": min(MEMORY_LIMIT, features)}
     room = limit - sum(beside.values())
-    one = {"prompts_per_step": share, "updates_per_rollout": 1, "dynamic_sampling": 0, "out": ""}
+    one = replace(config, prompts_per_step=share, updates_per_rollout=1, dynamic_sampling=0, out="")
 
     def peaks_of(on: bool, size: int = config.group_size) -> Peaks:
-        ways = {"gradient_checkpointing": "on" if on else "off", "group_size": size}
-        changed = replace(config, **one, **ways)
+        switch = "on" if on else "off"
+        changed = replace(one, gradient_checkpointing=switch, group_size=size)
         settings = (changed, str(model.config), device.type, tokens, text)
         run = partial(step, config=changed, example=example, text=text)
         folder = cache_folder(config.cache)
@@ -128,28 +129,15 @@ def longest_prompt(
 ) -> tuple[Example, int, int]:
     """The example with the most prompt tokens, their number, and how many are of images.
 
-    An image's size says how many tokens it takes. Images are opened from the longest text on, until
-    no other can be longer even if its images were as large as they may be.
+    An image's size says how many tokens it takes.
     """
-    most = processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
+    size_of = cache(lambda image: image.open().size)  # several questions share an image
 
-    @cache
-    def tokens_of(image: Any) -> int:
-        return image_tokens(processor, image.open().size)
+    def measured(example: Example) -> tuple[Example, int, int]:
+        images = [image_tokens(processor, size_of(image)) for image in example.images]
+        return example, len(chat.encode(example.prompt, images)[0]), sum(images)
 
-    def length(example: Example, images: list[int]) -> int:
-        return len(chat.encode(example.prompt, images)[0])
-
-    def bound(example: Example) -> int:
-        return length(example, [most] * len(example.images))
-
-    best = (examples[0], 0, 0)
-    for example in sorted(examples, key=bound, reverse=True):
-        if bound(example) <= best[1]:
-            break
-        images = list(map(tokens_of, example.images))
-        best = max(best, (example, length(example, images), sum(images)), key=itemgetter(1))
-    return best
+    return max(map(measured, examples), key=itemgetter(1))
 
 
 def memory_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -35,11 +35,6 @@ Step = Callable[[], None]
 Record = Callable[[Step, torch.device, Any], Any]  # see GraphSampler
 
 
-def by_graphs(setting: str, device: torch.device) -> bool:
-    """Whether --cuda-graphs auto, on or off means graphs on this device."""
-    return setting == "on" or (setting == "auto" and device.type == "cuda")
-
-
 class NotRecorded(Exception):
     """A step cannot be recorded. The text says why, in one line."""
 
@@ -139,20 +134,20 @@ class GraphSampler:
 
         New graphs are recorded by `_step` as they are needed.
         """
-        model = task.language_model
+        model, rows = task.language_model, len(task.uniforms)
         now = Weights(Layers(model), model.embed_tokens.weight, task.head, task.banned)
         slots, graph_key = max(map(len, task.embeds)) + task.max_length, now.graph_key()
-        if graph_key == self.graph_key and self.buffers.fit(task.rows, slots):
+        if graph_key == self.graph_key and self.buffers.fit(rows, slots):
             self.weights.copy_lora(now)
             return
         self.forget()
-        self.weights, self.graph_key = now.with_own_lora(), graph_key
+        self.weights, self.graph_key = now, graph_key
         slots = -(-slots // SLOTS) * SLOTS
-        self.buffers = Buffers.make(now.layers, task.rows, slots, task.embeds[0])
+        self.buffers = Buffers.make(now.layers, rows, slots, task.embeds[0])
 
     def _prefill(self, task: Task) -> None:
         """Compute each prompt once, and put every row before its first token."""
-        at, rows, size = self.buffers, task.rows, task.group_size
+        at, rows, size = self.buffers, len(task.uniforms), task.group_size
         at.clear(max(map(len, task.embeds)))
         attention = partial(at.prefill_attention, size)
         last, position = prefill(self.weights.layers, attention, task.prompts, task.embeds)
@@ -168,8 +163,7 @@ class GraphSampler:
                 break
             window = slice(start, min(start + WINDOW, task.max_length))
             steps = window.stop - start
-            if task.uniforms is not None:
-                at.uniforms[:live, :steps] = task.uniforms[rollout.row, window]
+            at.uniforms[:live, :steps] = task.uniforms[rollout.row, window]
             at.column.zero_()
             for _ in range(steps):
                 self._step(live, task.temperature)
@@ -198,10 +192,8 @@ class GraphSampler:
 def _recording_error(error: BaseException) -> BaseException:
     """What the failure of a recording means: the GPU or its memory is lost, or NotRecorded."""
     first = error.__context__ or error  # a capture that failed raises once more as it ends
-    if gpu_lost(first):
+    if gpu_lost(first) or out_of_memory(first):
         return first
-    if out_of_memory(first):
-        return torch.OutOfMemoryError("out of memory while recording a step")
     return NotRecorded(_first_line(first))
 
 

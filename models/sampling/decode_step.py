@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.distribution import draw, greedy, law
-from models.layers import Attend, Layer, Layers
+from models.layers import Attend, Layers
 from models.linear import Head, Linear
 from models.sampling.kv_cache import Compaction, compaction, storing_attention
 
@@ -29,16 +29,11 @@ class Weights(NamedTuple):
     head: Head
     banned: Tensor  # (V,) bool
 
-    def with_own_lora(self) -> "Weights":
-        """The same with copies of A and B, whose addresses a graph may keep.
-
-        `Layers` casts A and B to the dtype that W computes in, which makes new tensors each time.
-        """
-        self.layers.layers[:] = [Layer(*map(_own_lora, layer)) for layer in self.layers.layers]
-        return self
-
     def copy_lora(self, now: "Weights") -> None:
-        """Copy the values that A and B have now: trained further, loaded, or another adapter's."""
+        """Copy the values that A and B have now: trained further, loaded, or another adapter's.
+
+        The tensors are copied to are these weights' own: `Layers` joins A and scales B anew.
+        """
         for mine, new in zip(self.layers.layers, now.layers.layers, strict=True):
             for part, other in zip(mine, new, strict=True):
                 if _has_lora(part):
@@ -64,10 +59,6 @@ def _has_lora(part: object) -> bool:
     return isinstance(part, Linear) and part.a is not None
 
 
-def _own_lora(part: object) -> object:
-    return part._replace(a=part.a.clone(), b=part.b.clone()) if _has_lora(part) else part
-
-
 @dataclass(frozen=True)
 class Buffers:
     """What steps write, for R rows. A row's keys fill S slots: first those of its prompt, then one
@@ -90,14 +81,13 @@ class Buffers:
         kv_heads, width = layers.heads[1], layers.width
         positions = torch.arange(slots, device=like.device).expand(3, -1)
         cos, sin = layers.rope(positions, like)
-        int64 = {"dtype": torch.int64, "device": like.device}
         return cls(
             cache=like.new_zeros(len(layers.layers), 2, rows, kv_heads, slots, width),
             mask=like.new_zeros(rows, 1, 1, slots),
             hidden=like.new_zeros(rows, like.shape[-1]),
-            position=torch.zeros(rows, **int64),
-            slot=torch.zeros(1, **int64),
-            column=torch.zeros(1, **int64),
+            position=like.new_zeros(rows, dtype=torch.int64),
+            slot=like.new_zeros(1, dtype=torch.int64),
+            column=like.new_zeros(1, dtype=torch.int64),
             uniforms=like.new_zeros(rows, WINDOW, dtype=torch.float64),
             drawn=like.new_zeros(2, rows, WINDOW, dtype=torch.float64),
             cos=cos,

@@ -37,14 +37,10 @@ class Task:
     prompts: Sequence[Prompt]
     embeds: Sequence[Tensor]  # one (P_i, hidden) a prompt
     group_size: int
-    uniforms: Tensor | None  # (rows, max_length) float64; temperature 0 takes the argmax, no number
+    uniforms: Tensor  # (rows, max_length) float64; temperature 0 takes the argmax, and no number
     temperature: float
     max_length: int
     first: int = 0  # token to begin with; the plan of memory draws the last ones only
-
-    @property
-    def rows(self) -> int:
-        return len(self.prompts) * self.group_size
 
 
 class Rollout:
@@ -52,7 +48,7 @@ class Rollout:
     prompt i."""
 
     def __init__(self, task: Task) -> None:
-        rows, length = task.rows, task.max_length
+        rows, length = task.uniforms.shape
         self.task = task
         # Finished rows are no longer computed, so place i of a step is not row i of the rollout.
         self.row = torch.arange(rows)  # (live,) the row that each place decodes
@@ -123,7 +119,7 @@ def sample_in_parts(sampler: Sampler, task: Task) -> Rollout:
 
 def _halves(task: Task) -> list[Task]:
     """Two tasks with half of the prompts each, or with half of the only prompt's completions."""
-    if task.rows == 1:
+    if len(task.uniforms) == 1:
         problem = f"example {task.prompts[0].id}: out of memory with one completion at a time"
         remedy = "use a smaller --max-completion-length or a smaller --max-pixels"
         raise SettingsError(f"{problem}; {remedy}")
@@ -133,9 +129,7 @@ def _halves(task: Task) -> list[Task]:
         halves = [replace(task, prompts=task.prompts[p], embeds=task.embeds[p]) for p in places]
     else:
         halves = [replace(task, group_size=n) for n in (size, task.group_size - size)]
-    if task.uniforms is None:
-        return halves
-    uniforms = task.uniforms.split([half.rows for half in halves])
+    uniforms = task.uniforms.split([len(half.prompts) * half.group_size for half in halves])
     return [replace(half, uniforms=u) for half, u in zip(halves, uniforms, strict=True)]
 
 
@@ -161,12 +155,12 @@ def sample_eagerly(task: Task) -> Rollout:
     table = torch.arange(int(position.max()) + task.max_length, device=device).expand(3, -1)
     cos, sin = layers.rope(table, hidden)  # (positions, head_dim)
     position = position.repeat_interleave(task.group_size).to(device)  # (rows,)
-    uniforms = None if task.uniforms is None else task.uniforms.to(device)
+    uniforms = task.uniforms.to(device)
     rollout = Rollout(task)
 
     for step in range(task.first, task.max_length):
         logits = law(task.head(hidden), task.temperature or 1.0, task.banned)  # (live, V)
-        if uniforms is None:
+        if task.temperature == 0:
             tokens, logprobs = greedy(logits)  # (live,) each
         else:
             tokens, logprobs = draw(logits, uniforms[rollout.row.to(device), step])

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from rewards.judges.interface import Inquiry, JudgeError, Verdict, Verdicts
 
-ROWS = 8  # inquiries in one forward pass
+TEXTS = 32  # that an encoder takes at a time
 FORM = "Reply with one of these and nothing else: {choices}."
 SYSTEM, USER = "THE-SYSTEM-TEXT-STANDS-HERE", "THE-USER-TEXT-STANDS-HERE"
 
@@ -44,51 +44,32 @@ class LanguageModel:
 
     def verdicts(self, inquiries: Sequence[Inquiry]) -> Verdicts:
         """Yield each inquiry's index and verdict, in order; no verdict is ever None."""
-        for start in range(0, len(inquiries), ROWS):
-            batch = inquiries[start : start + ROWS]
-            for i, shares in enumerate(self.probabilities(batch), start):
-                choice = max(shares, key=shares.__getitem__)  # of equal ones, the first
-                yield i, Verdict(choice, f"P({choice}) = {shares[choice]:.2f}")
+        for i, inquiry in enumerate(inquiries):
+            shares = self.probabilities(inquiry)
+            choice = max(shares, key=shares.__getitem__)  # of equal ones, the first
+            yield i, Verdict(choice, f"P({choice}) = {shares[choice]:.2f}")
 
-    def probabilities(self, inquiries: Sequence[Inquiry]) -> list[dict[str, float]]:
-        """Return P(choice) for each choice of each inquiry; they sum to 1 for each inquiry."""
+    def probabilities(self, inquiry: Inquiry) -> dict[str, float]:
+        """Return P(choice) for each choice of an inquiry; they sum to 1."""
         import torch
 
-        questions = [self.encode(inquiry) for inquiry in inquiries]
-        # A row ends before a choice's last token, so all choices of one token share a row.
-        rows = {}
-        for prompt, choices in questions:
-            rows |= {prompt + choice[:-1]: len(prompt) - 1 for choice in choices}
-        logprobs = self._next_logprobs(rows)
-        found = []
-        for inquiry, (prompt, choices) in zip(inquiries, questions, strict=True):
-            sums = [logprobs[prompt + ids[:-1]][range(len(ids)), ids].sum() for ids in choices]
-            shares = torch.stack(sums).softmax(dim=0).tolist()
-            found.append(dict(zip(inquiry.choices, shares, strict=True)))
-        return found
+        prompt, choices = self.encode(inquiry)
+        # A choice's last token is no input, so all choices of one token share a pass.
+        begun = {ids[:-1] for ids in choices}
+        logprobs = {start: self._next_logprobs(prompt, start) for start in begun}
+        sums = [logprobs[ids[:-1]][range(len(ids)), ids].sum() for ids in choices]
+        shares = torch.stack(sums).softmax(dim=0).tolist()
+        return dict(zip(inquiry.choices, shares, strict=True))
 
-    def _next_logprobs(self, rows: Mapping[Ids, int]) -> dict[Ids, Any]:
-        """For each row, return log P(next token) from its position t on: (len - t, V)."""
+    def _next_logprobs(self, prompt: Ids, start: Ids) -> Any:
+        """Return log P(next token) after the prompt and after each token of the start (n,) of a
+        choice: (n + 1, V)."""
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
-        wanted = sorted({i for row, t in rows.items() for i in range(t, len(row))})
-        ids = [torch.tensor(row, device=self.model.device) for row in rows]
-        mask = [torch.ones_like(row) for row in ids]
-        with torch.inference_mode():
-            logits = self.model(
-                input_ids=pad_sequence(ids, batch_first=True),  # on the right: never seen
-                attention_mask=pad_sequence(mask, batch_first=True),
-                logits_to_keep=torch.tensor(wanted, device=self.model.device),
-                use_cache=False,
-            ).logits  # (rows, wanted, V): those of all positions would not fit in memory
-        if logits.shape[1] > len(wanted):  # this model ignores logits_to_keep
-            logits = logits[:, wanted]
-        logprobs = logits.float().log_softmax(dim=-1).cpu()
-        found = {}
-        for (row, t), each in zip(rows.items(), logprobs, strict=True):
-            found[row] = each[[wanted.index(i) for i in range(t, len(row))]]
-        return found
+        ids, last = torch.tensor([prompt + start], device=self.model.device), len(start) + 1
+        with torch.inference_mode():  # logits of all positions would not fit in memory
+            logits = self.model(input_ids=ids, logits_to_keep=last, use_cache=False).logits
+        return logits[0, -last:].float().log_softmax(dim=-1).cpu()
 
     def encode(self, inquiry: Inquiry) -> tuple[Ids, list[Ids]]:
         """Return the prompt's tokens and, for each choice, the tokens that continue the prompt.
@@ -163,8 +144,8 @@ class Encoder:
         started = time.monotonic()
         texts = list(dict.fromkeys(text for pair in pairs for text in pair if text.strip()))
         vectors = {}
-        for start in range(0, len(texts), 4 * ROWS):
-            batch = texts[start : start + 4 * ROWS]
+        for start in range(0, len(texts), TEXTS):
+            batch = texts[start : start + TEXTS]
             vectors |= dict(zip(batch, self._vectors(batch), strict=True))
         known = [(vectors.get(one), vectors.get(other)) for one, other in pairs]
         cosines = [0.0 if a is None or b is None else float(a @ b) for a, b in known]

@@ -44,9 +44,8 @@ def test_the_largest_pass_is_that_of_the_real_plan():
 def peaks_of(sizes: Sizes, mb_a_token: float = 1.0) -> Peaks:
     """Peaks of a step that holds 100 MB, and so many MB more a token."""
     tokens, _ = sizes.largest_pass()
-    update, half = (int(2**20 * (100 + mb_a_token * n)) for n in (tokens, tokens // 2))
-    phases = {"sampling": 101 << 20, "update": update}
-    more = {"phases": phases, "fewer": tokens // 2, "smaller": half}
+    phases = {"sampling": 101 << 20, "update": int(2**20 * (100 + mb_a_token * tokens))}
+    more = {"phases": phases, "slope": 2**20 * mb_a_token}
     return Peaks(**vars(sizes), weights=90 << 20, held=100 << 20, **more)
 
 

@@ -259,7 +259,7 @@ def test_a_step_looks_at_no_value(fresh, monkeypatch):
     model = policy.language_model.to("meta")
     like = torch.empty(1, model.config.hidden_size, device="meta")
     head, banned = policy.head._replace(weight=model.embed_tokens.weight), policy.banned.to("meta")
-    weights = Weights(Layers(model), model.embed_tokens.weight, head, banned).with_own_lora()
+    weights = Weights(Layers(model), model.embed_tokens.weight, head, banned)
     with torch.inference_mode():
         at = Buffers.make(weights.layers, 8, 128, like)
         for temperature in (1.0, 0.0):

@@ -82,7 +82,7 @@ def slow_law(folder: Path, prompt: tuple[int, ...], choices: list[tuple[int, ...
 def test_probabilities_are_those_of_a_full_forward_pass(folder, judge):
     encoded = [judge.encode(inquiry) for inquiry in INQUIRIES]
     assert any(len(ids) > 1 for _, choices in encoded for ids in choices)  # sums are tried
-    laws = judge.probabilities(INQUIRIES)
+    laws = list(map(judge.probabilities, INQUIRIES))
     for inquiry, (prompt, choices), law in zip(INQUIRIES, encoded, laws, strict=True):
         assert list(law) == list(inquiry.choices)
         assert list(law.values()) == pytest.approx(slow_law(folder, prompt, choices), abs=1e-5)
@@ -92,7 +92,7 @@ def test_the_verdict_is_the_likeliest_choice_with_its_probability(judge):
     many = [Inquiry("You grade.", f"text {i}", ("yes", "no")) for i in range(11)]
     verdicts = dict(judge.verdicts(many))
     assert list(verdicts) == list(range(11))
-    laws = [judge.probabilities([inquiry])[0] for inquiry in many]
+    laws = list(map(judge.probabilities, many))
     assert len({law["yes"] for law in laws}) == 11
     for i, law in enumerate(laws):
         assert law[verdicts[i].choice] == max(law.values())
@@ -118,7 +118,7 @@ def test_a_model_without_template_or_without_system_turn_judges_too(tmp_path, te
     assert text.index("You grade.") < text.index("The bright spot lies left.")
     whole = [text + judge.tokenizer.decode(ids) for ids in choices]
     assert [ending.split()[-1].split(">")[-1] for ending in whole] == ["yes", "no"]
-    law = judge.probabilities(INQUIRIES[:1])[0]
+    law = judge.probabilities(INQUIRIES[0])
     assert list(law.values()) == pytest.approx(
         slow_law(tmp_path / "plain", prompt, choices), abs=1e-5
     )
