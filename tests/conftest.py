@@ -57,11 +57,13 @@ def end_programs() -> Iterator[None]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     """A judge's endpoint on this machine, without keys, proxies and the hub's offline mode."""
-    for name in ("MEDVQA_JUDGE_KEY", "HF_HUB_OFFLINE"):
+    for name in ("MEDVQA_JUDGE_KEY", "HF_HUB_OFFLINE", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # It speaks plain http. To read all certificates of a machine takes each client 50 ms.
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     with serving() as server:
         yield server
 
