@@ -5,6 +5,8 @@ Each test lists all offenders. tests/test_sizes.py has the limits of lines.
 
 import ast
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,23 @@ RUNS_THE_USERS_CODE = {"rewards/own_file.py": ["exec"]}
 AROUND = ("grpo.run", "grpo.report", "grpo.reproduce", "grpo.explain")
 
 
+@cache  # test_sizes.py asks for the same ones
 def tree(path: str) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=path)
+
+
+@cache
+def nodes(module: ast.Module) -> list[ast.AST]:
+    """All nodes of a file, found once for all tests."""
+    return [*ast.walk(module)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten() -> Iterator[None]:
+    """Free half a million nodes after the last test, so that no later collection visits them."""
+    yield
+    tree.cache_clear()
+    nodes.cache_clear()
 
 
 def imports(path: str, module: ast.Module) -> set[str]:
@@ -52,7 +69,7 @@ def imports(path: str, module: ast.Module) -> set[str]:
     """
     found = set()
     folder = path.split("/")[:-1]
-    for node in ast.walk(module):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -197,7 +214,7 @@ def test_the_check_of_init_files_sees_what_is_more() -> None:
 def names_bound(module: ast.Module) -> set[str]:
     """Every name that a file gives to a variable, a parameter or a loop's target."""
     found = set()
-    for node in ast.walk(module):
+    for node in nodes(module):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
         elif isinstance(node, ast.arg):
@@ -218,7 +235,7 @@ def test_the_check_of_names_sees_every_form() -> None:
 def unsafe_calls(module: ast.Module) -> list[str]:
     """Calls that can run code out of data: eval, exec, unpickling, torch.load without its guard."""
     found = []
-    for node in ast.walk(module):
+    for node in nodes(module):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []

@@ -35,7 +35,9 @@ LENGTH = 8
 ENVELOPE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def policy(request, hub_folder) -> Policy:
     return randomise(load_policy(str(hub_folder), device="cpu", dtype=request.param))
 

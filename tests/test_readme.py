@@ -85,18 +85,24 @@ def shortened(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the first command of README.md has run, with all that others name."""
+    """A folder in which the first command of README.md has run."""
     where = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
         patch.setenv("XDG_CACHE_HOME", str(where / "cache"))
         call(shortened(COMMANDS[0]))
-    Image.effect_noise((64, 64), 50).save(where / "scan.png")
-    made = OmniFolder(where / "FOLDER")
-    made.write([made.row(i) for i in range(24)])
-    make_language_model(where / "JUDGE_FOLDER")
-    make_encoder(where / "ENCODER_FOLDER")
     return where
+
+
+@pytest.fixture(scope="module")
+def filled(place: Path) -> Path:
+    """That folder, with all that the other commands name."""
+    Image.effect_noise((64, 64), 50).save(place / "scan.png")
+    made = OmniFolder(place / "FOLDER")
+    made.write([made.row(i) for i in range(24)])
+    make_language_model(place / "JUDGE_FOLDER")
+    make_encoder(place / "ENCODER_FOLDER")
+    return place
 
 
 @pytest.fixture
@@ -106,10 +112,10 @@ def judge() -> Iterator[str]:
 
 
 @pytest.fixture
-def do(place: Path, judge: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def do(filled: Path, judge: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Runs a command in that folder; the judge is one of our own."""
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.chdir(filled)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(filled / "cache"))
     return lambda command: call(command.replace("http://localhost:8000/v1", judge))
 
 

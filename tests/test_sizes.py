@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import Program
-from tests.test_architecture import PACKAGES, ROOT, SOURCES, tree
+from tests.test_architecture import PACKAGES, ROOT, SOURCES, nodes, tree
 
 MAX_LINES = 250  # of a file of the product, blank lines, comments and docstrings included
 MAX_TEST_LINES = 300
@@ -42,7 +42,7 @@ def test_a_file_can_be_read_in_one_sitting() -> None:
 
 
 def functions(module: ast.Module) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(module) if isinstance(node, FUNCTIONS)]
+    return [node for node in nodes(module) if isinstance(node, FUNCTIONS)]
 
 
 def length(function: ast.FunctionDef) -> int:

@@ -150,7 +150,7 @@ def test_several_updates_move_the_ratio(fresh):
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
-@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 0.04])
 def test_the_gradient_does_not_depend_on_how_many_passes_a_step_takes(fresh, loss, beta):
     """trl#3021, ms-swift#10116: the loss scale depended on accumulation."""
     c, found = config(loss=loss, kl_coef=beta), []

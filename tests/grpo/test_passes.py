@@ -45,7 +45,7 @@ def starve(policy: Policy, most: int, during: str) -> list[int]:
 
 
 @pytest.mark.parametrize("during", ["forward", "backward"])
-@pytest.mark.parametrize("mu", [1, 3])
+@pytest.mark.parametrize("mu", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_step_that_does_not_fit_is_repeated_in_halves_with_the_same_gradient(fresh, during, mu):
     c, found = config(kl_coef=0.04, updates_per_rollout=mu), []
     longest = 0

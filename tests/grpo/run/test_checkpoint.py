@@ -1,20 +1,16 @@
 """A run that is cut and goes on is the unbroken one, to the bit: in one process, tiny model."""
 
 import resource
-import time
-from collections.abc import Callable
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.run import atomic as folders
 from grpo.run.checkpoint import (
-    Checkpointer,
     Point,
     checkpoints,
     cut_back,
@@ -22,85 +18,30 @@ from grpo.run.checkpoint import (
     opened,
     restore,
 )
-from grpo.run.interrupt import Halted, Stop
+from grpo.run.interrupt import Halted
 from grpo.run.metrics_log import history
-from grpo.run.progress import Progress
-from grpo.run.recorder import Recorder
-from grpo.settings.config import Config
 from grpo.settings.errors import SettingsError, UsageError
-from grpo.sft import sft
-from models.policy import Policy
+from models.open_policy import load_policy
 from tests.conftest import randomise
-from tests.grpo.cases import config, draw, reward
-
-STEPS = 5
-LONG = {
-    "steps": STEPS, "save_every": 1, "keep_checkpoints": 9, "warmup_steps": 2,
-    "lr_schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 1.0, "trace_steps": "0",
-    "sample_every": 0,
-}  # fmt: skip
-KINDS = {
-    "mu 1": {},
-    "mu 3, reference": {"updates_per_rollout": 3, "kl_coef": 0.04, "clip_eps": 0.02},
-    "redrawn": {"dynamic_sampling": 2, "prompts_per_step": 2},
-    "sft": {"method": "sft", "prompts_per_step": 2},
-}
-
-
-def steps_of(c: Config, policy: Policy, optimizer: torch.optim.AdamW, start: int):
-    if c.method == "sft":
-        return sft(policy, optimizer, draw, lambda q: f"{q.id} it is", c, start)
-    return grpo(policy, optimizer, draw, reward, c, start)
-
-
-def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None) -> list[list]:
-    """Make a run's steps from where it is; the token ids that were drawn, by step."""
-    run.mkdir(exist_ok=True)
-    optimizer, found = adamw(policy.parameters(), c), newest(run)
-    restore(found, policy, optimizer, "origin")
-    cut_back(found, c.steps)
-    drawn = []
-
-    def seen(step) -> None:
-        groups = step.rollout.groups if step.rollout else []
-        drawn.append([ids.tolist() for group in groups for ids in group.completions])
-        look(step)
-
-    with recorder(run, policy, optimizer, c) as record:
-        for step in steps_of(c, policy, optimizer, found.step):
-            seen(step)
-            record.record(step)
-    return drawn
-
-
-def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Any:
-    checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
-    progress = Progress(c, vars, before=history(run))
-    return Recorder(checkpointer, Stop(run, quiet=True), progress).recording()
-
-
-def metrics(run: Path) -> list[dict]:
-    """Without times; NaN as text, which equals itself."""
-    steps = history(run)
-    return [{k: str(v) for k, v in s.items() if not k.startswith("time/")} for s in steps]
-
-
-def state_files(run: Path, step: int = STEPS) -> dict[str, bytes]:
-    folder = run / "checkpoints" / f"step-{step:06d}"
-    names = ("adapter/adapter_model.safetensors", "optimizer.safetensors")
-    return {name: (folder / name).read_bytes() for name in names}
+from tests.grpo.cases import config
+from tests.grpo.run.cut_runs import KINDS, LONG, STEPS, go, metrics, recorder, state_files, steps_of
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["mu 3, reference", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if "3" not in k)],
+    ("kind", "cuts"),
+    [
+        pytest.param("mu 3, reference", [2], id="mu 3, reference, after step 2"),
+        *(pytest.param(k, range(1, STEPS), id=k, marks=pytest.mark.slow) for k in KINDS),
+    ],
 )
-def test_a_run_that_goes_on_after_any_step_is_the_unbroken_run_to_the_bit(fresh, tmp_path, kind):
+def test_a_run_that_goes_on_after_any_step_is_the_unbroken_run_to_the_bit(
+    fresh, tmp_path, kind, cuts
+):
     """NeMo-RL#108, ms-swift#6049, trl#3148: order, random numbers or learning rate diverged."""
     c = config(**LONG, **KINDS[kind])
     whole = tmp_path / "whole"
     ids = go(c, whole, fresh())
-    for last in range(1, STEPS):
+    for last in cuts:
         run = tmp_path / f"cut-{last}"
 
         def end(step, last=last) -> None:
@@ -137,12 +78,19 @@ def test_the_reference_is_the_adapter_that_the_run_began_with(fresh, tmp_path):
     assert state_files(run) == state_files(whole)
 
 
-@pytest.fixture
-def run(fresh, tmp_path) -> Path:
-    """A run of 5 steps, with a checkpoint of each."""
-    c, folder = config(**LONG, method="sft", out=str(tmp_path / "run")), tmp_path / "run"
-    go(c, folder, fresh())
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory) -> Path:
+    """A run of 5 steps, with a checkpoint of each. Read only."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    c = config(**LONG, method="sft", out=str(folder))
+    go(c, folder, load_policy(str(tiny_folder), device="cpu"))
     return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of that run, to damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

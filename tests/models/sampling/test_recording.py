@@ -4,6 +4,7 @@ import gc
 import weakref
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ OTHERS = (
     "CUDA error: unspecified launch failure", "CUDA error: an illegal instruction was encountered",
 )  # fmt: skip
 LENGTH, GROUP = 24, 6
+BOTH = (True, False)
 
 
 @pytest.fixture
@@ -61,8 +63,15 @@ def refusing(number: int, first: Exception, last: Exception | None = None) -> ty
     return Refusing
 
 
-@pytest.mark.parametrize("number", [1, 3])
-@pytest.mark.parametrize("last", [None, RuntimeError(ENDED)])
+@pytest.mark.parametrize(
+    ("number", "last"),
+    [
+        (1, None),
+        (3, RuntimeError(ENDED)),
+        pytest.param(3, None, marks=pytest.mark.slow),
+        pytest.param(1, RuntimeError(ENDED), marks=pytest.mark.slow),
+    ],
+)
 def test_auto_says_so_once_and_draws_the_same_tokens_without_graphs(policy, capsys, number, last):
     expected = draw(policy, sample_eagerly)
     record = refusing(number, RuntimeError(CAPTURING), last)
@@ -101,7 +110,7 @@ def test_the_storages_of_the_graphs_are_free_before_the_plain_loop_begins(policy
     assert held
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_on_ends_the_run_in_one_line(policy, capsys, number):
     sampler = GraphSampler(refusing(number, RuntimeError(CAPTURING)), required=True)
     with pytest.raises(SettingsError) as said:
@@ -114,9 +123,15 @@ def test_on_ends_the_run_in_one_line(policy, capsys, number):
     assert sampler.buffers is None
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("required", [True, False])
-@pytest.mark.parametrize("most", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("most", "required", "last"),
+    [
+        (5, True, False),
+        (5, False, True),
+        *(pytest.param(5, same, same, marks=pytest.mark.slow) for same in (True, False)),
+        *(pytest.param(1, *both, marks=pytest.mark.slow) for both in product(BOTH, BOTH)),
+    ],
+)
 def test_memory_that_runs_out_while_recording_frees_the_graphs_and_halves(
     policy, capsys, required, last, most
 ):
