@@ -10,7 +10,9 @@ from data.example import VQAExample, columns, one_asked
 from data.load import LeftOut, load_split
 from data.phantom.questions import load
 from data.training_questions import load_questions, sft_target, with_shuffled_answers
+from evaluate import report
 from grpo.settings.config import Config
+from grpo.settings.options import Options
 
 POOL = load("MRI", split="train", size=480)
 SHUFFLED = with_shuffled_answers(POOL, seed=1)
@@ -89,3 +91,11 @@ def test_training_is_permuted_by_the_runs_seed_and_said_and_nothing_else_is(
     assert validation == load_validation(plain, LeftOut())
     load_questions(plain, lambda *_: "")
     assert "permuted" not in capsys.readouterr().err
+
+
+def test_the_table_of_such_a_run_says_so(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    table = {"rendered": {"parts": [{"title": "", "columns": [], "rows": []}], "footnotes": []}}
+    for shuffled in (True, False):
+        report(Options(), Config(shuffle_answers=shuffled), tmp_path, table)
+        (title, *_) = capsys.readouterr().out.splitlines()
+        assert ("greedy, a control: trained on permuted answers" in title) == shuffled
