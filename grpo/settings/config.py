@@ -155,8 +155,7 @@ class Config:
             raise UsageError(f"--eval-every {self.eval_every}: {problem}; use --val-size 100")
         named = {self.sft_target, *re.split(r"[,=\s]+", self.reward)}
         if self.shuffle_answers and (shown := named & {"findings", "reasoning", "similarity"}):
-            problem = f"{min(shown)} would compare with what the image shows"
-            raise UsageError(f"--shuffle-answers: {problem}; use answers and format alone")
+            raise UsageError(f"--shuffle-answers: {min(shown)} tells what images show; omit it")
         if not re.fullmatch("instruct|base|sft:.+", self.init):
             raise UsageError(f"--init {self.init}: use instruct, base or sft:runs/NAME")
         names_in(self.ood, "--ood ")

@@ -169,11 +169,9 @@ BAD = {
         "unknown choice; use one of reason, explain, direct, open, or none"
     ),
     "--eval-every 5 --val-size 0": "nothing to validate on with --val-size 0; use --val-size 100",
-    "--shuffle-answers --reward format=1,findings=1": (
-        "findings would compare with what the image shows; use answers and format alone"
-    ),
+    "--shuffle-answers --reward format=1,findings=1": "findings tells what images show; omit it",
     "--shuffle-answers --method sft --sft-target reasoning": (
-        "reasoning would compare with what the image shows; use answers and format alone"
+        "reasoning tells what images show; omit it"
     ),
     "--group-sise 8": "unknown flag; did you mean --group-size?",
     "--group 8": "unknown flag; did you mean --group-size?",
