@@ -27,8 +27,7 @@ def load_tests(config: Config, skipped: LeftOut | None = None) -> Tests:
     """
     tests = {}
     for modality in (config.modality, *config.ood_modalities):
-        of_one = replace(config, modality=modality)
-        examples = load_split(of_one, "test", config.eval_size, skipped)
+        examples = load_split(replace(config, modality=modality), "test", config.eval_size, skipped)
         if not examples:
             raise UsageError(f"no {modality} test question of {config.data}; use --eval-size 300")
         constant = constant_answers_in(config.data, modality)

@@ -85,6 +85,28 @@ def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
     return replace(example, options=options, gold=list(order).index(example.gold))
 
 
+def with_shuffled_answers(examples: Sequence[VQAExample], seed: int) -> list[VQAExample]:
+    """The same questions and images, the right answers permuted among those of the same options.
+
+    The answers of open questions are permuted within a question type. Each answer is right as often
+    as before, but no image says for which question: what a policy gains, it does not owe to what
+    images show. The reference reasoning and the findings say what an image shows, and are removed.
+    """
+
+    def alike(example: VQAExample) -> tuple[list[str], str]:
+        return sorted(example.options), "" if example.options else example.question_type
+
+    order = generator(seed, key_word("answers")).permutation(len(examples))
+    # Sorting is stable: those who give their answers stay in random order within a kind.
+    givers = sorted((examples[i] for i in order), key=alike)
+    found = {}
+    for taker, giver in zip(sorted(examples, key=alike), givers, strict=True):
+        gold = taker.options.index(giver.answer) if taker.options else giver.gold
+        answered = replace(taker, gold=gold, references=giver.references)
+        found[taker.id] = replace(answered, reasoning="", findings=None)
+    return [found[example.id] for example in examples]
+
+
 def sft_target(config: Config, examples: Sequence[VQAExample]) -> Callable[[VQAExample], str]:
     """The completion that supervised training imitates: the label alone, or reasoning and label.
 
@@ -115,6 +137,9 @@ def load_questions(
     """
     skipped = LeftOut(refused)
     examples = load_split(config, "train", config.train_size, skipped)
+    if config.shuffle_answers:
+        print("train.py: --shuffle-answers: a control, right answers are permuted", file=sys.stderr)
+        examples = with_shuffled_answers(examples, config.seed)
     validation = load_validation(config, skipped) if config.eval_every else {}
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)

@@ -94,9 +94,7 @@ def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
 def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield name, test accuracy before and after training, and its interval, of each modality."""
     for modality, found in results.get("trained", {}).items():
-        base, trained = (
-            sheets.percent(results[m][modality]["accuracy"]) for m in ("base", "trained")
-        )
+        shares = [sheets.percent(results[m][modality]["accuracy"]) for m in ("base", "trained")]
         low, high = map(sheets.percent, found["ci95"])
         interval = f"base → trained, 95 %: {low} to {high}"
-        yield f"{modality} accuracy", f"{base} → {trained} %", interval
+        yield f"{modality} accuracy", f"{' → '.join(shares)} %", interval

@@ -7,7 +7,7 @@ from typing import Literal
 
 from grpo.reproduce.paper_tables import EXPERT, Arm, Table
 from grpo.settings.errors import UsageError
-from grpo.settings.flags import check_options, flag, names_in, option
+from grpo.settings.flags import check_names, check_options, flag, names_in, option
 
 NEEDS_JUDGE = "needs an expert model; add --judge URL --judge-model NAME, or --judge hf:FOLDER"
 _opt = functools.partial(option, "table")
@@ -37,11 +37,9 @@ class Plan:
     def chosen(self, table: Table) -> list[Arm]:
         """Return the arms to run, with those that they start from."""
         numbers = {str(number): arm for number, arm in enumerate(table.arms, start=1)}
-        asked = numbers if self.arms is None else self.arms.split(",")
-        try:
-            chosen = [numbers[number.strip()] for number in asked]
-        except KeyError:
-            raise UsageError(f"--arms {self.arms}: give numbers from 1 to {len(numbers)}") from None
+        asked = [n.strip() for n in self.arms.split(",")] if self.arms is not None else [*numbers]
+        check_names("arms", asked, list(numbers))
+        chosen = [numbers[number] for number in asked]
         names = {arm.name for arm in chosen} | {arm.after for arm in chosen}
         return [arm for arm in table.arms if arm.name in names]
 

@@ -32,6 +32,14 @@ class Model:
         seeds = evaluation.get("seeds", {}).get(self.name.removeprefix("trained"))
         return seeds or evaluation["results"][self.name]
 
+    def forced_choice(self, modality: str) -> str:
+        """Return forced choice in percent, and in brackets the points that training gained."""
+        found = self.cells(self.evaluation)[modality]["forced_choice"]
+        base = self.evaluation["results"][self.name.replace("trained", "base", 1)][modality]
+        if found is None or self.name.startswith("base"):
+            return percent(found)
+        return f"{percent(found)} ({100 * (found - base['forced_choice']):+.1f})"
+
 
 def page(record: dict[str, Any], table: Table) -> str:
     """Return the page: accuracies, other figures, unseen sets, what was paid, and the paper."""
@@ -75,11 +83,11 @@ def _models(done: dict[str, Any]) -> list[Model]:
 def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield the strict accuracy by modality, and forced choice, which needs no format."""
     chance = models[0].evaluation["chance"]
-    yield ["strict accuracy, %", *chance, *(f"{modality}, forced choice" for modality in chance)]
+    yield ["strict accuracy, %", *chance, *(f"{m}, forced choice (gain)" for m in chance)]
     yield ["chance", *map(percent, chance.values()), *[""] * len(chance)]
     for model in models:
         cells = [model.cells(model.evaluation)[modality] for modality in chance]
-        yield [model.row, *map(measured, cells), *(percent(c["forced_choice"]) for c in cells)]
+        yield [model.row, *map(measured, cells), *map(model.forced_choice, chance)]
 
 
 def _figures(models: Sequence[Model]) -> Iterator[list[str]]:

@@ -93,6 +93,7 @@ class Config:
     prompt: Way = _data("reason", "Think, then answer; direct: answer only; open: in words.")
     diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
     shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
+    shuffle_answers: bool = _data(False, "A control: permute right answers in training, by --seed.")
     modality: str = _data("MRI", "Modality to train on; ALL: every one of data on disk.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)
@@ -152,6 +153,9 @@ class Config:
         if self.eval_every and not self.val_size:
             problem = "nothing to validate on with --val-size 0"
             raise UsageError(f"--eval-every {self.eval_every}: {problem}; use --val-size 100")
+        named = {self.sft_target, *re.split(r"[,=\s]+", self.reward)}
+        if self.shuffle_answers and (shown := named & {"findings", "reasoning", "similarity"}):
+            raise UsageError(f"--shuffle-answers: {min(shown)} tells what images show; omit it")
         if not re.fullmatch("instruct|base|sft:.+", self.init):
             raise UsageError(f"--init {self.init}: use instruct, base or sft:runs/NAME")
         names_in(self.ood, "--ood ")

@@ -102,6 +102,14 @@ def test_groups_carry_the_marks_that_the_filters_look_for(whole: str) -> None:
     assert [tag["data-modality"] for tag in groups] == ["MRI", "CT", "MRI"] * 3
 
 
+def test_a_control_of_training_is_named_above_the_title(mine: Path, whole: str) -> None:
+    config = json.loads((mine / "config.json").read_text())["config"]
+    edit(mine / "config.json", config=config | {"shuffle_answers": True})
+
+    assert "GRPO on MRI, a control: right answers permuted</p>" in report.page(mine, MB)
+    assert "right answers permuted" not in whole
+
+
 def test_a_step_says_what_it_took(whole: str) -> None:
     text = re.sub("<[^>]+>", "", whole)
 

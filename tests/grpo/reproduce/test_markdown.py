@@ -69,10 +69,10 @@ def test_every_figure_stands_in_its_row_as_the_mean_over_the_seeds() -> None:
     accuracy, figures = "strict accuracy, %", "in distribution"
     assert found[accuracy, "chance"] == ["50.0"]
     assert found[accuracy, "base"] == ["10.0 [1.8, 40.4]", "10.0"]
-    assert found[accuracy, "SFT"] == ["40.0 [16.8, 68.7]", "40.0"]
+    assert found[accuracy, "SFT"] == ["40.0 [16.8, 68.7]", "40.0 (+30.0)"]
     mean, low, high = found[accuracy, "GRPO"][0].translate(str.maketrans("[],", "   ")).split()
     assert (mean, float(low) < 50, float(high) > 70) == ("60.0", True, True), "Student's t"
-    assert found[accuracy, "GRPO"][1] == "60.0"
+    assert found[accuracy, "GRPO"][1] == "60.0 (+50.0)"
     assert found[figures, figures] == [
         "format, %",
         "length, tokens",

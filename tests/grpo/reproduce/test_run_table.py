@@ -56,7 +56,7 @@ def test_an_arm_brings_the_one_that_it_starts_from() -> None:
 
     assert names == ["SFT", "GRPO after SFT"]
     for wrong in ("10", "0", "-1", "two"):
-        with pytest.raises(UsageError, match="give numbers from 1 to 9"):
+        with pytest.raises(UsageError, match=r"use one of 1, .*, 9$"):
             Plan(arms=wrong).chosen(table)
     with pytest.raises(UsageError, match="needs an expert model"):
         reproduce.main(["rarl", "--scale", "2b", "--arms", "4", "--judge", "embed:x"])

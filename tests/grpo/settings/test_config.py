@@ -39,7 +39,8 @@ OTHER = {
     "trace_steps": "1,2", "sample_every": "23", "resume": "runs/a", "save_every": "24",
     "keep_checkpoints": "3",
 }  # fmt: skip
-BARE = ["strict", "shuffle_options", "tensorboard", "quiet"]  # flags without a value
+# Flags without a value.
+BARE = ["strict", "shuffle_options", "shuffle_answers", "tensorboard", "quiet"]
 
 
 def flags(*argv: str) -> Config:
@@ -168,6 +169,10 @@ BAD = {
         "unknown choice; use one of reason, explain, direct, open, or none"
     ),
     "--eval-every 5 --val-size 0": "nothing to validate on with --val-size 0; use --val-size 100",
+    "--shuffle-answers --reward format=1,findings=1": "findings tells what images show; omit it",
+    "--shuffle-answers --method sft --sft-target reasoning": (
+        "reasoning tells what images show; omit it"
+    ),
     "--group-sise 8": "unknown flag; did you mean --group-size?",
     "--group 8": "unknown flag; did you mean --group-size?",
     "-g 8": "unknown flag; see train.py --help",
