@@ -211,6 +211,7 @@ def test_loss_and_slope_of_every_token_are_those_of_the_triple_loop(loss, scale)
         agrees(case, config, together=bool(seed % 2))
 
 
+@pytest.mark.slow
 def test_hypothesis_finds_no_case_in_which_loop_and_triple_loop_differ(tmp_path: Path):
     hypothesis = pytest.importorskip("hypothesis")
     from hypothesis import strategies

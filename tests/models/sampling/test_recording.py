@@ -128,7 +128,7 @@ def test_on_ends_the_run_in_one_line(policy, capsys, number):
     [
         (5, True, False),
         (5, False, True),
-        *(pytest.param(5, same, same, marks=pytest.mark.slow) for same in (True, False)),
+        *(pytest.param(5, same, same, marks=pytest.mark.slow) for same in BOTH),
         *(pytest.param(1, *both, marks=pytest.mark.slow) for both in product(BOTH, BOTH)),
     ],
 )
@@ -164,8 +164,14 @@ def test_memory_that_runs_out_while_recording_frees_the_graphs_and_halves(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("while_recording", [True, False])
-@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize(
+    ("required", "while_recording"),
+    [
+        (True, False),
+        (False, True),
+        *(pytest.param(same, same, marks=pytest.mark.slow) for same in BOTH),
+    ],
+)
 def test_a_lost_gpu_ends_the_run_and_nothing_is_tried_on_it(
     policy, monkeypatch, required, while_recording
 ):
