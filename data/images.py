@@ -42,7 +42,7 @@ class ImageFile:
 
     @property
     def key(self) -> str:
-        """The whole path as given: base names collide between the folders of a data set."""
+        """The whole path as given: file names collide between the folders of a data set."""
         return str(self.path)
 
     @cached_property

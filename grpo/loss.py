@@ -81,7 +81,7 @@ def token_weights(lengths: Tensor, loss: str, max_completion_length: int) -> Ten
     `dr_grpo`  1 / (B G max_completion_length): a constant (Dr. GRPO, 2503.20783)
 
     `lengths` holds all completions of the step, on all ranks and passes: one denominator, however
-    the work is cut.
+    the work is divided.
 
     >>> token_weights(torch.tensor([1, 3]), "grpo", 4)
     tensor([0.5000, 0.1667, 0.1667, 0.1667])

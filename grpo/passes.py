@@ -1,6 +1,6 @@
 """The passes of a step through the model: which groups go together, what happens when memory runs
-out, and which pass spoilt the gradient. However the work is cut, the gradient is the same but for
-rounding."""
+out, and which pass spoilt the gradient. However the work is divided, the gradient is the same but
+for rounding."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -118,7 +118,7 @@ def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     shared = query.transpose(0, 1).reshape(1, key.shape[1], -1, width)  # (1, kv_heads, m * t, d)
     keys, values = key.transpose(0, 1)[None], value.transpose(0, 1)[None]  # (1, kv_heads, S, d)
     found = F.scaled_dot_product_attention(shared, keys, values, attn_mask=mask)
-    # Kernels lay their result out differently in memory: cut and reorder axes, never merge them.
+    # Kernels lay their result out differently in memory: split and reorder axes, never merge them.
     apart = found[0].unflatten(1, (-1, t))  # (kv_heads, heads / kv_heads, t, d)
     return apart.permute(2, 0, 1, 3).flatten(1)
 

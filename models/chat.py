@@ -94,7 +94,7 @@ class Chat:
             remedy = "use an -Instruct model, which has Qwen2-VL's own template"
             raise UsageError(f"{problem}; {remedy}") from None
         left, right = chat.split(PLACE)
-        cut = max((match.end() for match in self._special.finditer(left)), default=0)
+        start = max((match.end() for match in self._special.finditer(left)), default=0)
         following = self._special.search(right)
         end = following.start() if following else len(right)
-        return left[:cut], left[cut:], right[:end], right[end:]
+        return left[:start], left[start:], right[:end], right[end:]

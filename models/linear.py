@@ -63,9 +63,9 @@ def read_linear(*modules: nn.Module) -> Linear:
     """
     weights, biases, a, b = [], [], [], []
     for module in modules:
-        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
-        weights.append(base.weight)
-        biases.append(base.bias)
+        linear = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        weights.append(linear.weight)
+        biases.append(linear.bias)
         if isinstance(module, LoraLayer) and not module.disable_adapters:
             (name,) = module.active_adapters
             scale = module.scaling[name]

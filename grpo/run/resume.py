@@ -54,9 +54,9 @@ def starting_point(config: Config) -> Point:
 def open_run(
     config: Config, policy: Policy, label: str, point: Point, skipped: Iterable[dict[str, Any]]
 ) -> Path:
-    """The run's folder as its first step finds it: new, or cut back to `point`. The first process
-    makes it, with config.json (the settings, and what the machine made of "auto") and
-    skipped.jsonl (the rows of the data that were left out).
+    """The run's folder as its first step finds it: new, or without the steps after
+    `point`. The first process makes it, with config.json (the settings, and what the machine made
+    of "auto") and skipped.jsonl (the rows of the data that were left out).
 
     A new folder is --out or runs/<date>-<label>. Of a run that goes on, prints in one line what of
     the machine has changed since. Raises UsageError.

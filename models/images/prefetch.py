@@ -82,7 +82,7 @@ class Prefetcher:
 
 
 def _stop(waiting: dict[str, Any], threads: list[Thread]) -> None:
-    """End the threads before the interpreter shuts down, which would cut them off midway."""
+    """End the threads before the interpreter shuts down, which would end them midway."""
     waiting.clear()
     for thread in list(threads):
         if thread is not current_thread():

@@ -145,7 +145,7 @@ def mixture_problems(config: Any, tokenizer: Any, processor: Any) -> Iterator[st
         yield f"its tokenizer and config.json are of two models (image token {pad}, {image}){AGAIN}"
     patches = (tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size)
     if patches != (processor.patch_size, processor.merge_size, processor.temporal_patch_size):
-        yield f"its preprocessor_config.json and config.json cut different patches{AGAIN}"
+        yield f"its preprocessor_config.json and config.json make different patches{AGAIN}"
 
 
 def processor_problems(processor: Any) -> Iterator[str]:

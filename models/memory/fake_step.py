@@ -81,8 +81,8 @@ class FakePolicy(Policy):
         self.sizes = Sizes(prompt, *lengths, self.prompts, self.token_budget, room)
         _, length = self.sizes.largest_pass()
         drawn = group.sampling_logprobs and [each[:length] for each in group.sampling_logprobs]
-        cut = [ids[:length] for ids in completions]
-        return replace(group, completions=cut, sampling_logprobs=drawn)
+        shortened = [ids[:length] for ids in completions]
+        return replace(group, completions=shortened, sampling_logprobs=drawn)
 
     def passes(self, groups: Any) -> list[list[int]]:
         return super().passes(groups)[:1]

@@ -28,8 +28,9 @@ class Sizes:
         """
         passes = [(self.prompt + self.size * (self.length - 1), self.length)]
         for groups in range(2, self.prompts + 1):
-            cut = min(self.length, 1 + (self.budget // groups - self.prompt) // self.size)
-            passes += [(groups * (self.prompt + self.size * (cut - 1)), cut)] * (cut > 0)
+            shorter = min(self.length, 1 + (self.budget // groups - self.prompt) // self.size)
+            if shorter > 0:
+                passes.append((groups * (self.prompt + self.size * (shorter - 1)), shorter))
         return max(passes)
 
 

@@ -89,11 +89,11 @@ class Rollout:
         """The same as one group a prompt."""
         tokens = unpad_sequence(self.tokens, self.lengths, batch_first=True)
         logprobs = unpad_sequence(self.logprobs, self.lengths, batch_first=True)
-        cut = (~self.stopped).tolist()
+        truncated = (~self.stopped).tolist()
         groups, size = [], len(tokens) // len(prompts)
         for i, prompt in enumerate(prompts):
             rows = slice(i * size, (i + 1) * size)
-            groups.append(Group(prompt, tokens[rows], cut[rows], logprobs[rows]))
+            groups.append(Group(prompt, tokens[rows], truncated[rows], logprobs[rows]))
         return groups
 
 

@@ -104,7 +104,7 @@ def kept_rows(
 ) -> list[Row]:
     """Return the row of each example, in order, from `file` or predicted now and appended to it.
 
-    An evaluation that was cut off continues where it stopped. If the image, the question or the
+    An evaluation that was interrupted continues where it stopped. If the image, the question or the
     options of an id have changed, it is answered again. `write` False leaves the file to another
     process. Raises OSError if it cannot be written.
     """
@@ -134,7 +134,7 @@ def _facts(example: Any) -> Row:
 
 
 def _read_rows(file: Path, mend: bool) -> dict[str, Row]:
-    """Return the rows of a file by question. With `mend`, remove a line that was cut off."""
+    """Return the rows of a file by question. With `mend`, remove an incomplete last line."""
     rows, whole = {}, True
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:

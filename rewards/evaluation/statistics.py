@@ -89,8 +89,8 @@ def bootstrap_by(groups: Sequence[Any], values: Sequence[float], seed: int) -> t
     for _ in range(DRAWS):
         totals, sizes = zip(*generator.choices(sums, k=len(sums)), strict=True)
         means.append(sum(totals) / sum(sizes))
-    cuts = statistics.quantiles(means, n=40, method="inclusive")  # 2.5 %, 5 %, ... 97.5 %
-    return cuts[0], cuts[-1]
+    quantiles = statistics.quantiles(means, n=40, method="inclusive")  # 2.5 %, 5 %, ... 97.5 %
+    return quantiles[0], quantiles[-1]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -105,7 +105,7 @@ def _inquiry(task: str, texts: dict[str, str], closing: str, choices: Texts) -> 
     """
     if not [*texts.values()][-1]:
         return NOTHING
-    texts = {name: cut(text) for name, text in texts.items()}
+    texts = {name: shortened(text) for name, text in texts.items()}
     content = "\0".join(part for pair in texts.items() for part in pair)
     mark = hashlib.sha256(content.encode()).hexdigest()[:16]
     fenced = [f"<{name}-{mark}>\n{text}\n</{name}-{mark}>" for name, text in texts.items()]
@@ -113,10 +113,10 @@ def _inquiry(task: str, texts: dict[str, str], closing: str, choices: Texts) -> 
     return Inquiry(f"{task}\n\n{DATA.format(mark=mark)}", user, tuple(choices))
 
 
-def cut(text: str, limit: int = LIMIT) -> str:
+def shortened(text: str, limit: int = LIMIT) -> str:
     """Shorten a text to about `limit` characters, head and tail kept, and make it valid UTF-8.
 
-    >>> cut("0123456789", limit=4)
+    >>> shortened("0123456789", limit=4)
     '01 [6 characters left out] 89'
     """
     if len(text) > limit:

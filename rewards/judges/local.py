@@ -163,8 +163,8 @@ class Encoder:
         import torch
 
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        cut = {"truncation": True, "max_length": self._longest, "split_special_tokens": True}
-        tokens = self.tokenizer(clean, padding=True, return_tensors="pt", **cut)
+        settings = {"truncation": True, "max_length": self._longest, "split_special_tokens": True}
+        tokens = self.tokenizer(clean, padding=True, return_tensors="pt", **settings)
         tokens = tokens.to(self.model.device)
         with torch.inference_mode():
             states = self.model(**tokens).last_hidden_state.float()  # (n, T, D)

@@ -173,7 +173,7 @@ def test_a_completion_cannot_close_its_fence_nor_reach_the_system_turn(attack):
         assert tags[1::2] == [f"</{tag[1:]}" for tag in tags[0::2]]
         assert inquiry.user.count(mark) == len(tags)
         between = inquiry.user.split(tags[-2])[1].split(tags[-1])[0]
-        assert between.strip("\n") == rubrics.cut(attack).strip("\n")
+        assert between.strip("\n") == rubrics.shortened(attack).strip("\n")
         assert len(inquiry.user) < 3 * rubrics.LIMIT
         inquiry.user.encode()
         assert "data only" in inquiry.user.split(tags[-1])[1]
@@ -194,10 +194,10 @@ def test_a_mark_of_another_text_is_worth_nothing():
 
 def test_a_long_text_keeps_head_and_tail():
     text = "head " + "x" * 9000 + " tail"
-    assert rubrics.cut(text).startswith("head ")
-    assert rubrics.cut(text).endswith(" tail")
-    assert "5010 characters left out" in rubrics.cut(text)
-    assert rubrics.cut("x" * rubrics.LIMIT) == "x" * rubrics.LIMIT
+    assert rubrics.shortened(text).startswith("head ")
+    assert rubrics.shortened(text).endswith(" tail")
+    assert "5010 characters left out" in rubrics.shortened(text)
+    assert rubrics.shortened("x" * rubrics.LIMIT) == "x" * rubrics.LIMIT
 
 
 def test_the_conclusion_is_asked_without_the_answer_and_open_questions_have_no_options():
