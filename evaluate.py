@@ -230,7 +230,8 @@ def report(options: Options, config: Config, folder: Path, table: dict[str, Any]
         write_json(Path(options.json or folder / "evaluation.json"), table)
         if options.markdown:
             write_whole(Path(options.markdown), text.markdown(table).encode())
-    how = "greedy" + ", a control: trained on permuted answers" * config.shuffle_answers
+    control = "greedy, a control: trained on permuted answers"
+    how = control if config.shuffle_answers else "greedy"
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, {how}")
     print(text.text(table) + "\nPhantoms are drawn, not medical data." * is_drawn(config.data))
 
