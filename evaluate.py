@@ -154,7 +154,8 @@ def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Co
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
         other, adapter, folder = scored_policy(named)
-        asked = load_tests(other := with_names(other), LeftOut(refusal(other)))
+        # By this run's model: a run of another is refused below.
+        asked = load_tests(other := with_names(other), LeftOut(refusal(config)))
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
         if label in (*MODELS, own, *found):
