@@ -19,7 +19,7 @@ from typing import Any
 from data.evaluation_questions import Tests, control_questions, load_tests, say_left_out
 from data.example import VQAExample, in_all_ways
 from data.images import ImageFile
-from data.load import LeftOut, fingerprint, is_drawn, with_names
+from data.load import LeftOut, Refusal, fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank, share, world
 from grpo.run.atomic import write_json, write_whole
 from grpo.run.folder import lock, newest_run, same_but_seed
@@ -147,15 +147,19 @@ class Scorer:
         return found
 
 
-def rivals(options: Options, config: Config, tests: Tests) -> dict[str, tuple[Config, Path, Path]]:
-    """The runs of --compare by the names of their rows. Raises UsageError for one that differs."""
+def rivals(
+    options: Options, config: Config, tests: Tests, refused: Refusal
+) -> dict[str, tuple[Config, Path, Path]]:
+    """The runs of --compare by the names of their rows. Raises UsageError for one that differs.
+
+    `refused` is this run's: a run of another model is refused here.
+    """
     found = {}
     own = Path(options.run or "").resolve().name
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
         other, adapter, folder = scored_policy(named)
-        # By this run's model: a run of another is refused below.
-        asked = load_tests(other := with_names(other), LeftOut(refusal(config)))
+        asked = load_tests(other := with_names(other), LeftOut(refused))
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
         label, problem = Path(name).resolve().name, ""
         if label in (*MODELS, own, *found):
@@ -175,7 +179,7 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
     """The table of a model, its controls, and the runs beside it."""
     skipped = LeftOut(refusal(config))
     tests = load_tests(config, skipped)
-    others = rivals(options, config, tests)
+    others = rivals(options, config, tests, skipped.refused)
     own = config if options.model else scored_policy(replace(options, data=None))[0]
     most = FAST if options.controls == "fast" else None
     controlled = {} if options.controls == "none" else tests

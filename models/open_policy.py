@@ -22,6 +22,9 @@ from models.images.features import image_tokens
 from models.loading.load import SHIPPED, folder_of, load
 from models.policy import Policy
 
+# The settings that a policy is loaded with, besides its model, its adapter and its cache.
+LOADED = ("lora_r", "lora_alpha", "max_pixels", "dtype", "device", "seed")
+LOADED += ("gradient_checkpointing", "cuda_graphs")
 MARGIN = 64  # tokens that another way of asking, or a forced choice, may add to a question
 
 # What each instruction-tuned model was before its instruction tuning.
@@ -77,9 +80,7 @@ def open_policy(config: Config, adapter: Path | None = None) -> Policy:
     """The policy of a run: the model that it names, with a fresh adapter or that of a folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    # Its other arguments are settings, by their names in Config.
-    names = load_policy.__kwdefaults__.keys() - {"adapter", "cache"}
-    given = {name: getattr(config, name) for name in names}
+    given = {name: getattr(config, name) for name in LOADED}
     return load_policy(config.model, adapter=adapter, cache=cache_folder(config.cache), **given)
 
 

@@ -71,12 +71,14 @@ def parquet_rows(file: Path) -> Rows:
             rows = [_unreadable(error)] * groups.metadata.row_group(group).num_rows
         for i, row in enumerate(rows):
             if isinstance(row, dict):
-                found = row.get(IMAGE)
-                content = _content(found)
-                path = found.get("path") if isinstance(found, dict) else found
-                digest = hashlib.sha256(content).hexdigest()
-                image = first.setdefault(digest, ParquetImage(file, number, (group, i), digest))
-                row[IMAGE] = image if content else path or ""
+                image = row.get(IMAGE)
+                if content := _content(image):
+                    digest = hashlib.sha256(content).hexdigest()
+                    place = ParquetImage(file, number, (group, i), digest)
+                    image = first.setdefault(digest, place)
+                elif isinstance(image, dict):
+                    image = image.get("path")
+                row[IMAGE] = image or ""
             yield number, row
             number += 1
 

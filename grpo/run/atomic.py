@@ -63,7 +63,8 @@ def _sums(folder: Path) -> list[str]:
     """Return the lines of SHA256SUMS for all other files of a folder, by path."""
     lines = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
         lines.append(f"{digest}  {file.relative_to(folder).as_posix()}")
     return lines
 
