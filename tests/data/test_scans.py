@@ -78,7 +78,8 @@ def test_of_many_frames_the_middle_one_is_shown(dicom: Any) -> None:
 
 
 def test_an_enhanced_file_has_a_window_for_each_frame(dicom: Any) -> None:
-    from pydicom import Dataset, Sequence
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom")
+    Dataset, Sequence = pydicom.Dataset, pydicom.Sequence
 
     def group(center: str) -> Dataset:
         voi, rescale, whole = Dataset(), Dataset(), Dataset()
