@@ -1,6 +1,7 @@
 """Answers of a policy: greedy, by forced choice, and sampled."""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from grpo.settings.config import EVALUATION_STREAM, key_word
 from models.policy import Policy
-from models.tree import Group
+from models.tree import Group, Prompt
 
 OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
 
@@ -43,7 +44,7 @@ def answer(
         said[i] = OPENING + policy.decode(group.completions[0])
     thoughts = [reasoning(said[i]) if i in said else None for i in range(len(texts))]
     choices = [  # an open question has none
-        policy.group(prompt, [example.completion(thought, letter) for letter in example.letters])
+        _choice(policy, prompt, [example.completion(thought, letter) for letter in example.letters])
         for prompt, example, thought in zip(prompts, examples, thoughts, strict=True)
     ]
     answers = zip(texts, groups, thoughts, _log_likelihoods(policy, choices), strict=True)
@@ -52,6 +53,17 @@ def answer(
         length, choice = len(group.completions[0]), likelihoods.log_softmax(dim=0).tolist()
         found.append(Answer(text, length, group.truncated[0], thought, choice))
     return found
+
+
+def _choice(policy: Policy, prompt: Prompt, texts: Sequence[str]) -> Group:
+    """Given texts as completions, but for what all begin with, which is a part of the prompt: it is
+    computed once, and makes no option likelier than another."""
+    ids = policy.group(prompt, texts).completions
+    columns = zip(*(option.tolist() for option in ids), strict=False)
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, columns)
+    start = torch.tensor([tokens[0] for tokens in alike], dtype=torch.int64)
+    begun = prompt.followed_by(start, policy.decode(start))
+    return Group(begun, [option[len(start) :] for option in ids], [False] * len(ids))
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ only; everything follows from the scene's seed.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ class Scene:
     seed: int
     lesions: tuple[Lesion, ...]
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Content hash of the anatomy and its lesions, to prove that splits are disjoint."""
         return hashlib.sha256(repr((_anatomy(self.seed), self.lesions)).encode()).hexdigest()[:16]
@@ -59,7 +60,7 @@ class PhantomImage:
     scene: Scene
     modality: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         return f"phantom/{self.modality}/{self.scene.seed}/{self.scene.hash}"
 

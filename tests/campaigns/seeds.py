@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rewards.evaluation.rows import percent, points  # noqa: E402
-from rewards.evaluation.scores import gain, mean_of  # noqa: E402
+from rewards.evaluation.scores import cell, gain, mean_of  # noqa: E402
 from rewards.evaluation.statistics import holm, mcnemar, students_t  # noqa: E402
 
 ARMS = {
@@ -137,6 +137,17 @@ def by_type(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def stated(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """By modality and part of the finding: how often what the thought before the forced choice
+    states is right, of base and trained."""
+    found: dict[str, dict[str, Any]] = {}
+    for modality in MODALITIES:
+        pair = [cell(part)["by_type"] for part in pooled(folders, modality)]
+        base, trained = ({k: kinds[k]["right"] for k in LEARNED} for kinds in pair)
+        found[modality] = {k: {"base": base[k], "trained": trained[k]} for k in LEARNED}
+    return found
+
+
 def together(folders: Sequence[Path]) -> dict[str, Any]:
     """`forced_choice` over all seeds and modalities."""
     before, after = zip(*(pooled(folders, modality) for modality in MODALITIES), strict=True)
@@ -169,6 +180,7 @@ def figures(runs: list[Path]) -> dict[str, Any]:
             }
         found[modality] = cells
     found["by_type"], found["together"] = by_type(runs), together(runs)
+    found["stated"] = stated(runs)
     for name in ("seconds", "peak_mb", "results", "gains"):
         found[name] = [s[name] for s in summaries]
     return found
@@ -176,7 +188,8 @@ def figures(runs: list[Path]) -> dict[str, Any]:
 
 def markdown(arms: dict[str, Any]) -> str:
     """The tables of the manual, in percent; gains pooled over seeds with 95 % intervals."""
-    return "\n\n".join([_accuracies(arms), *_types(arms), _gains_of_types(arms), _together(arms)])
+    last = _gains_of_types(arms), _stated(arms), _together(arms)
+    return "\n\n".join([_accuracies(arms), *_types(arms), *last])
 
 
 def _accuracies(arms: dict[str, Any]) -> str:
@@ -213,6 +226,16 @@ def _gains_of_types(arms: dict[str, Any]) -> str:
             known = [kinds.get(kind) for kind in TYPES]
             cells = [_gained(cell) if cell else "-" for cell in known]
             lines.append([what, modality, *cells])
+    return _table(lines)
+
+
+def _stated(arms: dict[str, Any]) -> str:
+    """How often what a thought states is right, by part of the finding."""
+    lines = [["right of what is stated", "modality", *LEARNED]]
+    for arm, found in arms.items():
+        for modality, parts in found["stated"].items():
+            shares = [[part[m]["accuracy"] for m in ("base", "trained")] for part in parts.values()]
+            lines.append([arm, modality, *(_change(*pair) for pair in shares)])
     return _table(lines)
 
 
