@@ -8,11 +8,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-SPECIAL = [
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
-    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
-    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-]
+PARTS = ("object_ref", "box", "quad", "vision")
+PAIRS = [f"<|{part}_{end}|>" for part in PARTS for end in ("start", "end")]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *PAIRS]
+SPECIAL += ["<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
 SIZE = 256 + 600  # of the vocabulary: bytes and merges
 # The chat format of Qwen2-VL: a default system turn, then turns of text and images.
 CHAT_TEMPLATE = (
@@ -65,10 +64,9 @@ def make_model(tokenizer: AutoTokenizer, seed: int) -> Qwen2VLForConditionalGene
     text |= {"vocab_size": -(-len(tokenizer) // 64) * 64 + 64, "max_position_embeddings": 2048}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope}
     text |= {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
-    tower = {"depth": 4, "embed_dim": 128, "num_heads": 4, "hidden_size": 128}
+    tower = {"depth": 4, "embed_dim": 128, "num_heads": 4, "hidden_size": 128} | spread
     ids = {f"{name}_token_id": token(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     ids |= {f"{name}_token_id": token(f"<|{name}_pad|>") for name in ("image", "video")}
-    tower |= spread
     config = Qwen2VLConfig(text_config=text, vision_config=tower, **ids, **tied)
     torch.manual_seed(seed)
     return Qwen2VLForConditionalGeneration(config)
