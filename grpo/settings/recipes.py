@@ -19,10 +19,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "val_size": 240,
         "eval_size": 1200,  # a modality; phantoms cost nothing, and intervals shrink
         "prompts_per_step": 16,
-        "steps": 100,
+        "steps": 60,
         "max_completion_length": 48,
         "learning_rate": 1.2e-3,  # far above a real model's: the LoRA of a tiny one is tiny
-        "warmup_steps": 10,
+        "warmup_steps": 6,
         "length_cap": 24,  # words; three lesions take 16
         "kl_coef": 0.0,  # the run is short, and should leave the base's habits behind
     },
