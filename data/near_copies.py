@@ -20,6 +20,7 @@ import numpy as np
 
 from data.images import ImageSource, UnusableImage
 from grpo.settings.config import user_cache
+from grpo.settings.errors import UsageError
 
 MOST_IMAGES = 5_000  # that are compared when questions are loaded: about a minute, once
 SIDE = 64  # pixels of a thumbnail
@@ -45,16 +46,16 @@ def kept_near_copies(images: Iterable[ImageSource]) -> list[tuple[str, str]]:
         return []
     # A key that is no file holds the hash of its image.
     state = [(key, os.path.isfile(key) and os.path.getmtime(key)) for key in sorted(by_key)]
-    kept = user_cache() / "near_copies" / hashlib.sha256(repr([SAME, *state]).encode()).hexdigest()
-    if kept.is_file():
+    digest = hashlib.sha256(repr([SAME, *state]).encode()).hexdigest()
+    with suppress(OSError, UsageError):
+        kept = user_cache() / "near_copies" / digest
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(near_copies(by_key.values())))
+            part.replace(kept)
         return [tuple(pair) for pair in json.loads(kept.read_text())]
-    pairs = near_copies(by_key.values())
-    with suppress(OSError):  # without a cache they are compared again next time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(pairs))
-        part.replace(kept)
-    return pairs
+    return near_copies(by_key.values())  # without a cache they are compared each time
 
 
 def near_copies(images: Iterable[ImageSource]) -> list[tuple[str, str]]:

@@ -70,10 +70,9 @@ def _check_kept(name: str, folder: Path) -> None:
 
 def by_hand(name: str) -> str:
     """What to put where on a machine that does not reach the hub."""
-    source = HUB[name]
-    number = len(source.files)
-    what = " and ".join(source.files) if number < 5 else f"the {number} parquet files"
-    where = f"https://huggingface.co/datasets/{source.repo.partition('@')[0]}"
+    repo, files = HUB[name]
+    what = " and ".join(files) if len(files) < 5 else f"the {len(files)} parquet files"
+    where = f"https://huggingface.co/datasets/{repo.partition('@')[0]}"
     unzip = ", unpack the zip there," if ".zip" in what else ""
     return f"put {what} of {where} in a FOLDER{unzip} and use --data {name}:FOLDER"
 
