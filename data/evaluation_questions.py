@@ -86,8 +86,8 @@ def say_left_out(program: str, skipped: Collection[Skipped]) -> str:
 
 def _row(example: VQAExample, prior: Prior) -> dict[str, Any]:
     shown = {"image": [image.key for image in example.images], "options": example.options}
-    correct = prior.chance_right(example)
-    return {"id": example.id, **shown, "constant": example.constant, "correct": correct}
+    facts = {"id": example.id, "patient": example.patient, "constant": example.constant}
+    return {**facts, **shown, "correct": prior.chance_right(example)}
 
 
 def load_validation(config: Config, skipped: LeftOut) -> Tests:

@@ -26,7 +26,7 @@ INSTRUCTIONS = {
 
 # What a reward function is told of a question (rewards/scoring.py).
 COLUMNS = ("answer", "references", "question", "letters", "options", "modality", "question_type")
-COLUMNS += ("reasoning", "findings", "asked", "id")
+COLUMNS += ("reasoning", "findings", "asked", "id", "patient")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class VQAExample:
     question_type: str
     reasoning: str = ""  # the reference reasoning, where the data has one
     dataset: str = ""
+    patient: str = ""  # whose images these are, where the data says so
     asked: str = "reason"  # a way of asking: a key of INSTRUCTIONS
     constant: bool = False  # its answer is known without looking: data.splits.constant_answers
     references: tuple[str, ...] = ()  # of an open question: every wording that counts as right

@@ -8,6 +8,7 @@
 `vqa-med-2019:FOLDER`            ImageCLEF's VQA-Med 2019; see its page for terms
 `path-vqa:FILE_OR_FOLDER`        PathVQA, the hub's parquet; MIT, the images are their publishers'
 `pmc-vqa:FILE_OR_FOLDER`         PMC-VQA, version 2 or 1; CC-BY-SA, which we could not verify
+`medvlthinker-eval:FILE_OR_FOLDER`  MedVLThinker-Eval, tests of six sets; licence not found
 `silvar-med:FOLDER`              SilVar-Med's annotated SLAKE images; licence not found
 `jsonl:FILE`                     your own questions (data/readers/jsonl.py)
 
@@ -23,10 +24,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 from data.example import VQAExample
 from data.images import ImageSource, UnusableImage
+from data.near_copies import kept_near_copies
 from data.phantom import questions as phantom
 from data.readers.common import NoFiles
 from data.readers.download import HUB, fetch
@@ -160,7 +163,8 @@ def splits_of(spec: str, seed: int) -> dict[str, Split | None]:
     Images are grouped over all modalities: one may be listed under two of them.
     """
     listing = read(spec)
-    return assign(image_groups(listing.examples, listing.root), listing.splits, seed)
+    near = [] if listing.splits else kept_near_copies(chain(*(e.images for e in listing.examples)))
+    return assign(image_groups(listing.examples, listing.root, near), listing.splits, seed)
 
 
 def with_modality(examples: Iterable[VQAExample], modality: str) -> list[VQAExample]:

@@ -31,12 +31,13 @@ _MODALITY_PATTERNS = {
     "ULTRASOUND": r"ultrasound|sonograph",
 }
 # Rows left out that are no fault of the data: --strict lets them pass.
-NOT_ENGLISH, HELD_OUT = "question is not in English", "image is also in a held-out split"
+NOT_ENGLISH, HELD_OUT = "question is not in English", "image or patient is also held out"
 BY_DESIGN = (NOT_ENGLISH, HELD_OUT)
 UNLABELLED = "OTHER"  # the modality of rows that name none
 NOT_NUMBERS = (float("inf"), float("-inf"))  # nor is NaN, which is not equal to itself
 LONGEST_NAME = 60  # of a modality: files are named after it
 YES_NO = ("yes", "no")
+TEXTS = ("question_type", "reasoning", "dataset", "patient")  # fields of a row taken as they are
 Split = Literal["train", "val", "test"]
 _SPLITS: dict[str, Split | None] = {
     "": None, "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -172,7 +173,7 @@ def _example(id: str, row: dict[str, Any], image_at: Callable[[Any], ImageSource
         **answer,
         images=tuple(i if isinstance(i, ParquetImage) else image_at(i) for i in images),
         modality=modality,
-        **{name: _text(row.get(name)) for name in ("question_type", "reasoning", "dataset")},
+        **{name: _text(row.get(name)) for name in TEXTS},
         findings=None if findings is None else _texts(findings),
         answer_type=answer_type,
         extra=row.get("extra", {}),

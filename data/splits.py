@@ -1,19 +1,20 @@
 """Which images train, validate and test, and which of their questions are drawn.
 
 An image never crosses a split, whatever questions are about it and whatever name it goes by: images
-that share their bytes, or stand together in one question, go together. A group's split is a hash of
-the seed and its name, so it does not depend on other rows, on their order, or on where the data is.
+that share their bytes, stand together in one question or are of one patient go together; so do near
+copies, unless the data set comes split. A group's split is a hash of the seed and its name, so it
+does not depend on other rows, on their order, or on where the data is.
 
-A data set that comes split keeps its splits, but for images that are in two of them: those stay in
-test, or else in validation, and their questions in the other are left out. If it has no validation
-questions, groups of its training images are set apart for them.
+A data set that comes split keeps its splits, but for images and patients that are in two of them:
+those stay in test, or else in validation, and their questions in the other are left out. If it has
+no validation questions, groups of its training images are set apart for them.
 """
 
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from data.example import VQAExample
@@ -26,8 +27,14 @@ VAL_SHARE = 0.125  # of the groups that are not test
 MIN_CONSTANT = 5  # fewer answers may agree by chance
 
 
-def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
-    """Example id -> name of its group of images: the least of their paths, relative to `root`."""
+def image_groups(
+    examples: Sequence[VQAExample], root: Path, near: Iterable[Sequence[str]] = ()
+) -> dict[str, str]:
+    """Example id -> name of its group of images: the least of their paths, relative to `root`.
+
+    `near`: pairs of images that go together, see near_copies.py. The images of a patient do, too:
+    the patient stands for a path that is less than all others, so it names the group.
+    """
     parent: dict[str, str] = {}
 
     def find(path: str) -> str:
@@ -36,15 +43,19 @@ def image_groups(examples: Sequence[VQAExample], root: Path) -> dict[str, str]:
             path = parent[path]
         return path
 
-    together = [[image.key for image in example.images] for example in examples]
-    for keys in together + copies(image for example in examples for image in example.images):
+    def keys_of(example: VQAExample) -> list[str]:
+        patient = [os.path.join(root, f" {example.patient}")] if example.patient else []
+        return patient + [image.key for image in example.images]
+
+    equal = copies(image for example in examples for image in example.images)
+    for keys in chain(map(keys_of, examples), equal, near):
         roots = {find(key) for key in keys}
         parent.update(dict.fromkeys(roots, min(roots, default="")))  # the least path is the root
 
     def name(example: VQAExample) -> str:
-        if not example.images:
+        if not (keys := keys_of(example)):
             return f"question: {fold(example.question)}"
-        return os.path.relpath(find(example.images[0].key), root)
+        return os.path.relpath(find(keys[0]), root)
 
     return {example.id: name(example) for example in examples}
 

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
 from data.evaluation_questions import Tests, load_tests, load_validation, say_left_out
 from data.example import VQAExample, one_asked
-from data.load import LeftOut, Refusal, load_split
+from data.load import LeftOut, Refusal, is_drawn, load_split, read
+from data.near_copies import kept_near_copies
 from data.rows import BY_DESIGN, Skipped, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import SHUFFLE_STREAM, Config, key_word
@@ -149,7 +151,8 @@ def load_questions(
 def say_of_data(
     config: Config, examples: Sequence[VQAExample], tests: Tests, skipped: set[Skipped]
 ) -> None:
-    """Print what was left out of the data and how many test answers are constant, to stderr.
+    """Print to stderr what was left out of the data, and how many test answers are constant; of a
+    data set that comes split, how many test images are near copies of training images.
 
     Raises UsageError with --strict if a row could not be used.
     """
@@ -164,3 +167,9 @@ def say_of_data(
         known = {m: sum(has_constant_answer(e, constant) for e in tests[m]) for m in tests}
         counts = ", ".join(f"{known[m]} of {len(tests[m])} {m}" for m in tests)
         print(f"train.py: test questions with one answer in training: {counts}", file=sys.stderr)
+    if tests and not is_drawn(config.data) and read(config.data).splits:
+        trained = {image.key for example in examples for image in example.images}
+        near = kept_near_copies(chain(*(e.images for e in chain(examples, *tests.values()))))
+        if found := {key for pair in near if trained & set(pair) for key in pair} - trained:
+            what = f"{len(found)} test images are near copies of training images (see data.audit)"
+            print(f"train.py: {what}", file=sys.stderr)

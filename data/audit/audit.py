@@ -24,6 +24,7 @@ from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample
 from data.images import ImageSource
 from data.load import LeftOut, is_drawn, learned_from, load, modalities, read, splits_of
+from data.near_copies import near_copies
 from data.rows import modality_name, summary
 from data.splits import Split, constant_answers, copies, has_constant_answer
 from grpo.settings.errors import UsageError
@@ -70,7 +71,7 @@ def audit(spec: str, options: Options) -> dict[str, Any]:
         "options_prior": learned[names[0]],
         "options_prior_from": learned,
         "constant": {name: constant(every[name], test[name], priors[name]) for name in names},
-        **shared_images(whole.values()),
+        **shared_images(whole.values(), compare=not is_drawn(spec)),
         "left_out": summary(skipped),
         "unusable": dict(Counter(item.reason for item in sorted(skipped)).most_common()),
     }
@@ -152,10 +153,12 @@ def constant(every: Questions, test: Questions, prior: Prior) -> dict[str, Any]:
     }
 
 
-def shared_images(whole: Iterable[Parts]) -> dict[str, dict[str, int]]:
+def shared_images(whole: Iterable[Parts], compare: bool) -> dict[str, dict[str, Any]]:
     """Images in more than one split, by path and by bytes, and those that lie under several paths.
 
     An image of a parquet file has its row for a path. The key of a drawn one stands for its bytes.
+    With `compare`, `near` of `leaks` lists the near copies (data/near_copies.py) that lie in two
+    splits, and that of `copies` counts all of them.
     """
     found: dict[str, set[Split]] = defaultdict(set)  # key -> splits
     images: list[ImageSource] = []
@@ -167,9 +170,11 @@ def shared_images(whole: Iterable[Parts]) -> dict[str, dict[str, int]]:
     same = equal + [[path] for path in found.keys() - set(chain(*equal))]
     by_bytes = [set().union(*(found[path] for path in paths)) for paths in same]
     crossing = {"path": found.values(), "hash": by_bytes}
+    leaks = {name: sum(len(splits) > 1 for splits in sets) for name, sets in crossing.items()}
+    near = near_copies(images) if compare else []
     return {
-        "leaks": {name: sum(len(splits) > 1 for splits in sets) for name, sets in crossing.items()},
-        "copies": {"images": len(equal), "paths": sum(map(len, equal))},
+        "leaks": {**leaks, "near": [p for p in near if len(found[p[0]] | found[p[1]]) > 1]},
+        "copies": {"images": len(equal), "paths": sum(map(len, equal)), "near": len(near)},
     }
 
 

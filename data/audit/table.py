@@ -19,6 +19,7 @@ def render(figures: dict[str, Any]) -> str:
         *table,
         f"Images in more than one split: {leaks['path']} by path, {leaks['hash']} by content "
         f"({copies['images']} lie under several paths, {copies['paths']} in all).",
+        f"Pairs of near copies: {copies['near']}, {len(leaks['near'])} of them across splits.",
         f"Rows left out: {figures['left_out']}.",
     ]
     return "\n".join(line.rstrip() for line in lines)

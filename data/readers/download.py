@@ -11,6 +11,7 @@ import sys
 import textwrap
 import zipfile
 import zlib
+from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -61,17 +62,17 @@ def _check_kept(name: str, folder: Path) -> None:
     for file, facts in json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"].items():
         there = folder / file
         is_same = not there.is_file() or sha256_of(there) == facts["sha256"]
-        if not is_same or known.get(file) not in ("", facts["sha256"]):
+        wanted = [digest for name, digest in known.items() if fnmatch(file, name)]
+        if not is_same or not {"", facts["sha256"]} & set(wanted):
             problem = f"{there} is not the file that this program fetches: move {folder} away"
             raise UsageError(f"--data {name}: {problem}, or use --data {name}:{folder}")
 
 
 def by_hand(name: str) -> str:
     """What to put where on a machine that does not reach the hub."""
-    source = HUB[name]
-    number = len(source.files)
-    what = " and ".join(source.files) if number < 5 else f"the {number} parquet files"
-    where = f"https://huggingface.co/datasets/{source.repo.partition('@')[0]}"
+    repo, files = HUB[name]
+    what = " and ".join(files) if len(files) < 5 else f"the {len(files)} parquet files"
+    where = f"https://huggingface.co/datasets/{repo.partition('@')[0]}"
     unzip = ", unpack the zip there," if ".zip" in what else ""
     return f"put {what} of {where} in a FOLDER{unzip} and use --data {name}:FOLDER"
 
@@ -85,7 +86,7 @@ def _install(name: str, source: HubData, folder: Path) -> None:
     unpacked.mkdir()
     record = _download(name, source, downloads)
     try:
-        for file in source.files:
+        for file in record["files"]:
             if file.endswith(".zip"):
                 unpack(downloads / file, unpacked)
             else:
@@ -111,7 +112,12 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
     repo, _, revision = source.repo.partition("@")
     commit = HfApi().dataset_info(repo, revision=revision, timeout=30).sha
     hub, place = HfFileSystem(), f"datasets/{repo}@{commit}"
-    infos = {file: hub.info(f"{place}/{file}") for file in source.files}
+    hashes = {
+        path.removeprefix(f"{place}/"): digest
+        for name, digest in source.files.items()
+        for path in hub.glob(f"{place}/{name}") or [f"{place}/{name}"]  # `info` names a missing one
+    }
+    infos = {file: hub.info(f"{place}/{file}") for file in hashes}
     listed = ", ".join(f"{file} ({_size(info['size'])})" for file, info in infos.items())
     print(f"{name}: fetching {listed} of {repo} at commit {commit}", file=sys.stderr)
     downloads.mkdir(exist_ok=True)
@@ -122,7 +128,7 @@ def _download(name: str, source: HubData, downloads: Path) -> dict[str, Any]:
         size, lfs = info["size"], info.get("lfs") or {}
         _download_file(hub, f"{place}/{file}", downloads / file, size)
         digest = sha256_of(downloads / file)
-        wanted = source.files[file] or lfs.get("sha256", digest)
+        wanted = hashes[file] or lfs.get("sha256", digest)
         if digest != wanted:
             (downloads / file).unlink()
             problem = f"{file} at commit {commit} has sha256 {digest}, not {wanted}"

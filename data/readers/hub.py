@@ -21,7 +21,8 @@ PARTS_OF_PATH_VQA = """
 """
 
 
-# A data set on the hub: `repo`, as OWNER/NAME@REVISION, and `files`, of which a zip is unpacked.
+# A data set on the hub: `repo`, as OWNER/NAME@REVISION, and `files`, of which a zip is unpacked; a
+# name may be a pattern.
 # `files` may hold a file to its content by its sha256 (else ""), whatever the revision names
 # today. A commit is enough: the hub gives each large file's hash itself.
 HubData = namedtuple("HubData", ("repo", "files"))
@@ -36,6 +37,8 @@ HUB = {
         "FreedomIntelligence/Medical_Multimodal_Evaluation_Data@main",
         {HUB_NAME: QUESTIONS_OF_HUATUO, "images.zip": ""},
     ),
+    # Neither its commits nor the names of its files are known to us.
+    "medvlthinker-eval": HubData("UCSC-VLAA/MedVLThinker-Eval@main", {"data/*.parquet": ""}),
     "vqa-rad": HubData(
         "flaviagiammarino/vqa-rad@bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
         {

@@ -9,8 +9,9 @@ no path and no link leads out of the file's folder. `answer` is a letter ("B", "
 the text of an option; if it can be read as both and they differ, the row is left out. Without
 `options` it is the right answer in words, or a list of all that count as right; yes and no become
 options, unless `answer_type` is "open". `answer_type` ("open", "closed"), `findings` (a list of
-phrases, what the image shows), `split` ("train", "val", "test": it is then kept), `modality` (else
-"OTHER"), `question_type`, `reasoning`, `dataset` and `id` are optional.
+phrases, what the image shows), `split` ("train", "val", "test": it is then kept), `patient` (its
+name, all of whose images are in one split), `modality` (else "OTHER"), `question_type`,
+`reasoning`, `dataset` and `id` are optional.
 
 Names are read in capitals, too, and under those of `NAMES`: the first that holds something counts.
 Options may be an object {"A": .., "B": ..}, or the keys A, B, .. or option_A, option_B, .. of the
@@ -29,7 +30,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from data.readers.common import BadRow, Rows, json_list, parse_json, require, text_lines
-from data.rows import YES_NO, Listing, fold, read_files
+from data.rows import TEXTS, YES_NO, Listing, fold, read_files
 from grpo.settings.errors import one_line
 
 EXPECTED = "one JSON object a line (see data/README.md)"
@@ -41,9 +42,9 @@ NAMES = {
     "answer": "answers gt_answer ground_truth correct_answer answer_label answer_letter response",
     "modality": "modality_type image_modality",
     "id": "question_id qid",
+    "patient": "patient_id subject_id",
 }
-NAMES |= dict.fromkeys(("answer_type", "findings", "split"), "")
-NAMES |= dict.fromkeys(("question_type", "reasoning", "dataset"), "")
+NAMES = dict.fromkeys(("answer_type", "findings", "split", *TEXTS), "") | NAMES
 FIELD = {name: field for field in NAMES for name in (field, *NAMES[field].split())}
 OPTION = re.compile(r"(?:(?:option|choice)_?)?([a-z])")
 PICTURE = re.compile(r"data:image/.*|.*\.(png|jpe?g|gif|webp|tiff?|bmp|dcm|nii|nii\.gz)", re.I)

@@ -1,7 +1,8 @@
 """Rows of parquet files as the Hugging Face hub holds them, with their images inside.
 
-The column `image` is a struct {bytes, path}, or bytes. An image's bytes are read once for their
-hash when the file is listed, and again when it is opened: nothing of them is kept between.
+The column `image` is a struct {bytes, path}, or bytes; the column `images` is a list of these. An
+image's bytes are read once for their hash when the file is listed, and again when it is opened:
+nothing of them is kept between.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from data.images import decoded, read_picture
 from data.readers.common import BadRow, Rows, visible
 from grpo.settings.errors import UsageError
 
-IMAGE = "image"
 GROUPS_HELD = 4  # row groups whose image bytes stay in memory, of 100 to 1,000 images each
 
 
@@ -44,10 +44,10 @@ class ParquetImage:
 
     def _read(self) -> Image.Image:
         group, row = self.place
-        content = _content(_images(self.file, group)[row])
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ValueError("the file has changed since it was listed")
-        return read_picture(io.BytesIO(content))
+        for content in map(_content, _images(self.file, group)[row]):
+            if hashlib.sha256(content).hexdigest() == self.sha256:
+                return read_picture(io.BytesIO(content))
+        raise ValueError("the file has changed since it was listed")
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -60,7 +60,8 @@ def parquet_files(path: Path) -> list[Path]:
 def parquet_rows(file: Path) -> Rows:
     """(number, row by column) of a parquet file; a `BadRow` for each row of a damaged row group.
 
-    Raises UsageError where pyarrow is missing.
+    `image` of a row lists its images, whichever column holds them. Raises UsageError where pyarrow
+    is missing.
     """
     number, groups = 0, _groups_of(file)
     first: dict[str, ParquetImage] = {}  # hash -> where these bytes stand first
@@ -71,21 +72,29 @@ def parquet_rows(file: Path) -> Rows:
             rows = [_unreadable(error)] * groups.metadata.row_group(group).num_rows
         for i, row in enumerate(rows):
             if isinstance(row, dict):
-                image = row.get(IMAGE)
-                if content := _content(image):
-                    digest = hashlib.sha256(content).hexdigest()
-                    place = ParquetImage(file, number, (group, i), digest)
-                    image = first.setdefault(digest, place)
-                elif isinstance(image, dict):
-                    image = image.get("path")
-                row[IMAGE] = image or ""
+                images = _listed(row)
+                for k, image in enumerate(images):
+                    if content := _content(image):
+                        digest = hashlib.sha256(content).hexdigest()
+                        place = ParquetImage(file, number, (group, i), digest)
+                        image = first.setdefault(digest, place)
+                    elif isinstance(image, dict):
+                        image = image.get("path")
+                    images[k] = image or ""
+                row["image"] = images
             yield number, row
             number += 1
 
 
 @lru_cache(maxsize=GROUPS_HELD)
 def _images(file: Path, group: int) -> list[Any]:
-    return _groups_of(file).read_row_group(group, columns=[IMAGE])[IMAGE].to_pylist()
+    rows = _groups_of(file).read_row_group(group, columns=["image", "images"]).to_pylist()
+    return list(map(_listed, rows))
+
+
+def _listed(row: dict[str, Any]) -> list[Any]:
+    images = row.get("images", row.get("image"))
+    return images if isinstance(images, list) else [images]
 
 
 def _content(image: Any) -> bytes:

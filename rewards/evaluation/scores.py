@@ -155,7 +155,7 @@ def share(rows: Sequence[Row], name: str = "correct") -> dict[str, Any]:
 
 
 def interval(rows: Sequence[Row]) -> tuple[float, float]:
-    """Return the accuracy's 95 % interval: Wilson's, or a bootstrap over images that are shared.
+    """Return the accuracy's 95 % interval: Wilson's, or a bootstrap over patients or shared images.
 
     A bootstrap of equal answers, or of one image, has no width; then Wilson's counts the images.
     """
@@ -173,8 +173,8 @@ def _clustered(images: Sequence[Any], values: Sequence[float]) -> tuple[float, f
 def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any] | None:
     """Return the difference of two accuracies on the same questions, its interval, and McNemar's p.
 
-    `name` is correct or forced_correct. If questions share images the interval is a bootstrap over
-    images; McNemar's test assumes independent questions. None if there is no forced choice.
+    `name` is correct or forced_correct. If questions share images or patients the interval is a
+    bootstrap over those; McNemar's test assumes independence. None if there is no forced choice.
     """
     before, after = headline(before), headline(after)
     if any(row[name] is None for row in after):  # open questions have no forced choice
@@ -189,9 +189,9 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
 
 
 def _image(row: Row) -> Any:
-    """Return the key that dependent rows share: the images, or the id if they are blank or none."""
-    seen = [key for key in row["image"] if not key.startswith("blank/")]
-    return tuple(seen) or row["id"]
+    """Return what dependent rows share: the patient, else the images, else (blank, none) the id."""
+    images = [key for key in row["image"] if not key.startswith("blank/")]
+    return row.get("patient") or tuple(images) or row["id"]
 
 
 def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

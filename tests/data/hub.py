@@ -70,7 +70,9 @@ class Hub:
         if path.startswith(f"{api}/tree/{COMMIT}"):
             folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
             inside = {n: c for n, c in self.files.items() if n.rpartition("/")[0] == folder}
-            return json.dumps([self.entry(*item) for item in inside.items()]).encode()
+            tops = {n.partition("/")[0] for n in self.files if "/" in n} if not folder else set()
+            folders = [{"type": "directory", "oid": "0" * 40, "path": name} for name in tops]
+            return json.dumps(folders + [self.entry(*item) for item in inside.items()]).encode()
         return self.files.get(path.removeprefix(f"/datasets/{self.repo}/resolve/{COMMIT}/"))
 
     @staticmethod

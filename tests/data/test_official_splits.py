@@ -83,7 +83,7 @@ def test_the_audit_of_open_questions_says_what_it_can(
     assert figures["letters"] == {"CT": {"2": {"A": 30, "B": 0}}, "MRI": {"2": {"A": 0, "B": 30}}}
     assert figures["options_prior"]["CT"] == {"n": 10, "accuracy": 1.0, "chance": 0.5}
     assert figures["options_prior"]["MRI"] == {"n": 10, "accuracy": 0.0, "chance": 0.5}
-    assert figures["leaks"] == {"path": 0, "hash": 0}
+    assert figures["leaks"] == {"path": 0, "hash": 0, "near": []}
     main([mixed])
     screen = capsys.readouterr().out.splitlines()
     assert [line.split() for line in screen if "no options" in line] == [

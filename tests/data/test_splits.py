@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import pytest
 
 from data.example import VQAExample
 from data.images import ImageFile
-from data.load import load, modalities, read
+from data.load import load, modalities, read, splits_of
 from data.splits import (
     balanced_order,
     constant_answers,
@@ -78,6 +79,53 @@ def test_images_that_stand_together_in_one_question_go_together(
         "d": "question: q d",
         "e": "question: q e",
     }
+
+
+def patients(folder: Path, picture: Callable[[Path, int], Path], **official: str) -> str:
+    """60 questions about 60 images of 12 patients, whose numbers are texts and numbers."""
+    rows = []
+    for i in range(60):
+        picture(folder / f"{i}.png", i)
+        patient = i // 5 if i % 2 else f" {i // 5} "
+        row = {"image": f"{i}.png", "question": "Which?", "options": ["x", "y"], "answer": "x"}
+        rows.append(row | {"id": f"{i}", "patient_id" if i % 5 == 4 else "Patient": patient})
+        rows[-1] |= {"split": official[f"of_{i}"]} if f"of_{i}" in official else {}
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{folder}/own.jsonl"
+
+
+def test_all_images_of_a_patient_are_in_one_split(
+    tmp_path: Path, picture: Callable[[Path, int], Path]
+) -> None:
+    spec = patients(tmp_path, picture)
+    splits = splits_of(spec, 0)
+    for patient in range(12):
+        assert len({splits[f"{i}"] for i in range(5 * patient, 5 * patient + 5)}) == 1
+    assert {"train", "test"} <= set(splits.values())
+    assert {e.patient for e in read(spec).examples} == {f"{i}" for i in range(12)}
+    # The split is that of the patient's name: another image of the patient moves nothing.
+    assert splits["7"] == split_of(" 1", 0)
+
+
+def test_training_questions_of_a_patient_in_the_test_are_left_out(
+    tmp_path: Path, picture: Callable[[Path, int], Path]
+) -> None:
+    official = {f"of_{i}": "test" if i == 7 else "train" for i in range(60)}
+    splits = splits_of(patients(tmp_path, picture, **official), 0)
+    assert [splits[f"{i}"] for i in range(5, 10)] == [None, None, "test", None, None]
+    assert None not in [splits[f"{i}"] for i in (*range(5), *range(10, 60))]
+
+
+def test_a_question_without_an_image_goes_with_its_patient(
+    tmp_path: Path, picture: Callable[[Path, int], Path]
+) -> None:
+    def about(name: str, patient: str, *images: ImageFile) -> VQAExample:
+        return VQAExample(name, images, "Which?", ("x", "y"), 0, "MRI", "", patient=patient)
+
+    image = ImageFile(picture(tmp_path / "0.png", 0))
+    asked = [about("a", "p"), about("b", "p", image), about("c", "q", image), about("d", "")]
+    groups = image_groups(asked, tmp_path)
+    assert groups == {"a": " p", "b": " p", "c": " p", "d": "question: which?"}
 
 
 def test_only_files_with_equal_bytes_are_the_same(tmp_path: Path) -> None:

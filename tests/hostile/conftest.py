@@ -8,8 +8,11 @@ from tests.hostile import watch
 
 
 @pytest.fixture(autouse=True)
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def watched(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Fail a test during which an event is noted that no input may cause."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     watch.limit_time()
     watch.watch(tmp_path_factory.getbasetemp())
     yield

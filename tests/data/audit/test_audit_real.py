@@ -51,8 +51,10 @@ def test_of_the_derived_mri_questions_it_is_the_constant_ones_that_leak(
 def test_a_letter_knows_nothing_and_no_image_crosses_a_split(figures: dict[str, Any]) -> None:
     for score in figures["majority_letter"].values():
         assert abs(score["accuracy"] - score["chance"]) < 0.08
-    assert figures["leaks"] == {"path": 0, "hash": 0}
-    assert figures["copies"] == {"images": 99, "paths": 202}
+    assert figures["leaks"] == {"path": 0, "hash": 0, "near": []}
+    copies = figures["copies"]
+    assert (copies["images"], copies["paths"]) == (99, 202)
+    assert copies["near"] == pytest.approx(196, abs=4)  # decoders differ by a grey level
     assert figures["unusable"] == {"two options are equal": 2, "modality is unknown": 1}
 
 

@@ -7,53 +7,18 @@ import stat
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from data.load import read
 from data.readers import download
 from data.readers.huatuo import HUB_NAME
 from grpo.settings.errors import UsageError
-from tests.data.hub import COMMIT, Hub, zipped
+from tests.data.hub import COMMIT, zipped
 from tests.programs import Program, join
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where data sets land."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "BLOCK", 1000)
-    return tmp_path / "cache" / "medvqa-grpo" / "data"
-
-
-@pytest.fixture
-def serve(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
-    """Serves `files` as data set `name` of the hub; by default their hashes are the known ones."""
-    hubs: list[Hub] = []
-
-    def start(name: str, files: dict[str, bytes], revision: str = "main", **sha256: str) -> Hub:
-        hubs.append(Hub(download.HUB[name].repo.partition("@")[0], files))
-        known = sha256 or {file: hashlib.sha256(files[file]).hexdigest() for file in files}
-        hashes = {file: known.get(file, "") for file in files}
-        source = download.HubData(f"{hubs[-1].repo}@{revision}", hashes)
-        monkeypatch.setitem(download.HUB, name, source)
-        constants = huggingface_hub.constants  # they were read from the environment on import
-        monkeypatch.setattr(constants, "ENDPOINT", hubs[-1].url)
-        template = hubs[-1].url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.HfFileSystem.clear_instance_cache()
-        read.cache_clear()
-        return hubs[-1]
-
-    yield start
-    for hub in hubs:
-        hub.stop()
-    read.cache_clear()
 
 
 def packed(folder: Path, inside: str = "") -> bytes:
@@ -238,9 +203,8 @@ def test_what_is_pinned_is_a_commit_or_a_content() -> None:
         assert [file.endswith(".zip") for file in source.files].count(True) <= 1
         assert {len(bytes.fromhex(digest)) for digest in source.files.values()} <= {0, 32}
         revision = source.repo.partition("@")[2]
-        if name == "huatuo":
-            assert revision == "main"
-            assert source.files[HUB_NAME]
+        if revision == "main":
+            assert name == "medvlthinker-eval" or source.files[HUB_NAME]
         else:
             assert len(bytes.fromhex(revision)) == 20
 

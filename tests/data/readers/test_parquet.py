@@ -106,8 +106,8 @@ def test_no_image_of_the_test_is_trained_on_and_what_that_costs_is_counted(
     assert reds["train"] | reds["val"] == {i for i in range(60) if i % 4}
     assert not reds["train"] & reds["val"]
     assert 0 < len(reds["val"]) < len(reds["train"])
-    assert Counter(s.reason for s in skipped) == {"image is also in a held-out split": 30}
-    assert shared_images([drawn])["leaks"] == {"path": 0, "hash": 0}
+    assert Counter(s.reason for s in skipped) == {"image or patient is also held out": 30}
+    assert shared_images([drawn], compare=True)["leaks"] == {"path": 0, "hash": 0, "near": []}
     other = shuffled_images(drawn["train"], seed=0)
     assert all(e.images != o.images for e, o in zip(drawn["train"], other, strict=True))
 

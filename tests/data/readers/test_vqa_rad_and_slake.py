@@ -66,7 +66,7 @@ def test_the_phrase_type_names_the_test_and_shared_images_leave_training(tmp_pat
     skipped = LeftOut()
     load(spec, "OTHER", split="test", size=1, seed=0, skipped=skipped)
     shared = str(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
-    assert skipped == {Skipped("image is also in a held-out split", shared, "3")}
+    assert skipped == {Skipped("image or patient is also held out", shared, "3")}
 
 
 def test_bad_rows_of_the_osf_list_are_counted_and_twice_the_same_id_is_two(

@@ -167,7 +167,7 @@ def test_rows_without_hashes_are_taken_and_said_once(tmp_path, capsys):
         del old["image_sha256"]
         write_rows(tmp_path / name, [old])
         assert kept_rows(tmp_path / name, [known], lambda missing: map(row, missing)) == [old | {
-            "constant": False, "closed": True, "finding": None,
+            "constant": False, "closed": True, "finding": None, "patient": "",
         }]  # fmt: skip
     said = capsys.readouterr().err
     assert said.count("answers of an older version") == 1

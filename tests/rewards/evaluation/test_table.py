@@ -66,6 +66,18 @@ def test_a_blank_image_makes_no_questions_dependent():
     assert interval(blank) == wilson(5, 10)
 
 
+def test_intervals_go_by_patient_where_it_is_given():
+    """Ten patients of ten images each are as ten images; their blank images are theirs, too."""
+    shared = [row(i, i < 50, image=f"{i // 10}.png") for i in range(100)]
+    for image in (None, "blank/112x112"):
+        of_patients = [row(i, i < 50, image=image, patient=f"{i // 10}") for i in range(100)]
+        assert interval(of_patients) == interval(shared)
+    right = [old | {"correct": i % 3 > 0} for i, old in enumerate(of_patients)]
+    by_image = [old | {"correct": i % 3 > 0} for i, old in enumerate(shared)]
+    assert gain(of_patients, right, "correct") == gain(shared, by_image, "correct")
+    assert interval([row(i, i < 50, patient="") for i in range(100)]) == wilson(50, 100)
+
+
 def test_gain_pairs_questions():
     before, after = rows(1, 4), rows(3, 4)
     found = gain(before, after, "correct")
