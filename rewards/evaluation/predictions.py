@@ -130,7 +130,8 @@ def _facts(example: Any) -> Row:
     `finding` is what the image shows, if it is known to be one finding, else None.
     """
     finding = example.findings[0] if len(example.findings or ()) == 1 else None
-    return {"constant": example.constant, "closed": example.closed, "finding": finding}
+    facts = {"constant": example.constant, "closed": example.closed, "finding": finding}
+    return facts | {"question_type": example.question_type}
 
 
 def _read_rows(file: Path, mend: bool) -> dict[str, Row]:
