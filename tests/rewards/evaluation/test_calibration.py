@@ -134,6 +134,22 @@ def test_the_errors_are_those_of_a_bootstrap_over_images(shared: int) -> None:
         assert high - low == pytest.approx(2 * 1.96 * stdev(values), rel=0.12), name
 
 
+def test_a_slope_is_what_one_more_copy_of_an_answer_changes() -> None:
+    """The slow oracle: all answers 200 times, and one of them once more. Some are equal."""
+    p, y = planted(30, bias=0.2)
+    p = sorted(round(x, 1) for x in p)
+    many = [(x, hit, 2) for x, hit in zip(p, y, strict=True) for _ in range(200)]
+    for figure in (auroc, lambda p, y, options: risk_coverage(p, y)[1]):
+        value, slopes = figure(p, y, [2] * 30)
+        grown = []
+        for extra in zip(p, y, [2] * 30, strict=True):
+            columns = map(list, zip(*sorted([*many, extra]), strict=True))
+            grown.append((figure(*columns)[0] - value) * len(many))
+        centred = [slope - fmean(slopes) for slope in slopes]
+        assert centred == pytest.approx(grown, abs=0.01)
+        assert max(centred) > 0.2
+
+
 def test_no_figure_depends_on_the_order_of_the_questions() -> None:
     p, y = planted(300)
     rows = as_rows([round(x, 1) for x in p], y)
