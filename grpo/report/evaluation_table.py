@@ -24,6 +24,7 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         **rendered,
         "has_controls": "control" in kinds,
         "bars": list(_bars(table)),
+        "table": table,
     }
 
 

@@ -131,7 +131,7 @@ def _facts(example: Any) -> Row:
     """
     finding = example.findings[0] if len(example.findings or ()) == 1 else None
     facts = {"constant": example.constant, "closed": example.closed, "patient": example.patient}
-    return facts | {"finding": finding}
+    return facts | {"finding": finding, "question_type": example.question_type}
 
 
 def _read_rows(file: Path, mend: bool) -> dict[str, Row]:

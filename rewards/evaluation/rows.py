@@ -40,6 +40,7 @@ def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
         if gains := table["gains"].get(model):
             yield from _gains([gains[m] for m in modalities])
         yield from _answers(cells)
+        yield from _calibration([table["calibration"].get(model, {}).get(m) for m in modalities])
         yield from _apart(cells)
         yield from _controls(table["controls"].get(model, {}), modalities)
         for part in ("sampled", "metrics"):
@@ -77,6 +78,12 @@ def _answers(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
             yield _row(f"  {label}", list(map(form, values)), name)
 
 
+def _calibration(cells: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
+    if all(cells):
+        errors = [f"{percent(x['ece'])} ({percent(x['calibrated']['mean'])})" for x in cells]
+        yield _row("  ECE (calibrated)", errors, "calibration error (if calibrated)")
+
+
 def _apart(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """Yield the questions that the accuracy leaves out: open ones, and those of one answer."""
     opened, constant = ([cell[part] for cell in cells] for part in ("open", "constant"))
@@ -111,10 +118,13 @@ def _with_n(shares: Sequence[Mapping[str, Any]]) -> list[str]:
 def _asked_for(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
     """Yield the figures of --samples or --metrics: perplexities as they are, others in percent."""
     names = next(iter(figures.values()), {})
-    for name in (n for n in names if n not in ("n", "samples") and not n.endswith(" missing")):
+    for name in (n for n, figure in names.items() if not isinstance(figure, int | dict)):
         values = [figures[m][name] for m in modalities]
         missing = [figures[m].get(f"{name} missing") for m in modalities]
         cells = [f"{v:.2f}" if "perplexity" in name else percent(v) for v in values]
+        if "pass@" in name:
+            found = [(v, figures[m]["ci95"][name]) for v, m in zip(values, modalities, strict=True)]
+            cells = [measured({"accuracy": value, "ci95": ci95}) for value, ci95 in found]
         notes = [f" ({number} missing)" if number else "" for number in missing]
         yield _row(f"  {name}", [cell + note for cell, note in zip(cells, notes, strict=True)])
 

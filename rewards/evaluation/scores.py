@@ -159,7 +159,7 @@ def interval(rows: Sequence[Row]) -> tuple[float, float]:
 
     A bootstrap of equal answers, or of one image, has no width; then Wilson's counts the images.
     """
-    images, values = [_image(row) for row in rows], [float(row["correct"]) for row in rows]
+    images, values = [cluster(row) for row in rows], [float(row["correct"]) for row in rows]
     n = len(set(images))
     return _clustered(images, values) or statistics.wilson(round(fmean(values) * n, 9), n)
 
@@ -180,7 +180,7 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
     if any(row[name] is None for row in after):  # open questions have no forced choice
         return None
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
-    images, change = [_image(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
+    images, change = [cluster(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
     # Each image counts once: if images are shared and no bootstrap is made, all changed alike.
     pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
     ci95 = _clustered(images, change) or statistics.paired_interval(*zip(*pairs, strict=True))
@@ -188,14 +188,15 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
     return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": p}
 
 
-def _image(row: Row) -> Any:
+def cluster(row: Row) -> Any:
     """Return what dependent rows share: the patient, else the images, else (blank, none) the id."""
     images = [key for key in row["image"] if not key.startswith("blank/")]
     return row.get("patient") or tuple(images) or row["id"]
 
 
-def ood_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean accuracy over unseen modalities, taken as independent, with equal weights."""
+def macro_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of accuracies, with equal weights: of unseen modalities, of the recalls of
+    several answers. They are taken as independent."""
     halves = [(high - low) / 2 for low, high in (cell["ci95"] for cell in cells)]
     mean = fmean(cell["accuracy"] for cell in cells)
     half = math.hypot(*halves) / len(cells)
@@ -224,27 +225,3 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
         if not question.endswith("~0")
     ]
     return share(rows) | {"same_text": fmean(same) if same else None}
-
-
-def sampled(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the figures of K samples a question: pass@k for k = 1, 2, 4 .. K, and majority@K.
-
-    `agreement` is the share of samples that equal the majority. `mixed` is the share of questions
-    answered both right and wrong: GRPO has a signal there. `answers` of a row are K letters, None
-    if a sample gave none.
-    """
-    rows = headline(rows)
-    k = len(rows[0]["answers"])
-    right = [row["answers"].count(row["gold"]) for row in rows]
-    votes = [(row, statistics.majority(row["answers"])) for row in rows]
-    ks = sorted({*(2**i for i in range(k.bit_length())), k})
-    passed = {f"pass@{j}": fmean(statistics.pass_at_k(k, c, j) for c in right) for j in ks}
-    agreed = (row["answers"].count(vote) / k if vote else 0.0 for row, vote in votes)
-    return {
-        "n": len(rows),
-        "samples": k,
-        **passed,
-        f"majority@{k}": fmean(vote == row["gold"] for row, vote in votes),
-        "mixed": fmean(0 < c < k for c in right),
-        "agreement": fmean(agreed),
-    }

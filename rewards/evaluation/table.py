@@ -7,8 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from rewards.evaluation import scores
+from rewards.evaluation.calibration import calibration, recalls
 from rewards.evaluation.predictions import Row
 from rewards.evaluation.rows import percent, rendered
+from rewards.evaluation.samples import sampled, sampling_gain, sharpened_or_learned
 from rewards.evaluation.statistics import holm, poisson_binomial_tail, students_t
 
 BLIND = {  # the controls that cannot see the image, as the beginning of a sentence
@@ -51,14 +53,19 @@ def tabulate(
         "trained_on": trained_on,
         "chance": {modality: fmean(_chances(cell)) for modality, cell in first.items()},
         "results": results,
-        "gains": _gains({model: arms[TESTS] for model, arms in answers.items()}),
-        "ood_mean": {model: scores.ood_mean(cells) for model, cells in unseen.items() if cells},
+        "gains": _gains(answers, TESTS, _gain),
+        "ood_mean": {model: scores.macro_mean(cells) for model, cells in unseen.items() if cells},
         "controls": _controls(answers, priors or {}),
         "coinciding": dict(coinciding or {}),
-        "sampled": _figures(answers, SAMPLES, scores.sampled),
+        "calibration": _figures(answers, TESTS, calibration),
+        "recalls": _figures(answers, TESTS, recalls),
+        "sampled": _figures(answers, SAMPLES, sampled),
+        "sampled_calibration": _figures(answers, SAMPLES, calibration),
+        "sampled_gains": _gains(answers, SAMPLES, sampling_gain),
         "metrics": _figures(answers, MEASURES, scores.measured),
     }
-    table["verdicts"] = verdicts(table) + weakest_link(results.get("trained") or results["base"])
+    links = weakest_link(results.get("trained") or results["base"])
+    table["verdicts"] = verdicts(table) + links + sharpened_or_learned(table)
     if seeds:
         table["seeds"] = over_seeds(table, seeds)
     return table | {"rendered": rendered(table)}
@@ -73,16 +80,18 @@ def _figures(answers: Answers, arm: str, figures: Callable[[Rows], Any]) -> dict
     }
 
 
-def _gains(tests: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:
+def _gains(answers: Answers, arm: str, gain: Callable[[Rows, Rows], Any]) -> dict[str, Any]:
+    """Return the gains of an arm's rows over the base's, by modality, of each other model."""
     gains: dict[str, Any] = {}
-    for model, by_modality in tests.items():
-        base = tests["base" + model.removeprefix(model.partition(", ")[0])]
-        if by_modality is not base:
-            gains[model] = {
-                m: {figure: scores.gain(base[m], rows, name) for figure, name in PAIRED.items()}
-                for m, rows in by_modality.items()
-            }
+    for model, arms in answers.items():
+        base = answers["base" + model.removeprefix(model.partition(", ")[0])]
+        if arms is not base and arm in arms:
+            gains[model] = {m: gain(base[arm][m], rows) for m, rows in arms[arm].items()}
     return gains
+
+
+def _gain(before: Rows, after: Rows) -> dict[str, Any]:
+    return {figure: scores.gain(before, after, name) for figure, name in PAIRED.items()}
 
 
 def _controls(answers: Answers, priors: Mapping[str, Mapping[str, Rows]]) -> dict[str, Any]:

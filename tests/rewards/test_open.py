@@ -8,7 +8,8 @@ import pytest
 from data.example import VQAExample
 from rewards.evaluation import text as render
 from rewards.evaluation.predictions import answered, drawn, kept_rows
-from rewards.evaluation.scores import cell, gain, headline, letter_bias, measured, sampled
+from rewards.evaluation.samples import sampled
+from rewards.evaluation.scores import cell, gain, headline, letter_bias, measured
 from rewards.evaluation.table import MEASURES, TESTS, tabulate
 
 CLOSED = VQAExample("c", (), "Is there a mass?", ("yes", "no"), 0, "CT", "ABN")

@@ -104,6 +104,7 @@ def summary() -> dict[str, Any]:
         },
         "coinciding": {"CT": [12, 240]},
         "verdicts": ["XRAY: with a blank image it scores 49.0; trained's 50.0 there says little."],
+        "calibration": {},
         "sampled": {},
         "metrics": {},
         "seconds": 100.0,

@@ -95,3 +95,33 @@ def test_the_file_of_an_older_version_has_its_drawing_and_says_what_is_missing()
     assert "evaluate.py scores the run again" in found["footnotes"][0]
     assert found["footnotes"][1].startswith("XRAY: with a blank image")
     assert [bar["said"] for bar in found["bars"][:2]] == ["10.0 [4.0, 16.0]", "72.0 [66.0, 78.0]"]
+
+
+def test_the_page_draws_calibration_and_shows_recall_and_pass_at_k(tmp_path) -> None:
+    logprobs = {"letter_logprobs": [-0.1, -2.4]}
+    given = {
+        model: {
+            "tests": {"MRI": [row | logprobs for row in rows(right, 40)]},
+            "samples": {"MRI": [row | {"answers": ["A", "B"] * 2} for row in rows(0, 40)]},
+        }
+        for model, right in (("base", 20), ("trained", 30))
+    }
+    table = json.loads(json.dumps(tabulate(given, "MRI")))
+    run = make_run(tmp_path / "run", traced=())
+    (run / "summary.json").unlink()
+    (run / "evaluation.json").write_text(json.dumps(table))
+    text = page(run, 4_000_000)
+
+    for model, colour in (("base", 0), ("trained", 1)):
+        found = table["calibration"][model]["MRI"]
+        (one,) = found["bins"]  # equal confidences share a bin
+        point = f"{44 + 328 * one['confidence']:.1f},{168 - 146 * one['accuracy']:.1f}"
+        assert f'<polyline class="l{colour}" points="{point} "/>' in text
+        (whole,) = found["curve"]
+        assert f'points="372.0,{168 - 146 * whole[1]:.1f} "/>' in text
+    shares = re.findall(r"<td>([^<]*)</td>", text[text.index('<table class="figures recall">') :])
+    recall = table["recalls"]["trained"]["MRI"]["side"]["strict"]["recall"]["left"]
+    assert sheets.measured(recall) in shares
+    guesses = re.search(r"guessing</th>(.*?)</tr>", text)[1]
+    assert re.findall(r"[\d.]+", guesses) == ["50.0", "75.0", "93.8"]
+    assert "+0.0 [-6.6, +6.6]" in text

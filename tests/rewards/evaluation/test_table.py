@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rewards.evaluation import text as render
-from rewards.evaluation.scores import cell, gain, interval, ood_mean, permuted, sampled
+from rewards.evaluation.scores import cell, gain, interval, macro_mean, permuted
 from rewards.evaluation.statistics import paired_interval, wilson
 from rewards.evaluation.table import over_seeds, tabulate, verdicts
 
@@ -90,9 +90,9 @@ def test_gain_pairs_questions():
     assert gain(shared, gained, "correct")["ci95"] == list(ten), "ten images, all alike"
 
 
-def test_the_ood_mean_counts_modalities_alike():
+def test_the_macro_mean_counts_modalities_alike():
     cells = [{"accuracy": 0.5, "ci95": [0.4, 0.6]}, {"accuracy": 0.7, "ci95": [0.6, 0.8]}]
-    found = ood_mean(cells)
+    found = macro_mean(cells)
     assert found["accuracy"] == pytest.approx(0.6)
     assert found["ci95"][1] - found["ci95"][0] == pytest.approx(0.2 / 2**0.5)
 
@@ -107,21 +107,6 @@ def test_permuted_options_tell_text_from_letter():
     assert permuted(foreign)["same_text"] == 0.0
     mute = [turned(0, ["left", "right"], None), turned(1, ["right", "left"], None)]
     assert [permuted(r)["same_text"] for r in (by_text, by_letter, mute)] == [1.0, 0.0, 0.0]
-
-
-def test_samples_by_hand():
-    some = [
-        {"id": "1", "gold": "A", "answers": ["A", "B", "B", None]},
-        {"id": "2", "gold": "A", "answers": ["A", "A", "A", "B"]},
-        {"id": "3", "gold": "A", "answers": ["B", "B", "B", "B"], "constant": True},
-    ]
-    found = sampled(some)
-    assert found["pass@1"] == pytest.approx((1 / 4 + 3 / 4) / 2)
-    assert found["pass@2"] == pytest.approx((3 / 6 + 6 / 6) / 2)
-    assert found["pass@4"] == 1.0
-    assert found["majority@4"] == 0.5
-    assert found["mixed"] == 1.0
-    assert found["agreement"] == pytest.approx((2 / 4 + 3 / 4) / 2)
 
 
 def answers(trained: int, blank: int, prior: float) -> tuple[dict, dict]:
