@@ -14,7 +14,7 @@ _how = functools.partial(option, "how it is asked")
 _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
-METRICS = ("perplexity", "reasoning", "correctness", "similarity")
+METRICS = ("perplexity", "reasoning", "correctness", "similarity", "faithfulness")
 AS_RUN = "run"  # the run's own value, for the settings to which "none" is a value
 
 
