@@ -69,9 +69,8 @@ def choices_after(
     found = []
     for start in range(0, len(examples), batch_size):
         part = slice(start, start + batch_size)
-        found += forced_choice(
-            policy, policy.encode(examples[part]), examples[part], thoughts[part]
-        )
+        prompts = policy.encode(examples[part])
+        found += forced_choice(policy, prompts, examples[part], thoughts[part])
     return found
 
 

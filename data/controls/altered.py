@@ -165,8 +165,8 @@ def nearest_images(
         others = [e for e in ordered if group_of[e.id] != group_of[own.id]]
         others = [e for e in others if len(e.images) == len(own.images)]
         different = (e for e in others if changes(own, e) == 1)
-        for nearest in [*islice(different, 1), *others][:1]:
-            found.append(replace(own, images=nearest.images))
+        first = [*islice(different, 1), *others][:1]  # none if there are no others
+        found += [replace(own, images=nearest.images) for nearest in first]
     return found
 
 

@@ -24,13 +24,12 @@ from typing import Any
 from rewards.evaluation.predictions import Row
 from rewards.evaluation.scores import gain, headline, share
 
-Rows = Sequence[Row]
 # With the right image, with another, and the chance that an oracle's answer changes, if known.
 Pairs = Sequence[tuple[Row, Row, float | None]]
 Oracle = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # control -> modality -> id
 
 
-def reliance(arms: Mapping[str, Mapping[str, Rows]], oracle: Oracle) -> dict[str, Any]:
+def reliance(arms: Mapping[str, Mapping[str, Sequence[Row]]], oracle: Oracle) -> dict[str, Any]:
     """Return the figures of a model by modality: {value, ci95, n} each, with `strict`, `unread` and
     `ceiling`. `arms`: "tests" or control -> modality -> rows.
 
@@ -73,7 +72,7 @@ def _loss(pairs: Pairs, key: str) -> dict[str, Any]:
     return {"value": found["gain"], "ci95": found["ci95"], "n": len(own), "p": found["mcnemar_p"]}
 
 
-def altered_thoughts(rows: Rows) -> dict[str, list[str | None]]:
+def altered_thoughts(rows: Sequence[Row]) -> dict[str, list[str | None]]:
     """Return the thoughts to put in place of each row's own, by the name of the figure.
 
     An empty one; the first half of its words; and the next different thought of a question of the

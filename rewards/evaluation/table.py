@@ -146,7 +146,8 @@ def verdicts(table: dict[str, Any]) -> list[str]:
     sure = {m: adjusted[m] < ALPHA and x["ci95"][0] > 0 for m, x in lost.items()}
     parts = [(m, percent(x["value"]), percent(x["ceiling"]["value"])) for m, x in lost.items()]
     shown = [f"{m} {x} of {y}" if sure[m] else f"{m} none that is shown" for m, x, y in parts]
-    sentences = [f"Visual reliance, of an oracle's, in points: {', '.join(shown)}."] * bool(lost)
+    said = f"Visual reliance, of an oracle's, in points: {', '.join(shown)}."
+    sentences = [said] * any(sure.values())
     for model, modality, arm, found in tried:
         figure = table["results"][model][modality]
         explained = found["ci95"][1] >= figure["ci95"][0]
