@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +165,8 @@ def nearest_images(
         others = [e for e in ordered if group_of[e.id] != group_of[own.id]]
         others = [e for e in others if len(e.images) == len(own.images)]
         different = (e for e in others if changes(own, e) == 1)
-        first = [*islice(different, 1), *others][:1]  # none if there are no others
-        found += [replace(own, images=nearest.images) for nearest in first]
+        nearest = next(chain(different, others), None)
+        found += [replace(own, images=nearest.images)] if nearest else []
     return found
 
 
