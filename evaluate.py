@@ -28,13 +28,14 @@ from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import names_in, parse_flags
 from grpo.settings.options import Options
-from models.answering import answer, reference_nll, samples
+from models.answering import answer, choices_after, reference_nll, samples
 from models.export import export_merged, refuse_taken
 from models.open_policy import open_policy, refusal, scored_policy
 from models.policy import Policy
 from rewards.answers import reasoning
 from rewards.evaluation import text
 from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by, write_rows
+from rewards.evaluation.reliance import altered_thoughts, stays
 from rewards.evaluation.scores import cell
 from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, tabulate
 from rewards.judges.judge_rewards import graded, open_graders
@@ -61,9 +62,8 @@ def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, flo
 
 def score_run(policy: Policy, config: Config, tests: Tests, run: Path) -> dict[str, Any]:
     """The table of base and trained policy on the tests; {} without any. `run` keeps answers."""
-    if not tests:
-        return {}
-    return tabulate(Scorer(policy, config, Options(), run).ask(tests), config.modality)
+    scorer = Scorer(policy, config, Options(), run)
+    return tabulate(scorer.ask(tests), config.modality) if tests else {}
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,16 @@ class Scorer:
         """The figures of --metrics for each answer; a file a modality keeps them with reasons."""
         grade, found = partial(graded, judges=self.judges or {}), {}
         likelihood = partial(reference_nll, self.policy, batch_size=self.options.batch_size)
+        choose = partial(choices_after, self.policy, batch_size=self.options.batch_size)
         for modality, examples in tests.items():
-            rows = by_all(grade, answers[modality], examples)
+            said = answers[modality]
+            rows = by_all(grade, said, examples)
             if "perplexity" in self.options.measured:
-                losses = by_all(likelihood, examples)
-                rows = [row | loss for row, loss in zip(rows, losses, strict=True)]
+                rows = list(map(dict.__or__, rows, by_all(likelihood, examples)))
+            if "faithfulness" in self.options.measured:
+                for name, thoughts in altered_thoughts(said).items():
+                    choices = by_all(choose, examples, thoughts)
+                    rows = list(map(partial(stays, name), rows, said, thoughts, choices))
             if not rank():
                 write_rows(Path(f"{file}-{modality}.jsonl"), rows)
             found[modality] = rows
@@ -150,10 +155,8 @@ class Scorer:
 def rivals(
     options: Options, config: Config, tests: Tests, refused: Refusal
 ) -> dict[str, tuple[Config, Path, Path]]:
-    """The runs of --compare by the names of their rows. Raises UsageError for one that differs.
-
-    `refused` is this run's: a run of another model is refused here.
-    """
+    """The runs of --compare by the names of their rows. Raises UsageError for one that differs;
+    `refused` is this run's, so a run of another model is refused."""
     found = {}
     own = Path(options.run or "").resolve().name
     for name in names_in(options.compare or ""):
@@ -183,11 +186,12 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
     own = config if options.model else scored_policy(replace(options, data=None))[0]
     most = FAST if options.controls == "fast" else None
     controlled = {} if options.controls == "none" else tests
-    controls, priors, coinciding = control_questions(controlled, most, own, config, skipped)
-    left_out = say_left_out("evaluate.py", skipped) if skipped else ""
     models, cache = MODELS if adapter else MODELS[:1], cache_folder(config.cache)
     judges = open_graders(options.measured, config.judge, config.judge_model, cache)
     policy = open_policy(config, adapter)
+    pooled = partial(by_all, lambda asked: [policy.vision.pooled(e.images) for e in asked])
+    controls, priors, oracle = control_questions(controlled, most, own, config, skipped, pooled)
+    left_out = say_left_out("evaluate.py", skipped) if skipped else ""
     answers = Scorer(policy, config, options, folder, judges).ask(tests, models, controls)
     seeds, greedy = {config.seed: "trained"}, replace(options, samples=0)
     for label, (other, its_adapter, its_folder) in others.items():
@@ -197,8 +201,7 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
         if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)
-    alike = list(seeds.values()) if len(seeds) > 1 else ()
-    table = tabulate(answers, config.modality, priors, coinciding, alike)
+    table = tabulate(answers, config.modality, priors, oracle, list(seeds.values()))
     return table | {"scorer": options.scorer, "left_out": left_out}
 
 
@@ -235,10 +238,11 @@ def report(options: Options, config: Config, folder: Path, table: dict[str, Any]
         write_json(Path(options.json or folder / "evaluation.json"), table)
         if options.markdown:
             write_whole(Path(options.markdown), text.markdown(table).encode())
-    control = "greedy, a control: trained on permuted answers"
-    how = control if config.shuffle_answers else "greedy"
+    how = "greedy" + ", a control: trained on permuted answers" * config.shuffle_answers
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, {how}")
-    print(text.text(table) + "\nPhantoms are drawn, not medical data." * is_drawn(config.data))
+    none = ' Their model has never read "None of the above".' * (options.controls == "full")
+    note = f"\nPhantoms are drawn, not medical data.{none}" * is_drawn(config.data)
+    print(text.text(table) + note)
 
 
 if __name__ == "__main__":

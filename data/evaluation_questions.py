@@ -1,12 +1,13 @@
 """The questions of an evaluation: the tests, the validation, and the questions of the controls."""
 
 import sys
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from data.controls.altered import blank_image, coincidences, permuted_options, shuffled_images
+from data.controls import altered
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, in_all_ways
 from data.load import LeftOut, is_drawn, learned_questions, load, load_split, read, with_modality
@@ -16,6 +17,7 @@ from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
 Tests = dict[str, list[VQAExample]]  # modality -> questions
+Pooled = Callable[[Sequence[VQAExample]], Sequence[Sequence[float]]]  # vectors of unit length
 SHUFFLE_SEED = 0
 
 
@@ -46,36 +48,55 @@ def constant_answers_in(spec: str, modality: str) -> dict[tuple[str, str], str]:
 
 
 def control_questions(
-    tests: Tests, most: int | None, learned: Config, asked: Config, skipped: LeftOut
-) -> tuple[dict[str, Tests], dict[str, Any], dict[str, tuple[int, int]]]:
-    """(controls, priors, coinciding), all of them empty where no question has options.
+    tests: Tests, most: int | None, learned: Config, asked: Config, skipped: LeftOut, pooled: Pooled
+) -> tuple[dict[str, Tests], dict[str, Any], dict[str, Any]]:
+    """(controls, priors, oracle), all of them empty where no question has options.
 
     controls: control -> the questions that it asks a model, made of the first `most` of each test
-    (None: all), none constant if there are others. Permuted ids are `id~order`.
+    (None: all, and more controls), none constant if there are others. Permuted ids are `id~order`.
+    `pooled` gives a vector for the images of each question, to find the nearest ones.
     priors: prior -> modality -> rows of all questions with options, answered by what
     `learned_questions` teach; none if there are none.
-    coinciding: modality -> shuffled images that are as good as the right one, see
-    controls/altered.py: coincidences.
+    oracle: control -> modality -> id -> the chance that an oracle of the image changes its answer,
+    None if it is not known (controls/altered.py: oracle_of). Without an image it guesses.
     """
     closed = {m: [e for e in examples if e.options] for m, examples in tests.items()}
     if not any(closed.values()):
         return {}, {}, {}
-    controls: dict[str, Tests] = {"blank_image": {}, "shuffled_image": {}, "permuted_options": {}}
-    coinciding = {}
+    controls, oracle = defaultdict(dict), defaultdict(dict)
     for modality, examples in closed.items():
         few = ([e for e in examples if not e.constant] or examples)[:most]
-        turned = [pair for e in few for pair in enumerate(permuted_options(e))]
-        shuffled = shuffled_images(few, SHUFFLE_SEED)
-        controls["blank_image"][modality] = [blank_image(e) for e in few]
-        controls["shuffled_image"][modality] = shuffled
-        controls["permuted_options"][modality] = [replace(e, id=f"{e.id}~{k}") for k, e in turned]
-        coinciding[modality] = coincidences(few, shuffled)
+        changes, own = altered.oracle_of(examples), {e.id: e for e in few}
+        made = _altered(few, changes, pooled if most is None else None)
+        oracle["blank_image"][modality] = {e.id: 1 - 1 / len(e.options) for e in few}
+        for control in made.keys() & {"shuffled_image", "nearest_image"}:
+            oracle[control][modality] = {e.id: changes(own[e.id], e) for e in made[control]}
+            made[control] = [altered.resized(e, own[e.id]) for e in made[control]]
+        for control in made:
+            controls[control][modality] = made[control]
     training = learned_questions(learned, asked, skipped)
     priors = {}
     for name, clues in (("options_prior", by_text), ("majority_letter", by_letter)):
         prior = Prior(clues, training)
         priors[name] = {m: [_row(e, prior) for e in examples] for m, examples in closed.items()}
-    return controls, priors if training else {}, coinciding
+    return controls, priors if training else {}, oracle
+
+
+def _altered(few: list[VQAExample], changes: altered.Oracle, pooled: Pooled | None) -> Tests:
+    """Control -> its questions, of one modality."""
+    turned = [pair for e in few for pair in enumerate(altered.permuted_options(e))]
+    made = {
+        "blank_image": [altered.blank_image(e) for e in few],
+        "shuffled_image": altered.shuffled_images(few, SHUFFLE_SEED),
+        "permuted_options": [replace(e, id=f"{e.id}~{k}") for k, e in turned],
+    }
+    if pooled:
+        seen = [e for e in few if e.images]
+        made["no_image"] = [replace(e, images=()) for e in seen]
+        made["nearest_image"] = altered.nearest_images(seen, pooled(seen), changes)
+        made["none_is_right"] = altered.none_of_the_above(few, right=True)
+        made["none_is_wrong"] = altered.none_of_the_above(few, right=False)
+    return made
 
 
 def say_left_out(program: str, skipped: Collection[Skipped]) -> str:

@@ -11,6 +11,7 @@ from grpo.settings.config import EVALUATION_STREAM, key_word
 from models.policy import Policy
 from models.tree import Group, Prompt
 
+Thoughts = Sequence[str | None]  # the reasoning before a forced choice; None: asked directly
 OPENING = "<think"  # without ">", which a tokenizer may merge with what follows
 
 
@@ -43,15 +44,34 @@ def answer(
     for i, group in zip(astray, policy.sample(begun, **greedy), strict=True):
         said[i] = OPENING + policy.decode(group.completions[0])
     thoughts = [reasoning(said[i]) if i in said else None for i in range(len(texts))]
-    choices = [  # an open question has none
+    choices = forced_choice(policy, prompts, examples, thoughts)
+    return [
+        Answer(text, len(group.completions[0]), group.truncated[0], thought, choice)
+        for text, group, thought, choice in zip(texts, groups, thoughts, choices, strict=True)
+    ]
+
+
+def forced_choice(
+    policy: Policy, prompts: Sequence[Prompt], examples: Sequence[Any], thoughts: Thoughts
+) -> list[list[float]]:
+    """log p of each option's letter after a given thought, normalised over the options of the
+    question; [] for an open question."""
+    groups = [
         _choice(policy, prompt, [example.completion(thought, letter) for letter in example.letters])
         for prompt, example, thought in zip(prompts, examples, thoughts, strict=True)
     ]
-    answers = zip(texts, groups, thoughts, _log_likelihoods(policy, choices), strict=True)
+    return [found.log_softmax(dim=0).tolist() for found in _log_likelihoods(policy, groups)]
+
+
+def choices_after(
+    policy: Policy, examples: Sequence[Any], thoughts: Thoughts, batch_size: int
+) -> list[list[float]]:
+    """The forced choice of each question after a given thought, see `forced_choice`."""
     found = []
-    for text, group, thought, likelihoods in answers:
-        length, choice = len(group.completions[0]), likelihoods.log_softmax(dim=0).tolist()
-        found.append(Answer(text, length, group.truncated[0], thought, choice))
+    for start in range(0, len(examples), batch_size):
+        part = slice(start, start + batch_size)
+        prompts = policy.encode(examples[part])
+        found += forced_choice(policy, prompts, examples[part], thoughts[part])
     return found
 
 

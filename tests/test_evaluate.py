@@ -19,7 +19,8 @@ from rewards.answers import is_formatted
 from tests.programs import ROOT, Program
 
 SHORT = ["--recipe", "phantom", "--steps", "2", "--train-size", "24", "--prompts-per-step", "2"]
-CONTROLS = ["blank_image", "shuffled_image", "permuted_options", "options_prior", "majority_letter"]
+CONTROLS = ["blank_image", "shuffled_image", "permuted_options", "no_image", "nearest_image"]
+CONTROLS += ["none_is_right", "none_is_wrong", "options_prior", "majority_letter"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def test_controls_stand_under_both_models(here, run, capsys):
             )
     shown = capsys.readouterr().out
     assert "permuted options" in shown
+    assert 'Their model has never read "None of the above".' in shown
     assert "permuted options" in Path("t.md").read_text()
     blank = lines(run / "predictions" / "trained-MRI-reason-blank_image.jsonl")
     assert {key for row in blank for key in row["image"]} == {"blank/112x112"}
@@ -74,6 +76,37 @@ def test_controls_stand_under_both_models(here, run, capsys):
         question, _, order = row["id"].rpartition("~")
         if order == "0":
             assert row["completion"] == asked[question]["completion"]
+
+
+@pytest.mark.slow
+def test_reliance_is_counted_from_the_answers_kept(here, run):
+    found = table(run, "--controls", "full", "--metrics", "faithfulness", "--ood", "none")
+    kept = {
+        arm: {
+            row["id"]: row for row in lines(run / "predictions" / f"trained-MRI-reason{arm}.jsonl")
+        }
+        for arm in ("", "-blank_image", "-shuffled_image", "-nearest_image", "-no_image")
+    }
+    figures = found["reliance"]["trained"]["MRI"]
+    own = kept[""]
+    assert all(row["image"] == [] for row in kept["-no_image"].values())
+    for name in ("blank", "shuffled", "nearest"):
+        other = kept[f"-{name}_image"]
+        changed = [other[i]["forced_answer"] != own[i]["forced_answer"] for i in other]
+        parts = [figures[x] for x in figures if x.startswith(f"sensitivity_{name}")]
+        assert sum(x["n"] for x in parts) == len(changed) == 12
+        total = sum(x["value"] * x["n"] for x in parts)
+        assert total == pytest.approx(sum(changed))
+        assert sum(changed), "the shipped model sees"
+    swapped = kept["-shuffled_image"]
+    lost = [own[i]["forced_correct"] - swapped[i]["forced_correct"] for i in swapped]
+    assert figures["visual_reliance"]["value"] == pytest.approx(sum(lost) / 12)
+    measures = lines(run / "predictions" / "measures-trained-reason-MRI.jsonl")
+    stays = found["metrics"]["trained"]["MRI"]
+    for name in ("same_after_none", "same_after_half", "same_after_other"):
+        known = [row[name] for row in measures if row[name] is not None]
+        assert stays[name] == pytest.approx(sum(known) / len(known))
+        assert stays[f"{name} missing"] == 12 - len(known)
 
 
 @pytest.mark.slow

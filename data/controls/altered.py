@@ -2,23 +2,35 @@
 
 `blank_image` and `shuffled_images` replace the image: the accuracy that remains needs no image.
 `permuted_options` moves the right answer under other letters: a model that reads the options
-is equally accurate. An altered example keeps its id. Controls that need no model are in
-data/controls/priors.py.
+is equally accurate. `none_of_the_above` replaces an option: a model that knows the right answer
+misses it if it is gone. An altered example keeps its id. `oracle_of` knows what is right
+about the image of another question. Controls that need no model are in data/controls/priors.py.
 """
 
 import random
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from data.example import VQAExample
+from data.images import ImageSource
+from data.phantom.questions import true_answers
 from data.rows import fold
 from data.splits import image_groups
 
+# Whether an oracle of the image changes its answer to a question about the images of another.
+Oracle = Callable[[VQAExample, VQAExample], float | None]
 GREY = (128, 128, 128)
+NONE = "None of the above"
+# An option that says so already: a second one would be as right.
+SAYS_NONE = re.compile(r"\b(none|neither|of the above)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,9 +50,15 @@ class BlankImage:
         return Image.new("RGB", (self.width, self.height), GREY)
 
 
+@cache
+def size_of(image: ImageSource) -> tuple[int, int]:
+    """(width, height) of an image, which is opened once."""
+    return image.open().size
+
+
 def blank_image(example: VQAExample) -> VQAExample:
     """The question about grey images of the same sizes (its own are opened to know them)."""
-    images = tuple(BlankImage(*image.open().size) for image in example.images)
+    images = tuple(BlankImage(*size_of(image)) for image in example.images)
     return replace(example, images=images)
 
 
@@ -79,25 +97,77 @@ def _deranged(groups: list[list[VQAExample]], generator: random.Random) -> dict[
     return {e.id: row[(i + step) % len(row)].images for i, e in enumerate(row)}
 
 
-def coincidences(examples: Sequence[VQAExample], shuffled: Sequence[VQAExample]) -> tuple[int, int]:
-    """(same, asked) of `shuffled_images(examples, seed)`, both out of len(shuffled).
+@dataclass(frozen=True)
+class ResizedImage:
+    """An image scaled to `size`, (width, height) in pixels."""
 
-    `asked`: questions that `examples` ask of the images given, too, in the same words. `same`: and
-    a right answer is the same text, so that the shuffled image is as good as the right one.
+    image: ImageSource
+    size: tuple[int, int]
+
+    @property
+    def key(self) -> str:
+        """The image's own key, the hash of its bytes if it is in a file, and the size."""
+        content = getattr(self.image, "sha256", "")[:16]
+        return "{}#{}@{}x{}".format(self.image.key, content, *self.size)
+
+    def open(self) -> Image.Image:
+        """The image in mode RGB."""
+        return self.image.open().resize(self.size, Image.Resampling.BICUBIC)
+
+
+def resized(swapped: VQAExample, own: VQAExample) -> VQAExample:
+    """`swapped` with each image as large as the one in its place in `own`: the number of image
+    tokens must tell nothing."""
+    pairs = [(i, size_of(o)) for i, o in zip(swapped.images, own.images, strict=True)]
+    images = (i if size_of(i) == size else ResizedImage(i, size) for i, size in pairs)
+    return replace(swapped, images=tuple(images))
+
+
+def oracle_of(examples: Iterable[VQAExample]) -> Oracle:
+    """(question, other) -> 1.0 if another option of the question is right about the images of
+    `other`, 0.0 if the same one is; None if no option is known to be, or several are.
+
+    Known are the right answers to a question in the same words about these images and, of phantoms,
+    all that follows from their findings.
     """
-    answers: dict[tuple[frozenset[str], str], set[str]] = defaultdict(set)
-    for example in examples:
-        answers[_asked(example)] |= _right(example)
-    known = [(_right(e), answers[_asked(e)]) for e in shuffled if _asked(e) in answers]
-    return sum(bool(right & other) for right, other in known), len(known)
+    known: dict[tuple[frozenset[str], str], set[str]] = defaultdict(set)
+    for e in examples:
+        seen = true_answers(e.findings or ()) if e.dataset == "phantom" else {}
+        for question, answers in [*seen.items(), (e.question, e.right_answers)]:
+            known[_shown(e), fold(question)] |= set(map(fold, answers))
+
+    def changes(example: VQAExample, other: VQAExample) -> float | None:
+        right = known.get((_shown(other), fold(example.question)), ())
+        options = enumerate(example.options if right else ())
+        places = [i for i, option in options if fold(option) in right]
+        return float(places != [example.gold]) if len(places) == 1 else None
+
+    return changes
 
 
-def _right(example: VQAExample) -> set[str]:
-    return {fold(answer) for answer in example.right_answers}
+def _shown(example: VQAExample) -> frozenset[str]:
+    return frozenset(image.key for image in example.images)
 
 
-def _asked(example: VQAExample) -> tuple[frozenset[str], str]:
-    return frozenset(image.key for image in example.images), fold(example.question)
+def nearest_images(
+    examples: Sequence[VQAExample], vectors: Sequence[Sequence[float]], changes: Oracle
+) -> list[VQAExample]:
+    """The questions, each with the nearest images about which another of its options is right.
+
+    `vectors` (n, hidden) hold a vector of unit length for the images of each example: the nearest
+    ones have the largest cosine. If no such answer is known, the nearest of all others are taken.
+    Images with the key or the bytes of its own are never given; a question is left out if there
+    are no others, as many as its own.
+    """
+    group_of, near, found = image_groups(examples, Path()), np.asarray(vectors), []
+    for own, vector in zip(examples, near, strict=True):
+        ordered = [examples[i] for i in np.argsort(-(near @ vector), kind="stable")]
+        others = [e for e in ordered if group_of[e.id] != group_of[own.id]]
+        others = [e for e in others if len(e.images) == len(own.images)]
+        different = (e for e in others if changes(own, e) == 1)
+        nearest = next(chain(different, others), None)
+        found += [replace(own, images=nearest.images)] if nearest else []
+    return found
 
 
 def permuted_options(example: VQAExample) -> list[VQAExample]:
@@ -116,3 +186,16 @@ def permuted_options(example: VQAExample) -> list[VQAExample]:
         replace(example, options=options[n - k :] + options[: n - k], gold=(example.gold + k) % n)
         for k in range(n)
     ]
+
+
+def none_of_the_above(examples: Sequence[VQAExample], *, right: bool) -> list[VQAExample]:
+    """The questions with "None of the above" in place of the right option, which makes that right,
+    or else in place of the wrong option after it. One in which an option says so is left out.
+
+    >>> example = VQAExample("1", (), "Which?", ("a", "b", "c"), 2, "MRI", "")
+    >>> none_of_the_above([example], right=False)[0].options
+    ('None of the above', 'b', 'c')
+    """
+    fit = (e for e in examples if not any(map(SAYS_NONE.search, e.options)))
+    places = ((e, (e.gold + (not right)) % len(e.options)) for e in fit)
+    return [replace(e, options=(*e.options[:i], NONE, *e.options[i + 1 :])) for e, i in places]

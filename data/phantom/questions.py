@@ -12,7 +12,7 @@ is constant within a modality, as real benchmarks have them: 280) and "new-kind"
 the kind that pretraining and training never show, and is not asked for: 200; never trained on).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
 
 import numpy as np
@@ -147,6 +147,20 @@ def _example(
 def findings(scene: Scene) -> tuple[str, ...]:
     """What the scene holds, a phrase a lesion."""
     return tuple(f"{lesion.size} {lesion.kind}, {lesion.quadrant}" for lesion in scene.lesions)
+
+
+def true_answers(findings: Sequence[str]) -> dict[str, set[str]]:
+    """Question -> its answers that are true of a scene with these findings.
+
+    >>> true = true_answers(["small cyst, upper left", "large abscess, lower left"])
+    >>> true[TYPES["side"][0]], true[TYPES["count"][0]]
+    ({'left'}, {'two'})
+    """
+    seen = "; ".join(findings)
+    found = {question: {a for a in answers if a in seen} for question, answers in TYPES.values()}
+    found[TYPES["presence"][0]] = {"yes" if findings else "no"}
+    found[TYPES["count"][0]] = {COUNTS[len(findings)]}
+    return found
 
 
 def report(scene: Scene) -> str:

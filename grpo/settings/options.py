@@ -14,7 +14,7 @@ _how = functools.partial(option, "how it is asked")
 _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
-METRICS = ("perplexity", "reasoning", "correctness", "similarity")
+METRICS = ("perplexity", "reasoning", "correctness", "similarity", "faithfulness")
 AS_RUN = "run"  # the run's own value, for the settings to which "none" is a value
 
 
@@ -35,7 +35,7 @@ class Options:
     eval_size: int | None = _what(None, "Test questions of each modality.", ge=1)
 
     prompt: str | None = _how(None, "Ways of asking: reason, explain, direct, open; a comma list.")
-    controls: Literal["none", "fast", "full"] = _how("fast", "Asked on 240 questions, or on all.")
+    controls: Literal["none", "fast", "full"] = _how("fast", "240 questions; full: all, and more.")
     samples: int = _how(0, "Also draw this many answers to each question, for pass@k (K).", ge=0)
     temperature: float = _how(1.0, "Temperature of these samples (T).", gt=0)
     metrics: str = _how("none", "More figures: " + ", ".join(METRICS) + "; a comma list, or all.")

@@ -112,6 +112,11 @@ class VisionCache:
         self._memory.move_to_end(name)
         return self._memory[name]
 
+    def pooled(self, images: Iterable[ImageSource]) -> list[float]:
+        """(hidden,) the mean over images of each one's mean feature, scaled to unit length."""
+        means = [self.features(image)[0].float().mean(dim=0) for image in images]
+        return nn.functional.normalize(torch.stack(means).mean(dim=0), dim=0).tolist()
+
     def _prepare(self, image: ImageSource) -> Prepared:
         """Everything before the tower, in any thread."""
         name, pixels = self._names.get(image.key), None

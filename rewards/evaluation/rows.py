@@ -18,13 +18,8 @@ def rendered(table: Mapping[str, Any]) -> dict[str, Any]:
     compared = [model for model in ("base", "trained") if model in table["results"]]
     titles = ["", f"by type: strict, forced, {'→'.join(compared)}; thought right, followed"]
     parts = zip(titles, (_figures(table), _by_type(table, compared)), strict=True)
-    same = [
-        f"{modality}: {same} of {asked} shuffled images have the same right answer."
-        for modality, (same, asked) in table["coinciding"].items()
-        if same
-    ]
     found = [{"title": title, "columns": columns, "rows": list(rows)} for title, rows in parts]
-    return {"parts": found, "footnotes": same + table["verdicts"]}
+    return {"parts": found, "footnotes": table["verdicts"]}
 
 
 def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
@@ -43,6 +38,11 @@ def _figures(table: Mapping[str, Any]) -> Iterator[Row]:
         yield from _calibration([table["calibration"].get(model, {}).get(m) for m in modalities])
         yield from _apart(cells)
         yield from _controls(table["controls"].get(model, {}), modalities)
+        reliant = table["reliance"].get(model, {})
+        lost = [reliant.get(m, {}).get("visual_reliance") for m in modalities]
+        if any(lost):
+            cells = [points(x and x | {"gain": x["value"]}) for x in lost]
+            yield _row("  visual reliance", cells, kind="control")
         for part in ("sampled", "metrics"):
             yield from _asked_for(table[part].get(model, {}), modalities)
     for way, seeds in table.get("seeds", {}).items():
@@ -101,6 +101,8 @@ def _controls(controls: Mapping[str, Any], modalities: Sequence[str]) -> Iterato
         yield _row("  controls, n", asked, kind="control")
     for control, by_modality in controls.items():
         label, found = f"  {control.replace('_', ' ')}", [by_modality[m] for m in modalities]
+        if control.startswith("none_is"):
+            found = [share["forced_choice"] for share in found]
         yield _row(label, list(map(measured, found)), kind="control", full=_with_n(found))
         constant = [share["constant"] for share in found if "constant" in share]
         if any(share["n"] for share in constant):

@@ -14,8 +14,7 @@ from rewards.words import normalised
 
 
 def headline(rows: Sequence[Row]) -> list[Row]:
-    """Return the closed questions whose answer changes within the modality: the others need no
-    image.
+    """Return the closed questions whose answer changes within the modality: others need no image.
 
     If no question is closed, or no answer changes, return all of them.
     """
@@ -117,11 +116,10 @@ def letter_bias(rows: Sequence[Row]) -> float | None:
 
 
 def measured(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the figures of --metrics.
+    """Return the figures of --metrics; of open questions as `open NAME` if there are closed ones.
 
     `perplexity` of the reference answers is exp of the mean of -log p over their tokens. The others
-    are means of grades and similarities, and how many are missing. If there are open and closed
-    questions, those of the open ones are called `open NAME`.
+    are means, with how many are missing.
     """
     closed, opened = ([row for row in rows if row["closed"] == kind] for kind in (True, False))
     if closed and opened:
@@ -130,7 +128,8 @@ def measured(rows: Sequence[Row]) -> dict[str, Any]:
     if any("reference_nll" in row for row in rows):
         tokens = sum(row["reference_tokens"] for row in rows)
         figures["perplexity"] = math.exp(math.fsum(row["reference_nll"] for row in rows) / tokens)
-    for name in ("reasoning", "correctness", "similarity"):
+    after = [f"same_after_{thought}" for thought in ("none", "half", "other")]
+    for name in ("reasoning", "correctness", "similarity", *after):
         if any(name in row for row in rows):
             figures[name] = mean_of(rows, name)
             figures[f"{name} missing"] = sum(row[name] is None for row in rows)
@@ -207,7 +206,8 @@ def control(arm: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of a control on one modality, its constant questions apart."""
     if arm == "permuted_options":
         return permuted(rows)
-    return share(headline(rows)) | {"constant": share(apart(rows))}
+    forced = share(headline(rows), "forced_correct")
+    return share(headline(rows)) | {"forced_choice": forced, "constant": share(apart(rows))}
 
 
 def permuted(rows: Sequence[Row]) -> dict[str, Any]:

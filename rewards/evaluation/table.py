@@ -9,11 +9,13 @@ from typing import Any
 from rewards.evaluation import scores
 from rewards.evaluation.calibration import calibration, recalls
 from rewards.evaluation.predictions import Row
+from rewards.evaluation.reliance import Oracle, reliance
 from rewards.evaluation.rows import percent, rendered
 from rewards.evaluation.samples import sampled, sampling_gain, sharpened_or_learned
 from rewards.evaluation.statistics import holm, poisson_binomial_tail, students_t
 
 BLIND = {  # the controls that cannot see the image, as the beginning of a sentence
+    "no_image": "without an image it scores",
     "blank_image": "with a blank image it scores",
     "shuffled_image": "with another question's image it scores",
     "options_prior": "the options alone score",
@@ -35,13 +37,14 @@ def tabulate(
     answers: Answers,
     trained_on: str,
     priors: Mapping[str, Mapping[str, Rows]] | None = None,
-    coinciding: Mapping[str, tuple[int, int]] | None = None,
+    oracle: Oracle | None = None,
     seeds: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return all figures of all models, and their rows as text, ready for JSON.
 
-    `priors` are the controls that ask no model. `seeds` are models that differ in the seed alone.
-    Differences are to the base model asked in the same way.
+    `priors` are the controls that ask no model. `oracle` has the chance that an oracle of the image
+    changes its answer. `seeds` are models that differ in the seed alone. Differences are to the
+    base model asked in the same way.
     """
     results = _figures(answers, TESTS, scores.cell)
     first = next(iter(results.values()))
@@ -56,7 +59,7 @@ def tabulate(
         "gains": _gains(answers, TESTS, _gain),
         "ood_mean": {model: scores.macro_mean(cells) for model, cells in unseen.items() if cells},
         "controls": _controls(answers, priors or {}),
-        "coinciding": dict(coinciding or {}),
+        "reliance": {model: reliance(arms, oracle or {}) for model, arms in answers.items()},
         "calibration": _figures(answers, TESTS, calibration),
         "recalls": _figures(answers, TESTS, recalls),
         "sampled": _figures(answers, SAMPLES, sampled),
@@ -66,7 +69,7 @@ def tabulate(
     }
     links = weakest_link(results.get("trained") or results["base"])
     table["verdicts"] = verdicts(table) + links + sharpened_or_learned(table)
-    if seeds:
+    if len(seeds) > 1:
         table["seeds"] = over_seeds(table, seeds)
     return table | {"rendered": rendered(table)}
 
@@ -130,10 +133,11 @@ def _means(table: dict[str, Any], models: Sequence[str], way: str, modality: str
 
 
 def verdicts(table: dict[str, Any]) -> list[str]:
-    """Return a sentence for each accuracy above chance that a blind control explains.
+    """Return a sentence for each accuracy above chance that a blind control explains, and one on
+    the visual reliance of the trained model.
 
     The control explains all of it if the intervals meet, and a part of it if the control is above
-    chance (Holm's correction over all controls).
+    chance. Holm's correction is over the tests of all sentences.
     """
     tried = [
         (model, modality, arm, found[modality])
@@ -144,8 +148,15 @@ def verdicts(table: dict[str, Any]) -> list[str]:
     ]
     # A prior is listed under every model, but it is one test.
     tests = {(arm, m, f["correct"], f["n"]): above_chance(f) for _, m, arm, f in tried}
+    reliant = table["reliance"].get("trained") or table["reliance"]["base"]
+    lost = {m: x["visual_reliance"] for m, x in reliant.items() if "visual_reliance" in x}
+    tests |= {m: x["p"] for m, x in lost.items()}
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
-    sentences = []
+    sure = {m: adjusted[m] < ALPHA and x["ci95"][0] > 0 for m, x in lost.items()}
+    parts = [(m, percent(x["value"]), percent(x["ceiling"]["value"])) for m, x in lost.items()]
+    shown = [f"{m} {x} of {y}" if sure[m] else f"{m} none that is shown" for m, x, y in parts]
+    said = f"Visual reliance, of an oracle's, in points: {', '.join(shown)}."
+    sentences = [said] * any(sure.values())
     for model, modality, arm, found in tried:
         figure = table["results"][model][modality]
         explained = found["ci95"][1] >= figure["ci95"][0]

@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.audit.audit import Options, audit, main
-from data.controls.altered import coincidences, permuted_options
+from data.controls.altered import oracle_of, permuted_options
 from data.controls.priors import Prior, by_letter, by_text
 from data.evaluation_questions import constant_answers_in
 from data.example import VQAExample
@@ -116,7 +117,10 @@ def test_priors_and_permutations_leave_open_questions_alone() -> None:
     assert permuted_options(question("a", "no")) == []
 
 
-def test_any_right_wording_in_common_is_a_coincidence() -> None:
-    pool = [question("a", "cyst", "a cyst"), question("b", "A cyst.")]
-    assert coincidences(pool[:1], pool[1:]) == (1, 1)
-    assert coincidences(pool[:1], [question("b", "abscess")]) == (0, 1)
+def test_any_wording_of_the_right_answer_tells_the_right_option() -> None:
+    seen = question("a", "cyst", "a mass.")
+    changes = oracle_of([seen])
+    asked = VQAExample("b", (), "what?", ("abscess", "A mass"), 0, "MRI", "")
+    assert changes(asked, seen) == 1
+    assert changes(replace(asked, gold=1), seen) == 0
+    assert changes(replace(asked, options=("abscess", "tumour")), seen) is None

@@ -106,7 +106,7 @@ def test_what_is_left_out_is_said_in_the_same_words_everywhere(
     load_questions(config, lambda *_: "")
     skipped = LeftOut()
     tests = load_tests(config, skipped)
-    control_questions(tests, None, config, config, skipped)
+    control_questions(tests, 240, config, config, skipped, list)
     kept = say_left_out("evaluate.py", skipped)
     words = "3 left out (2 image is missing, 1 image cannot be read)"
     said = capsys.readouterr().err
@@ -134,6 +134,6 @@ def test_without_any_training_question_there_are_controls_and_no_priors(tmp_path
     only = write(tmp_path, lambda rows: rows.__delitem__(slice(10)))
     skipped = LeftOut()
     tests = load_tests(only, skipped)
-    controls, priors, _ = control_questions(tests, None, only, only, skipped)
+    controls, priors, _ = control_questions(tests, 240, only, only, skipped, list)
     assert len(controls["blank_image"]["MRI"]) == 6
     assert priors == {}

@@ -1,11 +1,11 @@
 """Forced choice and samples against one row at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from models.answering import OPENING, answer, reference_nll, samples
+from models.answering import OPENING, answer, choices_after, reference_nll, samples
 from tests.models import plain
 from tests.tiny import NoiseImage, Question
 
@@ -100,3 +100,31 @@ def test_reference_nll_is_the_plain_log_probability_of_the_reference(trained, ba
             expected = -plain.logprobs(trained, question, prompt, ids, 1.0).sum()
         assert row["reference_nll"] == pytest.approx(expected.item(), abs=1e-3)
         assert row["reference_tokens"] == len(ids)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_choice_after_the_own_thought_is_the_forced_choice(trained, batch_size):
+    asked = [*QUESTIONS, OPEN]
+    found = answer(trained, asked, 6, said)
+    again = choices_after(trained, asked, [row.thought for row in found], batch_size)
+    for row, choice in zip(found, again, strict=True):
+        assert choice == pytest.approx(row.letter_logprobs, abs=1e-4)
+    others = choices_after(trained, asked, ["so", None, "or", "not"], batch_size)
+    for own, other in zip(again[:3], others[:3], strict=True):
+        assert max(abs(a - b) for a, b in zip(own, other, strict=True)) > 1e-3
+
+
+def test_a_batch_of_questions_without_images_is_answered_like_any_other(trained):
+    seen = QUESTIONS[::2]
+    asked = [replace(question, images=()) for question in seen]
+    prompts = trained.encode(asked)
+    assert [prompt.features for prompt in prompts] == [(), ()]
+    assert not any((prompt.input_ids == trained.chat.image_pad).any() for prompt in prompts)
+    found = answer(trained, asked, 6, said)
+    for question, prompt, row in zip(asked, prompts, found, strict=True):
+        alone = [trained.completion_ids(question.completion(row.thought, x)) for x in "ABC"]
+        with torch.no_grad():
+            each = [plain.logprobs(trained, question, prompt, ids, 1.0).sum() for ids in alone]
+        assert row.letter_logprobs == pytest.approx(
+            torch.stack(each).log_softmax(0).tolist(), abs=1e-4
+        )

@@ -13,7 +13,7 @@ from PIL import Image
 from data.controls.altered import (
     BlankImage,
     blank_image,
-    coincidences,
+    none_of_the_above,
     permuted_options,
     shuffled_images,
 )
@@ -154,26 +154,6 @@ def test_shuffles_give_every_other_image_its_turn() -> None:
     assert min(given.values()) > 60  # 100 expected, standard deviation 8
 
 
-def test_it_is_counted_how_often_the_image_given_has_the_same_answer() -> None:
-    pool = [
-        about("1", "a", question="Where?", gold=0),
-        about("2", "b", question="where? ", gold=0),
-        about("3", "c", question="Where?", gold=1),
-        about("4", "c", question="What?", gold=0),
-    ]
-    moved = {"1": "b", "2": "c", "3": "a", "4": "a"}
-    shuffled = [replace(e, images=about("", moved[e.id]).images) for e in pool]
-    # 1 and b agree; 2 and c, 3 and a do not; "What?" is not asked of a.
-    assert coincidences(pool, shuffled) == (1, 3)
-    assert coincidences([], []) == (0, 0)
-
-
-def test_constant_answers_coincide_whenever_they_are_asked() -> None:
-    leaky = phantom.load("MRI", split="test", size=280, variant="leaky")
-    pool = [e for e in leaky if e.question_type == "modality"]
-    assert coincidences(pool, shuffled_images(pool, seed=0)) == (40, 40)
-
-
 def check_permutations(number: int) -> None:
     options = tuple("pqrs"[:number])
     for gold in range(number):
@@ -189,3 +169,34 @@ def check_permutations(number: int) -> None:
 
 def test_permutations_move_the_answer_under_every_letter_once() -> None:
     check_each(check_permutations, [2, 3, 4])
+
+
+def test_none_of_the_above_takes_the_place_of_the_right_option_or_of_a_wrong_one() -> None:
+    for example in phantom.load("CT", split="test", size=60):
+        right, wrong = (none_of_the_above([example], right=x) for x in (True, False))
+        if "none" in example.options:
+            assert right == wrong == []
+            continue
+        (right,), (wrong,) = right, wrong
+        assert right.answer == "None of the above"
+        assert wrong.answer == example.answer
+        for altered in (right, wrong):
+            assert (altered.id, altered.gold) == (example.id, example.gold)
+            changed = [a for a, b in zip(altered.options, example.options, strict=True) if a != b]
+            assert changed == ["None of the above"]
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"),
+    [
+        ("none", False),
+        ("None of these", False),
+        ("all of the above", False),
+        ("Neither", False),
+        ("nonethnic", True),
+        ("above the heart", True),
+    ],
+)
+def test_a_question_whose_options_say_none_already_is_left_out(option: str, kept: bool) -> None:
+    example = VQAExample("1", (), "Which?", ("x", option), 0, "MRI", "")
+    assert bool(none_of_the_above([example], right=True)) == kept

@@ -87,6 +87,7 @@ def summary() -> dict[str, Any]:
         for model, accuracies in (("base", base), ("trained", trained))
     }
     gain = {"gain": 0.6, "ci95": [0.5, 0.7], "mcnemar_p": 1e-9}
+    lost = {"value": 0.2, "ci95": [0.1, 0.3], "n": 240, "p": 1e-9}
     table = {
         "trained_on": "MRI",
         "chance": dict.fromkeys(base, 0.45),
@@ -102,7 +103,7 @@ def summary() -> dict[str, Any]:
                 "permuted_options": {m: cell(0.6) | {"same_text": 0.8} for m in base},
             }
         },
-        "coinciding": {"CT": [12, 240]},
+        "reliance": {"trained": {m: {"visual_reliance": lost} for m in base}},
         "verdicts": ["XRAY: with a blank image it scores 49.0; trained's 50.0 there says little."],
         "calibration": {},
         "sampled": {},

@@ -243,7 +243,8 @@ def test_the_evaluation_stands_beside_its_controls(mine: Path) -> None:
     assert "72.0 [66.0, 78.0]" in made
     assert "30.0 [24.0, 36.0], n 240" in made
     assert "with a blank image it scores 49.0; trained&#39;s 50.0 there says little." in made
-    assert "CT: 12 of 240 shuffled images" in made
+    assert "visual reliance" in made
+    assert "+20.0 [+10.0, +30.0]" in made
 
 
 def test_settings_that_differ_from_the_recipe_are_marked(tmp_path: Path) -> None:

@@ -145,3 +145,13 @@ def test_an_image_that_does_not_fit_the_memory_is_named(tiny_folder, monkeypatch
     monkeypatch.setattr(vision.model, "get_image_features", full)
     with pytest.raises(UsageError, match="image noise:1:56x56: out of memory in the vision tower"):
         vision.features(NoiseImage(1))
+
+
+def test_pooled_features_are_the_mean_over_images_of_their_means(tiny_folder):
+    vision = cache_of(tiny_folder)
+    images = [NoiseImage(1, 84, 56), NoiseImage(2, 56, 56)]
+    means = [sum(vision.features(image)[0]) / len(vision.features(image)[0]) for image in images]
+    for some, mean in (([images[0]], means[0]), (images, (means[0] + means[1]) / 2)):
+        pooled = torch.tensor(vision.pooled(some))
+        torch.testing.assert_close(pooled, mean / mean.norm(), atol=1e-6, rtol=1e-5)
+        assert pooled.norm().item() == pytest.approx(1)

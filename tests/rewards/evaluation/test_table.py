@@ -120,7 +120,7 @@ def answers(trained: int, blank: int, prior: float) -> tuple[dict, dict]:
 
 
 def test_the_whole_table_and_its_two_faces():
-    table = tabulate(*answers(150, 100, 0.5)[:1], "MRI", answers(150, 100, 0.5)[1], {"MRI": (3, 9)})
+    table = tabulate(*answers(150, 100, 0.5)[:1], "MRI", answers(150, 100, 0.5)[1])
     assert json.loads(json.dumps(table))["results"]["trained"]["MRI"]["correct"] == 150
     assert table["chance"] == {"MRI": 0.5, "CT": 0.5}
     assert table["gains"]["trained"]["MRI"]["accuracy"]["gain"] == pytest.approx(0.3)
@@ -130,7 +130,6 @@ def test_the_whole_table_and_its_two_faces():
     for face in (text, markdown):
         assert "75.0 [68.6, 80.5]" in face
         assert "+30.0" in face
-        assert "3 of 9 shuffled images" in face
     assert max(map(len, text.splitlines())) <= 102
 
 
