@@ -46,8 +46,8 @@ def ordered_planes(paths: Sequence[Path]) -> list[Plane]:
         paths = [p for p in sorted(paths[0].iterdir()) if not p.is_symlink() and is_dicom(p)]
     elif len(paths) == 1 and is_nifti(paths[0]):
         return _nifti_planes(paths[0])
-    if not all(map(is_dicom, paths)):
-        raise ValueError("is no scan")
+    if not (paths and all(map(is_dicom, paths))):
+        raise ValueError("no DICOM or NIfTI file")
     import pydicom
 
     headers = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths}
