@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.evaluation_questions import Tests, control_questions, load_tests, say_left_out
-from data.example import VQAExample, in_all_ways
+from data.example import VQAExample, in_all_ways, sliced
 from data.images import ImageFile
 from data.load import LeftOut, Refusal, fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank, share, world
@@ -167,8 +167,8 @@ def rivals(
         label, problem = Path(name).resolve().name, ""
         if label in (*MODELS, own, *found):
             problem = "a row of this name is there already; rename its folder"
-        elif (other.model, other.prompt) != (config.model, config.prompt):
-            problem = "another base or way of asking; score it alone, or with the same --prompt"
+        elif any(getattr(other, n) != getattr(config, n) for n in ("model", "prompt", "slices")):
+            problem = "another base, way of asking or --slices; score it alone, or with the same"
         elif differ:
             problem = f"other test questions of {', '.join(differ)}; give both the same --data, "
             problem += f"--ood and --eval-size, and train with --data-seed {config.data_seed}"
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             question = VQAExample(*facts, gold=0, modality="", question_type="")
             way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides them
             scorer = Scorer(open_policy(config, adapter), config, options, folder)
-            print(text.one(*scorer.predict(in_all_ways([question], [way]))))
+            print(text.one(*scorer.predict(in_all_ways([sliced(question, config.slices)], [way]))))
         else:
             report(options, config, folder, evaluate(options, config, adapter, folder))
 

@@ -11,7 +11,7 @@ from operator import attrgetter
 from string import ascii_uppercase
 from typing import Any
 
-from data.images import ImageSource
+from data.images import ImageSource, in_slices
 
 _LETTER = "give one letter inside <answer> </answer>, nothing else."
 _LOOK = "what the image shows and what follows from it"
@@ -51,6 +51,7 @@ class VQAExample:
     references: tuple[str, ...] = ()  # of an open question: every wording that counts as right
     findings: tuple[str, ...] | None = None  # what the image shows, one phrase each; None: unknown
     answer_type: str = ""  # "closed" or "open" as the data set says; "": closed if it has options
+    slices: str = ""  # which slices of a volume its images are, in words
     # What else its row holds, for users' reward functions: each key is a column of its own.
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -82,7 +83,8 @@ class VQAExample:
     @property
     def prompt(self) -> str:
         """The user's turn."""
-        return user_text(self.question, self.options, self.asked)
+        asked = user_text(self.question, self.options, self.asked)
+        return f"{self.slices}\n{asked}" if self.slices else asked
 
     def completion(self, reasoning: str | None, answer: str | None = None) -> str:
         """An answer in the format, the right one by default; `reasoning` None: no think block."""
@@ -131,6 +133,15 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
     if way != "open":
         return replace(example, asked=way)
     return replace(example, asked="reason", options=(), gold=0, references=example.right_answers)
+
+
+def sliced(example: VQAExample, count: int) -> VQAExample:
+    """A question with each of its volumes shown by `count` slices, whose places its prompt says."""
+    images = in_slices(example.images, count)
+    numbers = [(i, len(parts)) for parts in images for i in range(1, len(parts) + 1)]
+    places = [f"slice {i} of {count}" if count > 1 else "one image" for i, count in numbers]
+    told = f"The images are: {', '.join(places)}." if len(places) > len(images) else ""
+    return replace(example, images=tuple(chain(*images)), slices=told)
 
 
 def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:

@@ -2,17 +2,19 @@
 
 import hashlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL import TiffImagePlugin as Tiff
 
 from data.scans import MAX_PIXELS, check_size, picture, read_scan, stretched
+from data.volumes import shown_planes
 from grpo.settings.errors import UsageError
 
 # The formats accepted. Pillow opens more; EPS is a program, which Ghostscript would run.
@@ -36,14 +38,15 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image on disk, opened only when it is used."""
+    """An image on disk, opened only when it is used; of a volume, one slice."""
 
     path: Path
+    index: int | None = None  # of the slice, see data/volumes.py: Plane; None: the middle
 
     @property
     def key(self) -> str:
         """The whole path as given: file names collide between the folders of a data set."""
-        return str(self.path)
+        return str(self.path) if self.index is None else f"{self.path}#{self.index}"
 
     @cached_property
     def sha256(self) -> str:
@@ -51,13 +54,41 @@ class ImageFile:
         return sha256_of(self.path)
 
     def open(self) -> Image.Image:
-        """The upright image in mode RGB; of a medical scan, one slice (data/scans.py).
+        """The upright image in mode RGB; of a scan or a folder, the middle slice (data/scans.py).
 
         Raises UnusableImage for a file missing, unreadable or far too large, and UsageError where
         the package that reads such scans is not installed.
         """
-        path = self.path
-        return decoded(str(path), lambda: read_scan(plain(path)) or read_picture(path))
+        path, index = self.path, self.index
+        if path.is_dir():
+            return _slices([path], 1)[0].open()
+        return explained(self.key, lambda: rgb(read_scan(plain(path), index) or read_picture(path)))
+
+
+def in_slices(images: Sequence[ImageSource], count: int) -> list[list[ImageSource]]:
+    """Each image, as a list of itself alone or, of a volume, of `count` slices (data/volumes.py).
+
+    A folder is a volume, shown by its middle slice if `count` is 1. Above that NIfTI files, DICOM
+    files and a list of DICOM files may be volumes, too. What is none (one frame, colours, time) or
+    is damaged stays an image.
+    """
+    files = [image.path for image in images if isinstance(image, ImageFile)]
+    if count > 1 and len(images) == len(files) > 1:
+        with suppress(UnusableImage):
+            return [_slices(files, count)]
+    return [_in_slices(image, count) for image in images]
+
+
+def _in_slices(image: ImageSource, count: int) -> list[ImageSource]:
+    if isinstance(image, ImageFile) and (count > 1 or image.path.is_dir()):
+        with suppress(UnusableImage):  # no volume; if it is no image either, `open` says why
+            return _slices([image.path], count)
+    return [image]
+
+
+def _slices(paths: Sequence[Path], count: int) -> list[ImageSource]:
+    planes = explained(str(paths[0]), lambda: shown_planes(tuple(paths), count))
+    return [ImageFile(*plane) for plane in planes]
 
 
 def plain(path: Path) -> Path:
@@ -73,10 +104,10 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
-    """The image `read` returns, in mode RGB. Raises UnusableImage, with `name`, if it fails."""
+def explained(name: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns. Raises UnusableImage, with `name`, if it fails."""
     try:
-        return _rgb(read())
+        return read()
     except ModuleNotFoundError as error:
         package = {"nibabel": "nibabel"}.get(error.name, "pydicom>=3")
         problem = f"image {name} needs {package}, which is not installed"
@@ -118,7 +149,7 @@ def read_picture(file: Path | BinaryIO) -> Image.Image:
     return picture(1 - shades if tags.get(Tiff.PHOTOMETRIC_INTERPRETATION) == 0 else shades)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB."""
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")  # on white, as transformers' own image processor lays it

@@ -22,12 +22,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
-from data.example import VQAExample
+from data.example import VQAExample, sliced
 from data.images import ImageSource, UnusableImage
 from data.near_copies import kept_near_copies
 from data.phantom import questions as phantom
@@ -58,13 +58,20 @@ Skips = LeftOut | None  # where to add what is left out; None: nowhere
 
 
 def load(
-    spec: str, modality: str, *, split: Split, size: int, seed: int, skipped: Skips = None
+    spec: str,
+    modality: str,
+    *,
+    split: Split,
+    size: int,
+    seed: int,
+    skipped: Skips = None,
+    slices: int = 1,
 ) -> list[VQAExample]:
     """`size` questions of one modality (`ALL`: of every one) from one split, or all if fewer.
 
     Questions are balanced over question types; their images are opened once, to see that they can
-    be, and passed over if `skipped.refused`. What was left out on the way, of every split and
-    modality, is added to `skipped`.
+    be, and passed over if `skipped.refused`. A volume is shown by `slices` slices. What was left
+    out on the way, of every split and modality, is added to `skipped`.
     """
     modality = modality_name(modality) or modality
     if is_drawn(spec):
@@ -80,7 +87,8 @@ def load(
     splits = splits_of(spec, seed)
     pool = [example for example in there if splits[example.id] == split]
     skipped.update(listing.skipped, in_two_splits(listing.examples, splits))
-    taken = take_usable(balanced_order(pool, seed), size, skipped)
+    ordered = map(partial(sliced, count=slices), balanced_order(pool, seed))
+    taken = take_usable(ordered, size, skipped)
     if size > 0 and not taken:
         remedy = "put its files there" if listing.splits else "try another --data-seed"
         problem = f"no usable {modality} image in its {split} split ({len(there)} questions in all)"
@@ -119,7 +127,8 @@ def _size_of(image: ImageSource) -> tuple[int, int] | None:
 def load_split(config: Config, split: Split, size: int, skipped: Skips = None) -> list[VQAExample]:
     """Questions of the training modality; says so when there are fewer than asked for."""
     spec, modality, seed = config.data, config.modality, config.data_seed
-    examples = load(spec, modality, split=split, size=size, seed=seed, skipped=skipped)
+    more = {"skipped": skipped, "slices": config.slices}
+    examples = load(spec, modality, split=split, size=size, seed=seed, **more)
     if len(examples) < size:
         found = f"{len(examples)} {modality} questions for {split}"
         print(f"{found}, all that can be used; {size} were asked for", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Medical scans as pictures: one slice of a DICOM file or of a NIfTI file (.nii, .nii.gz).
+"""Medical scans as pictures: a slice of a DICOM file or of a NIfTI file (.nii, .nii.gz).
 
 The packages that read them are optional, and asked for by name when such a file is met.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,32 @@ MEANINGS += ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
 
-def read_scan(path: Path) -> Image.Image | None:
-    """A slice of a scan: DICOM is known by its mark, NIfTI by its ending. None: another image.
+def read_scan(path: Path, index: int | None = None) -> Image.Image | None:
+    """The slice of a scan at an index (None: the middle). None: another image.
 
     Raises anything on bad bytes, ModuleNotFoundError where the package that it needs is not
     installed, and DecompressionBombError for a slice of more than `MAX_PIXELS`.
     """
-    with path.open("rb") as file:
-        mark = file.read(132)[128:]  # after the preamble: DICOM PS3.10, 7.1
-    if mark == b"DICM":
-        return read_dicom(path)
-    return read_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else None
+    if is_dicom(path):
+        return read_dicom(path, index)
+    return read_nifti(path, index) if is_nifti(path) else None
 
 
-def read_dicom(path: Path) -> Image.Image:
-    """The middle frame of a DICOM file, in mode L or RGB.
+def is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's mark after the preamble (DICOM PS3.10, 7.1)."""
+    if path.is_file():  # to open a pipe could block for ever
+        with suppress(OSError), path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    return False
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file's name is that of NIfTI."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def read_dicom(path: Path, frame: int | None = None) -> Image.Image:
+    """A frame of a DICOM file (None: the middle one), in mode L or RGB.
 
     Raises ValueError where the header says of the values what is not known here.
     """
@@ -45,7 +57,7 @@ def read_dicom(path: Path) -> Image.Image:
     if meaning not in MEANINGS or header.get("HighBit", stored - 1) != stored - 1:
         what = f"{meaning} with BitsStored {stored} and HighBit {header.get('HighBit')}"
         raise ValueError(f"{what} is not known")
-    frame = int(header.get("NumberOfFrames") or 1) // 2
+    frame = int(header.get("NumberOfFrames") or 1) // 2 if frame is None else frame
     pixels = pixel_array(header, index=frame)  # (rows, columns), or (rows, columns, 3) in RGB
     white = 2**stored - 1
     if meaning == "PALETTE COLOR":
@@ -54,7 +66,7 @@ def read_dicom(path: Path) -> Image.Image:
             raise ValueError("pydicom takes places in a palette of 8 bits modulo 256")
         white = 255 if pixels.max() < 256 else 65535  # 8 bits are found in entries of 16, too
     shades = pixels / white if pixels.ndim == 3 else _grey(pixels, header, frame)
-    measures = _header(header, frame, "PixelMeasuresSequence")
+    measures = header_part(header, frame, "PixelMeasuresSequence")
     spacing = next(filter(None, map(measures.get, SPACINGS)), (1, 1))
     return picture(shades, *np.resize(spacing, 2).astype(float))
 
@@ -67,7 +79,9 @@ def _grey(pixels: np.ndarray, header: Any, frame: int) -> np.ndarray:
     """
     from pydicom.pixels import apply_modality_lut, pixel_array
 
-    values = apply_modality_lut(pixels, _header(header, frame, "PixelValueTransformationSequence"))
+    values = apply_modality_lut(
+        pixels, header_part(header, frame, "PixelValueTransformationSequence")
+    )
     values = values.astype(np.float64)
     padding = np.zeros(values.shape, bool)
     if ends := [header[name].value for name in header.dir("PixelPadding") if header[name].VM]:
@@ -76,14 +90,14 @@ def _grey(pixels: np.ndarray, header: Any, frame: int) -> np.ndarray:
         low, high = np.sort(np.array([ends[0], ends[-1]]).astype(stored.dtype))
         padding = (stored >= low) & (stored <= high)
     values[padding] = np.nan
-    shades = _windowed(values, _header(header, frame, "FrameVOILUTSequence"))
+    shades = _windowed(values, header_part(header, frame, "FrameVOILUTSequence"))
     inverse = header.get("PresentationLUTShape") == "INVERSE"
     if inverse or header.PhotometricInterpretation == "MONOCHROME1":
         shades = 1 - shades
     return np.where(padding, 0, shades)
 
 
-def _header(file: Any, frame: int, name: str) -> Any:
+def header_part(file: Any, frame: int, name: str) -> Any:
     """The part of a DICOM header that holds the sequence `name`: the frame's, all frames', or, in
     files of the older kind, the header itself."""
     own = file.get("PerFrameFunctionalGroupsSequence", [])[frame : frame + 1]
@@ -116,8 +130,9 @@ def _windowed(values: np.ndarray, voi: Any) -> np.ndarray:
     return stretched(values)
 
 
-def read_nifti(path: Path) -> Image.Image:
-    """The middle slice along the last axis of a NIfTI file (of the middle volume), in mode L.
+def read_nifti(path: Path, index: int | None = None) -> Image.Image:
+    """A slice along the third axis of a NIfTI file (None: the middle), in mode L. Of further axes,
+    such as time, the middle is shown.
 
     It is shown as radiologists hang it, by the file's orientation: patient's right on the left,
     front or head up. Its window is the header's cal_min and cal_max where they are set. Of complex
@@ -127,8 +142,9 @@ def read_nifti(path: Path) -> Image.Image:
 
     file = nibabel.load(path)
     check_size(*file.shape[:2])
-    middle = tuple(length // 2 for length in file.shape[2:])
-    values = np.asarray(file.dataobj[(slice(None), slice(None), *middle)])
+    place = [length // 2 for length in file.shape[2:]]
+    place[:1] = place[:1] if index is None else [index]
+    values = np.asarray(file.dataobj[(slice(None), slice(None), *place)])
     values = (np.abs(values) if np.iscomplexobj(values) else values).astype(np.float64)
     low, high = float(file.header["cal_min"]), float(file.header["cal_max"])
     shades = (values - low) / (high - low) if high > low else stretched(values)

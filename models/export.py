@@ -29,6 +29,7 @@ from models.attention import TreeAttention
 from models.layers import Layers
 from models.loading.checks import find
 from models.loading.load import load
+from models.loading.model_types import MODEL_TYPES
 from models.policy import Policy
 
 COPIED = (
@@ -89,7 +90,7 @@ def write_folder(policy: Policy, folder: Path) -> None:
     processor = json.loads(policy.vision.processor.to_json_string())
     limits = processor["size"]  # and by the names of 2024
     processor |= {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
-    processor["processor_class"] = "Qwen2VLProcessor"
+    processor["processor_class"] = MODEL_TYPES[config["model_type"]].processor
     made = {"config": config, "generation_config": generation, "preprocessor_config": processor}
     for name, content in made.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")

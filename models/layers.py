@@ -1,4 +1,4 @@
-"""The language model of Qwen2-VL, read off its own weights: ONE forward for every pass.
+"""The language model of Qwen2(.5)-VL, read off its own weights: ONE forward for every pass.
 
 Prefill, decoding and training passes differ in one thing: which tokens a token attends to. So the
 caller gives the attention, tokens are flat (T, hidden), and no pad is ever computed. The rest:
@@ -42,13 +42,13 @@ class Layer(NamedTuple):
 
 
 def joined_modules(layer: nn.Module) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]:
-    """The linears of a Qwen2VLDecoderLayer that take the same input."""
+    """The linears of a decoder layer of transformers that take the same input."""
     attention, mlp = layer.self_attn, layer.mlp
     return (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
 
 
 def read_layer(module: nn.Module) -> Layer:
-    """The weights of a Qwen2VLDecoderLayer, as the active adapter makes them."""
+    """The weights of a decoder layer of transformers, as the active adapter makes them."""
     qkv, gate_up = joined_modules(module)
     return Layer(
         module.input_layernorm,
@@ -81,7 +81,7 @@ class Layers:
     """
 
     def __init__(self, model: nn.Module, checkpointing: bool = False) -> None:
-        """`model` is transformers' Qwen2VLTextModel, with LoRA or without."""
+        """`model` is transformers' text model of either type, with LoRA or without."""
         config = model.config
         self.heads = (config.num_attention_heads, config.num_key_value_heads)
         self.width = config.hidden_size // config.num_attention_heads

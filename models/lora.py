@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from grpo.settings.errors import UsageError
 
@@ -51,7 +51,7 @@ NAME = re.compile(r"^(?!.*visual).*\b(layers\.\d+\.\w+\.\w+_proj\.lora_[AB])(\.\
 OURS = r"base_model.model.model.language_model.\1.weight"
 
 
-def attach(model: Qwen2VLForConditionalGeneration, r: int, alpha: int, seed: int) -> PeftModel:
+def attach(model: PreTrainedModel, r: int, alpha: int, seed: int) -> PeftModel:
     """The model with a trainable float32 adapter named "default"; A drawn from `seed`, B zero."""
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -39,7 +39,7 @@ CPU_ACTIVATION = 12 << 20
 
 
 class Policy:
-    """A frozen Qwen2-VL with a trainable LoRA. Always in eval mode: no dropout anywhere."""
+    """A frozen Qwen2(.5)-VL with a trainable LoRA. Always in eval mode: no dropout anywhere."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A random tiny Qwen2-VL in the hub's own folder format: the same path as the real one, in seconds.
+"""A random tiny Qwen2-VL or Qwen2.5-VL in the hub's own folder format: the real path, in seconds.
 
 Its weights are larger than an initialisation's, so that attention, positions and images matter to
 the output: a wrong mask or position moves log-probs by far more than any tolerance here.
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from models.loading.model_types import MODEL_TYPES
 
 SPECIAL = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -56,6 +58,15 @@ PREPROCESSOR = {
     "processor_class": "Qwen2VLProcessor",
 }
 GENERATION = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.001}
+
+
+# The towers. Qwen2.5-VL's attends within windows of 2 x 2 tokens, but for its last block.
+TOWERS = {
+    "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "hidden_size": 32, "intermediate_size": 48, "window_size": 56, "fullatt_block_indexes": [1],
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,16 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_model(
-    folder: Path, hidden: int = 64, layers: int = 2, scale: float = 0.15, seed: int = 0
+    folder: Path,
+    hidden: int = 64,
+    layers: int = 2,
+    scale: float = 0.15,
+    seed: int = 0,
+    kind: str = "qwen2_vl",
+    tied: bool = True,
 ) -> Path:
-    """Write the whole folder; the head has 27 rows more than the tokenizer has tokens."""
+    """Write the whole folder; the head has 27 rows more than the tokenizer has tokens. It is the
+    embedding if `tied`."""
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -124,7 +142,8 @@ def make_model(
     heads = 4
     half = hidden // heads // 2  # frequencies of a head, shared out over time, height and width
     sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
-    config = Qwen2VLConfig(
+    model_class, features = MODEL_TYPES[kind].model, {MODEL_TYPES[kind].features: hidden}
+    config = model_class.config_class(
         text_config={
             "vocab_size": len(tokenizer) + 27,
             "hidden_size": hidden,
@@ -141,18 +160,17 @@ def make_model(
             "eos_token_id": token("<|im_end|>"),
         },
         vision_config={
-            "depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": hidden,
-            "initializer_range": scale,
+            "depth": 2, "num_heads": 2, "initializer_range": scale, **TOWERS[kind], **features,
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(config)
+        model = model_class(config)
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms start as ones and biases as zeros: a mix-up would hide
                 parameter.data += scale * torch.randn(parameter.shape)

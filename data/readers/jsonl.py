@@ -4,14 +4,14 @@
      "options": ["left", "right"], "answer": "B", "modality": "MRI", "question_type": "side"}
     {"image": "scans/001.png", "question": "What is shown?", "answer": ["cyst", "simple cyst"]}
 
-on one line each; a file that is one JSON list of such objects is read, too. `image` may be a list;
-no path and no link leads out of the file's folder. `answer` is a letter ("B", "b)", "option B") or
-the text of an option; if it can be read as both and they differ, the row is left out. Without
-`options` it is the right answer in words, or a list of all that count as right; yes and no become
-options, unless `answer_type` is "open". `answer_type` ("open", "closed"), `findings` (a list of
-phrases, what the image shows), `split` ("train", "val", "test": it is then kept), `patient` (its
-name, all of whose images are in one split), `modality` (else "OTHER"), `question_type`,
-`reasoning`, `dataset` and `id` are optional.
+on one line each; a file that is one JSON list of such objects is read, too. `image` may be a list,
+and may name a folder that holds a DICOM series; no path and no link leads out of the file's folder.
+`answer` is a letter ("B", "b)", "option B") or the text of an option; if it can be read as both and
+they differ, the row is left out. Without `options` it is the right answer in words, or a list of
+all that count as right; yes and no become options, unless `answer_type` is "open". `answer_type`
+("open", "closed"), `findings` (a list of phrases, what the image shows), `split` ("train", "val",
+"test": it is then kept), `patient` (its name, all of whose images are in one split), `modality`
+(else "OTHER"), `question_type`, `reasoning`, `dataset` and `id` are optional.
 
 Names are read in capitals, too, and under those of `NAMES`: the first that holds something counts.
 Options may be an object {"A": .., "B": ..}, or the keys A, B, .. or option_A, option_B, .. of the

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.images import decoded, read_picture
+from data.images import explained, read_picture, rgb
 from data.readers.common import BadRow, Rows, visible
 from grpo.settings.errors import UsageError
 
@@ -40,7 +40,7 @@ class ParquetImage:
 
         Raises UnusableImage as `ImageFile` does, and for a file that is no longer the one listed.
         """
-        return decoded(f"in row {self.row} of {self.file}", self._read)
+        return explained(f"in row {self.row} of {self.file}", lambda: rgb(self._read()))
 
     def _read(self) -> Image.Image:
         group, row = self.place

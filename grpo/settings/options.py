@@ -31,6 +31,7 @@ class Options:
     compare: str | None = _what(None, "More runs, RUN,RUN: rows beside this one's.")
     data: str | None = _what(None, "Another data set, such as phantom:new-kind.")
     modality: str | None = _what(None, "Of --model: what counts as in distribution.")
+    slices: int | None = _what(None, "Slices of a volume, each an image.", ge=1, lt=17)
     ood: str = _what(AS_RUN, "Unseen modalities to score, or none.")
     eval_size: int | None = _what(None, "Test questions of each modality.", ge=1)
 
@@ -99,6 +100,6 @@ class Options:
     def given(self) -> dict[str, Any]:
         """The settings of the run that were given here and so replace the run's own."""
         names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype", "cuda_graphs")
-        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model")}
+        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model", "slices")}
         values["prompt"] = self.ways[0] if self.ways else None
         return {name: value for name, value in values.items() if value not in (None, AS_RUN)}

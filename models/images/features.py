@@ -72,7 +72,7 @@ class VisionCache:
     """
 
     def __init__(self, model: nn.Module, processor: Any, cache: Path | None) -> None:
-        self.model = model  # the Qwen2VLModel that holds the tower (`visual`)
+        self.model = model  # transformers' model that holds the tower (`visual`)
         self.processor = processor
         folder = None if cache is None else Path(cache) / "vision"
         self.files = FeatureFiles(folder, processor.merge_size**2)
@@ -143,7 +143,9 @@ class VisionCache:
         weights = hash_tensors(sorted(self.model.visual.state_dict().items()))
         # CPU and GPU round differently, so their features are kept apart.
         device = next(self.model.visual.parameters()).device.type
-        return f"{weights} {device} {self.processor.to_json_string()}"
+        # Weights do not say how many heads a tower has, nor within which windows it attends.
+        shape = self.model.config.vision_config.to_json_string()
+        return f"{weights} {device} {shape} {self.processor.to_json_string()}"
 
     def _name(self, pixels: Image.Image) -> str:
         """Everything the features depend on: the pixels, how they are prepared, and the tower."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from grpo.settings.errors import UsageError
+from models.loading.model_types import MODEL_TYPES
 
 # What a folder must hold; of names in one tuple, one is enough.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -66,8 +67,9 @@ def _type(source: str) -> Iterator[str]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind is None:
         yield "no readable config.json there; give a model's own folder"
-    if kind != "qwen2_vl":
-        yield f"its type is {kind}; only qwen2_vl (Qwen2-VL, 2B to 72B) is supported"
+    if str(kind) not in MODEL_TYPES:
+        supported = " and ".join(f"{name} ({each.name})" for name, each in MODEL_TYPES.items())
+        yield f"its type is {kind}; only {supported} are supported"
     if "quantization_config" in config:
         problem = "its weights are quantized, which is not supported"
         yield f"{problem}; use what it was made from, such as Qwen/Qwen2-VL-2B-Instruct"
@@ -138,6 +140,8 @@ def mixture_problems(config: Any, tokenizer: Any, processor: Any) -> Iterator[st
     if tokenizer.chat_template is None:
         yield "has no chat template; use an -Instruct model"
     text, tower, image = config.text_config, config.vision_config, config.image_token_id
+    if (width := getattr(tower, MODEL_TYPES[config.model_type].features)) != text.hidden_size:
+        yield f"its features have {width} numbers, its text model takes {text.hidden_size}{AGAIN}"
     if text.use_sliding_window:
         yield "uses sliding-window attention, which is not supported"
     pad = tokenizer.get_vocab().get("<|image_pad|>", image)  # none: see Chat

@@ -1,7 +1,7 @@
 """Hub id, folder or "phantom" -> model, tokenizer, image processor.
 
-Only `qwen2_vl`, only safetensors, never code from a checkpoint, and no AutoProcessor: for Qwen2-VL
-it needs torchvision, for a video processor that is not used here.
+Only the types of models/loading/model_types.py, only safetensors, never code from a checkpoint, and
+no AutoProcessor: it needs torchvision, for a video processor that is not used here.
 """
 
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
-from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import Qwen2VLImageProcessorPil as ImageProcessor  # resizes with Pillow
 from transformers.utils import logging
 
 from grpo.settings.errors import UsageError
 from models.loading import checks
+from models.loading.model_types import MODEL_TYPES
 
 # The tiny Qwen2-VL that ships with the project, and an earlier state of its pretraining.
 SHIPPED = {name: Path(__file__).parents[1] / name for name in ("phantom", "phantom-base")}
@@ -29,12 +29,12 @@ def folder_of(name: str) -> Path:
 
 def load(
     name: str, dtype: torch.dtype, max_pixels: int | None = None, weights: bool = True
-) -> tuple[Qwen2VL, PreTrainedTokenizerBase, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
     """The frozen model (on the CPU, in eval mode), its tokenizer and its image processor.
 
     `max_pixels` replaces the checkpoint's own limit on an image's size. Without `weights` the model
     is on the meta device, and no file of weights has to be there. Raises UsageError for what is
-    missing, broken, out of reach, or not a Qwen2-VL.
+    missing, broken, out of reach, or of another type.
     """
     source = str(folder_of(name))
     is_folder = Path(source).is_dir()
@@ -74,16 +74,17 @@ def _read(source: str, dtype: torch.dtype, weights: bool) -> tuple[Any, Any, Any
     if tokenizer.chat_template is None and (file := checks.find(source, "chat_template.json")):
         tokenizer.chat_template = checks.read_json(file)["chat_template"]
     processor = ImageProcessor.from_pretrained(source)
-    kind = {"dtype": dtype, "attn_implementation": "sdpa"}
+    model_class = MODEL_TYPES[PreTrainedConfig.get_config_dict(source)[0]["model_type"]].model
+    how = {"dtype": dtype, "attn_implementation": "sdpa"}
     if not weights:
-        config = Qwen2VLConfig.from_pretrained(source)
+        config = model_class.config_class.from_pretrained(source)
         with torch.device("meta"):
-            model = Qwen2VL._from_config(config, **kind)
+            model = model_class._from_config(config, **how)
         return tokenizer, processor, model, {}
     safe = {"use_safetensors": True, "trust_remote_code": False}
     # Misshapen weights are in the report then, and weight_problems names them.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = Qwen2VL.from_pretrained(source, **kind, **safe, **told)
+    model, report = model_class.from_pretrained(source, **how, **safe, **told)
     return tokenizer, processor, model, report
 
 

@@ -161,7 +161,7 @@ def test_pixels_that_are_no_numbers_do_not_make_a_black_picture(
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    refused(tmp_path, "not a plain file")
+    refused(tmp_path, "no DICOM or NIfTI file")
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

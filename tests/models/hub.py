@@ -1,4 +1,5 @@
-"""A folder exactly as the hub's Qwen/Qwen2-VL-2B-Instruct, but with small random weights.
+"""A folder exactly as the hub's Qwen/Qwen2-VL-2B-Instruct or Qwen/Qwen2.5-VL-3B-Instruct, but with
+small random weights.
 
 Its quirks are the ones that a folder written by today's transformers does not have: weights in two
 shards under the names of 2024, no head in them (it is the embedding), everything about the text
@@ -13,8 +14,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer
 
+from models.loading.model_types import MODEL_TYPES
 from tests.tiny import GENERATION, PREPROCESSOR, SPECIAL, make_tokenizer
 
 HEAD_ROWS = 151_936  # the published vocabulary; the tokenizer has 151,657 of them
@@ -22,7 +24,9 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def make_hub_folder(folder: Path, tokenizer: Path | None = None, seed: int = 0) -> Path:
+def make_hub_folder(
+    folder: Path, tokenizer: Path | None = None, seed: int = 0, kind: str = "qwen2_vl"
+) -> Path:
     """Write the folder; `tokenizer` has the published vocabulary (None: the tests' own tiny one).
 
     Weights are bfloat16, and larger than an initialisation's for the reason given in tests/tiny.py.
@@ -36,15 +40,16 @@ def make_hub_folder(folder: Path, tokenizer: Path | None = None, seed: int = 0) 
     ids = AutoTokenizer.from_pretrained(folder)
     template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     write(folder / "chat_template.json", {"chat_template": template})
-    write(folder / "preprocessor_config.json", PREPROCESSOR)
+    processor = PREPROCESSOR | {"processor_class": MODEL_TYPES[kind].processor}
+    write(folder / "preprocessor_config.json", processor)
     end, start = (ids.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
     plain = {"bos_token_id": start, "pad_token_id": start, "eos_token_id": [end, start]}
     write(
         folder / "generation_config.json", plain | GENERATION | {"transformers_version": "4.37.0"}
     )
     config = hub_config({name: ids.convert_tokens_to_ids(name) for name in SPECIAL})
-    write(folder / "config.json", config)
-    write_weights(folder, random_weights(folder, seed))
+    write(folder / "config.json", config | PUBLISHED[kind])
+    write_weights(folder, random_weights(folder, seed, kind))
     return folder
 
 
@@ -99,11 +104,39 @@ def hub_config(ids: dict[str, int]) -> dict:
     }
 
 
-def random_weights(folder: Path, seed: int, scale: float = 0.15) -> dict[str, Tensor]:
+# What config.json of the 3B model says in place of what the 2B model's does.
+PUBLISHED = {
+    "qwen2_vl": {},
+    "qwen2_5_vl": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "max_position_embeddings": 128000,
+        "vision_config": {
+            "depth": 2,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "in_chans": 3,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+    },
+}
+
+
+def random_weights(folder: Path, seed: int, kind: str, scale: float = 0.15) -> dict[str, Tensor]:
     """bfloat16 weights for the folder's config.json, under their published names."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
+        config = MODEL_TYPES[kind].model.config_class.from_pretrained(folder)
+        model = MODEL_TYPES[kind].model(config)
     weights = {}
     for name, parameter in model.named_parameters():  # a tied head is not a parameter of its own
         published = name.replace("model.visual.", "visual.").replace("language_model.", "")

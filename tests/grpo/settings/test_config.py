@@ -24,7 +24,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 OTHER = {
     "method": "sft", "sft_target": "reasoning", "recipe": "medvlm-r1", "model": "some/where",
     "init": "sft:runs/a", "lora_r": "7", "lora_alpha": "9", "data": "omnimedvqa:here",
-    "modality": "CT", "ood": "MRI", "train_size": "11", "val_size": "12", "eval_size": "13",
+    "slices": "8", "modality": "CT", "ood": "MRI",
+    "train_size": "11", "val_size": "12", "eval_size": "13",
     "eval_every": "14", "group_size": "15", "prompts_per_step": "16",
     "max_completion_length": "17", "temperature": "0.5", "dynamic_sampling": "3",
     "reward": "accuracy=2", "loss": "dr_grpo", "scale_rewards": "none", "kl_coef": "0.25",

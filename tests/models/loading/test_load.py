@@ -54,10 +54,12 @@ def test_a_hub_id_out_of_reach_is_one_line(monkeypatch):
     assert "network" in message("nobody/there")
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llama"])
+@pytest.mark.parametrize("kind", ["qwen3_vl", "llama"])
 def test_another_model_type_says_what_is_supported(copy, kind):
     edit(copy / "config.json", model_type=kind)
-    assert f"its type is {kind}; only qwen2_vl" in message(str(copy))
+    supported = "qwen2_vl (Qwen2-VL, 2B to 72B) and qwen2_5_vl (Qwen2.5-VL, 3B to 72B)"
+    said = f"model {copy}: its type is {kind}; only {supported} are supported"
+    assert message(str(copy)) == said
 
 
 def test_a_config_that_is_no_json_is_one_line(copy):
