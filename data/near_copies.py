@@ -14,7 +14,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import product
+from itertools import product, starmap
+from operator import add
 
 import numpy as np
 
@@ -25,14 +26,15 @@ from grpo.settings.errors import UsageError
 MOST_IMAGES = 5_000  # that are compared when questions are loaded: about a minute, once
 SIDE = 64  # pixels of a thumbnail
 CUTS = ((0, 0), (0.04, 0), (0, 0.04), (0.02, 0.02), (0.04, 0.04))  # shares lost at both ends
-CROPS = [rows + columns for rows, columns in product(CUTS, CUTS)]  # the first is the whole image
+CROPS = list(starmap(add, product(CUTS, CUTS)))  # the first is the whole image
 MOST_BITS = 8  # of 64 that differ between the hashes of a proposed pair
 SAME = 0.94  # correlation of a confirmed pair
 PIXELS = np.arange(SIDE)
 AT = (PIXELS + 0.5) / SIDE  # (64,) their places, from 0 to 1
 INNER = slice(4, SIDE - 4, 2)  # 28 pixels that are compared: a copy may have lost the rim
 WAVES = np.cos(np.pi * PIXELS[:8, None] * AT)  # (8, 64) the lowest cosines
-BLURS = [np.exp(-((PIXELS[:, None] - PIXELS) ** 2) / (2 * sigma**2)) for sigma in (0.8, 3)]
+SIGMAS = np.array([0.8, 3.0])[:, None, None]
+BLURS = np.exp(-((PIXELS[:, None] - PIXELS) ** 2) / (2 * SIGMAS**2))  # (2, 64, 64)
 
 
 def kept_near_copies(images: Iterable[ImageSource]) -> list[tuple[str, str]]:
