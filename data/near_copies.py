@@ -12,10 +12,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import product, starmap
-from operator import add
+from itertools import product
 
 import numpy as np
 
@@ -26,15 +25,14 @@ from grpo.settings.errors import UsageError
 MOST_IMAGES = 5_000  # that are compared when questions are loaded: about a minute, once
 SIDE = 64  # pixels of a thumbnail
 CUTS = ((0, 0), (0.04, 0), (0, 0.04), (0.02, 0.02), (0.04, 0.04))  # shares lost at both ends
-CROPS = list(starmap(add, product(CUTS, CUTS)))  # the first is the whole image
+CROPS = list(product(CUTS, CUTS))  # of rows and columns; the first is the whole image
 MOST_BITS = 8  # of 64 that differ between the hashes of a proposed pair
 SAME = 0.94  # correlation of a confirmed pair
 PIXELS = np.arange(SIDE)
 AT = (PIXELS + 0.5) / SIDE  # (64,) their places, from 0 to 1
 INNER = slice(4, SIDE - 4, 2)  # 28 pixels that are compared: a copy may have lost the rim
 WAVES = np.cos(np.pi * PIXELS[:8, None] * AT)  # (8, 64) the lowest cosines
-SIGMAS = np.array([0.8, 3.0])[:, None, None]
-BLURS = np.exp(-((PIXELS[:, None] - PIXELS) ** 2) / (2 * SIGMAS**2))  # (2, 64, 64)
+BLURS = np.exp(-((PIXELS[:, None] - PIXELS) ** 2) / np.reshape([2 * 0.8**2, 2 * 3**2], (2, 1, 1)))
 
 
 def kept_near_copies(images: Iterable[ImageSource]) -> list[tuple[str, str]]:
@@ -90,7 +88,7 @@ def details(thumb: np.ndarray) -> np.ndarray:
     return fine - wide
 
 
-def proposed(thumbs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+def proposed(thumbs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, Sequence]]:
     """(one, other, crop) wherever the hashes are near: this crop of `one` is like `other`."""
     keys, hashes = list(thumbs), np.array([hashes_of(thumb) for thumb in thumbs.values()])
     for i, own in enumerate(hashes):
@@ -107,14 +105,14 @@ def hashes_of(thumb: np.ndarray) -> np.ndarray:
     return np.packbits(found > found[:, :1], axis=1).view(np.uint64).ravel()
 
 
-def agreement(a: np.ndarray, b: np.ndarray, crop: tuple[float, ...]) -> float:
+def agreement(a: np.ndarray, b: np.ndarray, crop: Sequence) -> float:
     """The correlation of the details `b` with those of the part of `a` that shows the same.
 
     `crop` says where the four edges of that part start (the shares lost at the top, the bottom, the
     left and the right). They move by least squares, with a factor for the contrast (Lucas and
     Kanade 1981).
     """
-    edges = SIDE * np.abs(np.array([0, 1, 0, 1]) - crop)
+    edges = SIDE * np.abs(np.array([0, 1, 0, 1]) - np.ravel(crop))
     parts, wanted = (a, *np.gradient(a)), b[INNER, INNER].ravel()
     y, x = AT[INNER, None], AT[INNER]
     for _ in range(5):

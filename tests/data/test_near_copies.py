@@ -137,7 +137,7 @@ def test_a_shift_is_aligned_and_without_alignment_it_would_be_missed(tmp_path: P
     assert pair_of(image, image.crop((0, 0, 152, 160)), tmp_path)
     a, b = (details(thumbnail(ImageFile(tmp_path / f"{name}.png"))) for name in "ab")
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.9
-    assert agreement(a, b, (0, 0, 0, 0.04)) > 0.99
+    assert agreement(a, b, ((0, 0), (0, 0.04))) > 0.99
 
 
 def test_images_of_equal_shades_are_near_by_hash_and_not_confirmed(tmp_path: Path) -> None:
