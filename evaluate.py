@@ -235,8 +235,8 @@ def report(options: Options, config: Config, folder: Path, table: dict[str, Any]
         write_json(Path(options.json or folder / "evaluation.json"), table)
         if options.markdown:
             write_whole(Path(options.markdown), text.markdown(table).encode())
-    control = "greedy, a control: trained on permuted answers"
-    how = control if config.shuffle_answers else "greedy"
+    controls = ["on permuted answers"] * config.shuffle_answers + ["without images"] * config.blind
+    how = f"greedy, a control: trained {' and '.join(controls)}" if controls else "greedy"
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, {how}")
     print(text.text(table) + "\nPhantoms are drawn, not medical data." * is_drawn(config.data))
 

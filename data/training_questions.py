@@ -137,6 +137,9 @@ def load_questions(
     """
     skipped = LeftOut(refused)
     examples = load_split(config, "train", config.train_size, skipped)
+    if config.blind:
+        print("train.py: --blind: a control, images are not shown in training", file=sys.stderr)
+        examples = [replace(example, images=()) for example in examples]
     if config.shuffle_answers:
         print("train.py: --shuffle-answers: a control, right answers are permuted", file=sys.stderr)
         examples = with_shuffled_answers(examples, config.seed)

@@ -95,6 +95,20 @@ def test_both_ways_of_asking_and_samples_side_by_side(here, run):
 
 
 @pytest.mark.slow
+def test_a_blind_run_trains_without_images_and_is_scored_with_them(here, run, capsys):
+    flags = ["--blind", "--out", "blind", "--cache", "none", "--eval-size", "12"]
+    train.main([*SHORT, *flags, "--trace-steps", "1,2"])
+    traced = [json.loads(file.read_text()) for file in Path("blind/trace").glob("*.json")]
+    assert [group["images"] for step in traced for group in step["groups"]] == [[]] * 4
+    seen = lines(run / "predictions" / "base-MRI-reason.jsonl")
+    assert lines(Path("blind/predictions/base-MRI-reason.jsonl")) == seen
+    assert all(row["image"] for row in lines(Path("blind/predictions/trained-CT-reason.jsonl")))
+    capsys.readouterr()
+    evaluate.main(["--run", "blind", "--controls", "none", "--ood", "none"])
+    assert "greedy, a control: trained without images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_published_scorer_changes_figures_and_no_prediction(here, run, work):
     copy = work / "scored"
     shutil.copytree(run, copy)

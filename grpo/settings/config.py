@@ -94,6 +94,7 @@ class Config:
     diversity: str = _data("none", "Ways of asking drawn in training, as explain,direct,open.")
     shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
     shuffle_answers: bool = _data(False, "A control: permute right answers in training, by --seed.")
+    blind: bool = _data(False, "A control: train on the questions alone, without their images.")
     modality: str = _data("MRI", "Modality to train on; ALL: every one of data on disk.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)

@@ -40,7 +40,7 @@ OTHER = {
     "keep_checkpoints": "3",
 }  # fmt: skip
 # Flags without a value.
-BARE = ["strict", "shuffle_options", "shuffle_answers", "tensorboard", "quiet"]
+BARE = ["strict", "shuffle_options", "shuffle_answers", "blind", "tensorboard", "quiet"]
 
 
 def flags(*argv: str) -> Config:
