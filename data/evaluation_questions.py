@@ -10,7 +10,7 @@ from data.controls.altered import blank_image, coincidences, permuted_options, s
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, in_all_ways
 from data.load import LeftOut, is_drawn, learned_questions, load, load_split, read, with_modality
-from data.rows import Skipped, summary
+from data.rows import Skipped, Split, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -76,6 +76,17 @@ def control_questions(
         prior = Prior(clues, training)
         priors[name] = {m: [_row(e, prior) for e in examples] for m, examples in closed.items()}
     return controls, priors if training else {}, coinciding
+
+
+def in_split(config: Config, split: Split, size: int | None, skipped: LeftOut) -> list[VQAExample]:
+    """Questions of one split of the training modality: `size`, or as many as the run trains on.
+
+    Prints what is left out on the way.
+    """
+    examples = load_split(config, split, size or config.train_size, skipped)
+    if skipped:
+        say_left_out("evaluate.py", skipped)
+    return in_all_ways(examples, [config.prompt])
 
 
 def say_left_out(program: str, skipped: Collection[Skipped]) -> str:

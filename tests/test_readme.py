@@ -149,6 +149,7 @@ def test_every_other_command_runs(
     said = capsys.readouterr().out
     expected = {
         "--help": "--group-size",
+        "--pass-rates": "mixed",
         "--explain": "A_1 = ",
         "--dry-run": "peak, planned",
         "--image": "Not for clinical use.",

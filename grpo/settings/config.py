@@ -95,6 +95,8 @@ class Config:
     shuffle_options: bool = _data(False, "Put the options in a new order whenever they are asked.")
     shuffle_answers: bool = _data(False, "A control: permute right answers in training, by --seed.")
     blind: bool = _data(False, "A control: train on the questions alone, without their images.")
+    pass_rates: str | None = _data(None, "The file of evaluate.py --pass-rates that --keep reads.")
+    keep: str | None = _data(None, "LOW,HIGH: train on questions with such a pass rate: 0.05,0.95.")
     modality: str = _data("MRI", "Modality to train on; ALL: every one of data on disk.")
     ood: str = _data("CT,XRAY", "Unseen modalities to score at the end, or none.")
     train_size: int = _data(600, "Training questions.", ge=1)

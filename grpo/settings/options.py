@@ -38,6 +38,9 @@ class Options:
     controls: Literal["none", "fast", "full"] = _how("fast", "Asked on 240 questions, or on all.")
     samples: int = _how(0, "Also draw this many answers to each question, for pass@k (K).", ge=0)
     temperature: float = _how(1.0, "Temperature of these samples (T).", gt=0)
+    pass_rates: str | None = _how(None, "Only ask the base, and write its pass rates to this file.")
+    split: Literal["train", "val", "test"] = _how("train", "Whose questions --pass-rates asks.")
+    reward: str | None = _how(None, "Rewards that --pass-rates counts with (none: the run's).")
     metrics: str = _how("none", "More figures: " + ", ".join(METRICS) + "; a comma list, or all.")
     judge: str | None = _how(None, "Their judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
     judge_model: str | None = _how(None, "The model that a --judge URL serves.")
@@ -60,8 +63,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_file("--json", self.json)
-        check_file("--markdown", self.markdown)
+        for name in ("json", "markdown", "pass_rates"):
+            check_file(flag(name), getattr(self, name))
         check_names("prompt", self.ways, typing.get_args(Way))
         check_names("metrics", self.measured, METRICS)
         if "open" in self.ways[:-1]:  # it hides the options that the later ways show
@@ -69,11 +72,14 @@ class Options:
         one = (self.image, self.question, self.options)
         if any(one) and not all(one):
             raise UsageError("--image, --question and --options go together; give all three")
+        if self.pass_rates and self.samples < 8:
+            raise UsageError(f"--samples {self.samples}: --pass-rates needs 8 or more; use 16")
         for name in ("adapter", "modality"):
             if (value := getattr(self, name)) and not self.model:
                 raise UsageError(f"{flag(name)} {value}: a run has its own; it goes with --model")
-        if self.image and self.export_merged:
-            raise UsageError("--image and --export-merged: one at a time")
+        names = ("image", "export_merged", "pass_rates")
+        if len(alone := [flag(name) for name in names if getattr(self, name)]) > 1:
+            raise UsageError(f"{' and '.join(alone)}: one at a time")
         if self.model and self.run:
             raise UsageError("--run and --model: a run has its model; give one of them")
 
@@ -99,6 +105,6 @@ class Options:
     def given(self) -> dict[str, Any]:
         """The settings of the run that were given here and so replace the run's own."""
         names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype", "cuda_graphs")
-        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model")}
+        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model", "reward")}
         values["prompt"] = self.ways[0] if self.ways else None
         return {name: value for name, value in values.items() if value not in (None, AS_RUN)}
