@@ -20,6 +20,7 @@ from data.evaluation_questions import Tests, control_questions, in_split, load_t
 from data.example import VQAExample, columns, in_all_ways, users_question
 from data.load import LeftOut, Refusal, fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank
+from grpo.report.checklist import checklist
 from grpo.run.atomic import write_json, write_whole
 from grpo.run.folder import lock, newest_run, row_name, same_but_seed
 from grpo.run.terminal import in_batches
@@ -182,7 +183,8 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
             seeds.setdefault(other.seed, label)
     alike = list(seeds.values()) if len(seeds) > 1 else ()
     table = tabulate(answers, config.modality, priors, coinciding, alike)
-    return table | {"scorer": options.scorer, "left_out": left_out}
+    asked = {"scorer": options.scorer, "temperature": options.temperature, "prompt": config.prompt}
+    return table | asked | {"left_out": left_out}
 
 
 def pass_rates(options: Options, config: Config, adapter: Path | None, folder: Path) -> str:
@@ -208,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (options.run or options.model):
             # Once, by one process: another run may finish meanwhile.
             options = replace(options, run=gathered(None if rank() else str(newest_run()))[0])
-        if rank() and (options.export_merged or options.image):
+        if rank() and (options.export_merged or options.image or options.checklist):
             return  # work for one
         config, adapter, folder = scored_policy(options)
         config = with_names(config)
@@ -216,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             refuse_taken(Path(options.export_merged))
             largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
             print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
+        elif options.checklist:
+            print("\n\n".join(map("\n   ".join, checklist(folder))))
         elif options.pass_rates:
             print(pass_rates(options, config, adapter, folder))
         elif options.image:

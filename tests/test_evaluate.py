@@ -139,6 +139,16 @@ def test_a_blind_run_trains_without_images_and_is_scored_with_them(here, run, ca
 
 
 @pytest.mark.slow
+def test_the_checklist_asks_the_model_nothing(here, run, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "open_policy", None)
+    evaluate.main(["--run", str(run), "--checklist"])
+    said = capsys.readouterr().out
+    assert "   model: phantom, started as: instruct" in said
+    assert "   scored questions: MRI 12, CT 12, XRAY 12" in said
+    assert said.count("\n\n") == 5
+
+
+@pytest.mark.slow
 def test_the_published_scorer_changes_figures_and_no_prediction(here, run, work):
     copy = work / "scored"
     shutil.copytree(run, copy)

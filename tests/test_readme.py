@@ -150,6 +150,7 @@ def test_every_other_command_runs(
     expected = {
         "--help": "--group-size",
         "--pass-rates": "mixed",
+        "--checklist": "6. Independence of the test data",
         "--explain": "A_1 = ",
         "--dry-run": "peak, planned",
         "--image": "Not for clinical use.",

@@ -52,6 +52,7 @@ class Options:
 
     json: str | None = _out(None, "File of the table (none: evaluation.json in the run).")
     markdown: str | None = _out(None, "Also write it to this file, as Markdown.")
+    checklist: bool = _out(False, "Only print what a report on a run must state (MI-CLEAR-LLM).")
     export_merged: str | None = _out(None, "Only write base and adapter, as one model, there.")
 
     batch_size: int = _run(64, "Questions answered together.", ge=1)
@@ -77,7 +78,7 @@ class Options:
         for name in ("adapter", "modality"):
             if (value := getattr(self, name)) and not self.model:
                 raise UsageError(f"{flag(name)} {value}: a run has its own; it goes with --model")
-        names = ("image", "export_merged", "pass_rates")
+        names = ("image", "export_merged", "pass_rates", "checklist")
         if len(alone := [flag(name) for name in names if getattr(self, name)]) > 1:
             raise UsageError(f"{' and '.join(alone)}: one at a time")
         if self.model and self.run:

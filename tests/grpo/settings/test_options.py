@@ -38,6 +38,9 @@ def test_what_does_not_go_together_is_refused_with_the_remedy() -> None:
         "--image and --export-merged: one at a time": {
             "image": "a", "question": "?", "options": "a;b", "export_merged": "m"
         },
+        "--image and --checklist: one at a time": {
+            "image": "a", "question": "?", "options": "a;b", "checklist": True
+        },
         "--export-merged and --pass-rates: one at a time": {
             "export_merged": "m", "pass_rates": "p.jsonl", "samples": 8
         },
