@@ -1,31 +1,29 @@
 """Score a run: base and trained policy, on the modality it was trained on and on unseen ones.
 
-    python evaluate.py --ood CT,XRAY            the newest run
-    python evaluate.py --run runs/NAME --controls full --markdown table.md
+    python evaluate.py [--run runs/NAME] --ood CT,XRAY            the newest run, or the one named
     python evaluate.py --image scan.png --question "Which side?" --options "left;right"
 
 Answers are greedy. `predictions/` in the run folder keeps every one, so no question is asked twice.
-evaluation.json keeps the table, for the report. train.py calls `validate` and `score_run`.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.evaluation_questions import Tests, control_questions, load_tests, say_left_out
-from data.example import VQAExample, in_all_ways, sliced
-from data.images import ImageFile
+from data.evaluation_questions import Tests, control_questions, in_split, load_tests, say_left_out
+from data.example import VQAExample, columns, in_all_ways, sliced, users_question
 from data.load import LeftOut, Refusal, fingerprint, is_drawn, with_names
-from grpo.distributed import by_all, gathered, processes, rank, share, world
+from grpo.distributed import by_all, gathered, processes, rank
+from grpo.report.checklist import checklist
 from grpo.run.atomic import write_json, write_whole
-from grpo.run.folder import lock, newest_run, same_but_seed
-from grpo.run.terminal import progress_bar
+from grpo.run.folder import lock, newest_run, row_name, same_but_seed
+from grpo.run.terminal import in_batches
 from grpo.settings.config import Config, cache_folder
-from grpo.settings.errors import UsageError, exit_on_usage_error
+from grpo.settings.errors import exit_on_usage_error
 from grpo.settings.flags import names_in, parse_flags
 from grpo.settings.options import Options
 from models.answering import answer, choices_after, reference_nll, samples
@@ -33,16 +31,18 @@ from models.export import export_merged, refuse_taken
 from models.open_policy import open_policy, refusal, scored_policy
 from models.policy import Policy
 from rewards.answers import reasoning
-from rewards.evaluation import text
+from rewards.evaluation import predictions, text
 from rewards.evaluation.predictions import Row, answered, drawn, kept_rows, scored_by, write_rows
 from rewards.evaluation.reliance import altered_thoughts, stays
 from rewards.evaluation.scores import cell
 from rewards.evaluation.table import MEASURES, SAMPLES, TESTS, Answers, tabulate
-from rewards.judges.judge_rewards import graded, open_graders
+from rewards.judges.judge import open_judges
+from rewards.judges.judge_rewards import graded, open_graders, reward_terms
 from rewards.scoring import RewardError
 
 FAST = 240  # questions that the controls ask by default; of phantoms, exactly balanced
 MODELS = ("base", "trained")
+NEVER_READ = ' Their model has never read "None of the above".'
 Examples = Sequence[VQAExample]
 Controls = Mapping[str, Tests]  # control -> its questions by modality
 Respond = Callable[[Examples], list[Row]]  # a policy's answers to a batch of questions
@@ -53,7 +53,8 @@ def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, flo
     start, found = time.perf_counter(), {}
     scorer = Scorer(policy, config, Options(), Path())
     for modality, examples in validation.items():
-        scores = cell(list(scorer.in_batches(scorer.predict, examples)))
+        size = scorer.options.batch_size
+        scores = cell(list(in_batches(scorer.predict, examples, size, policy.prefetch)))
         place = "val" if modality == config.modality else f"val/{modality}"
         for name in ("accuracy", "format_rate", "forced_choice"):
             found[f"{place}/{name}"] = scores[name]
@@ -79,8 +80,8 @@ class Scorer:
     def ask(
         self, tests: Tests, models: Sequence[str] = MODELS, controls: Controls | None = None
     ) -> Answers:
-        """All answers of base and trained policy, or of one of these `models`. Each further way of
-        asking is a model of its own in the table; controls, samples and figures use the first."""
+        """All answers of `models`. A further way of asking is a model of its own in the table;
+        controls, samples and figures use the first."""
         lock(self.folder, "evaluate")
         (first, *others) = self.options.ways or (self.config.prompt,)
         k, temperature, found = self.options.samples, self.options.temperature, {}
@@ -104,21 +105,12 @@ class Scorer:
 
     def kept(self, model: str, arm: str, respond: Respond, asked: Tests) -> dict[str, list[Row]]:
         """The rows of one arm by modality: read from its files, or answered now and added there."""
-        found = {}
+        found, batch = {}, {"size": self.options.batch_size, "prefetch": self.policy.prefetch}
         for modality, examples in asked.items():
             file = self.folder / "predictions" / f"{model}-{modality}-{arm}.jsonl"
-            rows = kept_rows(file, examples, partial(self.in_batches, respond), not rank())
+            rows = kept_rows(file, examples, partial(in_batches, respond, **batch), not rank())
             found[modality] = [scored_by(row, self.options.scorer) for row in rows]
         return found
-
-    def in_batches(self, respond: Respond, examples: Examples) -> Iterator[Row]:
-        """The rows of all examples, as soon as a batch is answered; each process has a batch."""
-        size = self.options.batch_size * world()
-        with progress_bar(len(examples), "scoring") as bar:
-            for i in range(0, len(examples), size):
-                self.policy.prefetch(share(examples[i : i + 2 * size]))  # this batch and the next
-                yield from by_all(respond, examples[i : i + size])
-                bar.update(min(size, len(examples) - i))
 
     def predict(self, examples: Examples) -> list[Row]:
         """Each question answered greedily, and scored strictly and by forced choice."""
@@ -164,16 +156,7 @@ def rivals(
         other, adapter, folder = scored_policy(named)
         asked = load_tests(other := with_names(other), LeftOut(refused))
         differ = [m for m in tests if fingerprint(tests[m]) != fingerprint(asked.get(m))]
-        label, problem = Path(name).resolve().name, ""
-        if label in (*MODELS, own, *found):
-            problem = "a row of this name is there already; rename its folder"
-        elif any(getattr(other, n) != getattr(config, n) for n in ("model", "prompt", "slices")):
-            problem = "another base, way of asking or --slices; score it alone, or with the same"
-        elif differ:
-            problem = f"other test questions of {', '.join(differ)}; give both the same --data, "
-            problem += f"--ood and --eval-size, and train with --data-seed {config.data_seed}"
-        if problem:
-            raise UsageError(f"--compare {name}: {problem}")
+        label = row_name(name, (*MODELS, own, *found), config, other, differ)
         found[label] = other, adapter, folder
     return found
 
@@ -201,8 +184,24 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
         answers |= {name.replace("trained", label, 1): arms for name, arms in beside.items()}
         if same_but_seed(config, other):
             seeds.setdefault(other.seed, label)
+    facts = {"scorer": options.scorer, "temperature": options.temperature, "prompt": config.prompt}
     table = tabulate(answers, config.modality, priors, oracle, list(seeds.values()))
-    return table | {"scorer": options.scorer, "left_out": left_out}
+    return table | facts | {"left_out": left_out}
+
+
+def pass_rates(options: Options, config: Config, adapter: Path | None, folder: Path) -> str:
+    """Write how often the base is right on each question of --split; what GRPO would see there."""
+    judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
+    terms = reward_terms(config.reward, config.length_cap, judges)
+    examples = in_split(config, options.split, options.eval_size, LeftOut(refusal(config)))
+    scorer = Scorer(open_policy(config, adapter), config, options, folder)
+    name = f"{config.modality}-{options.split}"
+    arms = scorer.ask({name: examples}, MODELS[:1])["base"]
+    rows = predictions.pass_rates(arms[SAMPLES][name], examples, terms, columns)
+    if not rank():
+        write_rows(Path(options.pass_rates), rows)
+    forced = cell(arms[TESTS][name])["forced_choice"]
+    return f"{options.pass_rates}: {text.signal(rows, forced, config.reward)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (options.run or options.model):
             # Once, by one process: another run may finish meanwhile.
             options = replace(options, run=gathered(None if rank() else str(newest_run()))[0])
-        if rank() and (options.export_merged or options.image):
+        if rank() and (options.export_merged or options.image or options.checklist):
             return  # work for one
         config, adapter, folder = scored_policy(options)
         config = with_names(config)
@@ -221,13 +220,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             refuse_taken(Path(options.export_merged))
             largest = export_merged(open_policy(config, adapter), Path(options.export_merged))
             print(f"wrote {options.export_merged}; no logit differs by more than {largest:.1e}")
+        elif options.checklist:
+            print("\n\n".join(map("\n   ".join, checklist(folder))))
+        elif options.pass_rates:
+            print(pass_rates(options, config, adapter, folder))
         elif options.image:
-            images = (ImageFile(Path(options.image)),)
-            facts = (options.image, images, options.question, options.choices)
-            question = VQAExample(*facts, gold=0, modality="", question_type="")
-            way = "direct" if config.prompt == "direct" else "reason"  # not "open": it hides them
+            own = users_question(options.image, options.question, options.choices, config.prompt)
             scorer = Scorer(open_policy(config, adapter), config, options, folder)
-            print(text.one(*scorer.predict(in_all_ways([sliced(question, config.slices)], [way]))))
+            print(text.one(*scorer.predict([sliced(own, config.slices)])))
         else:
             report(options, config, folder, evaluate(options, config, adapter, folder))
 
@@ -238,11 +238,11 @@ def report(options: Options, config: Config, folder: Path, table: dict[str, Any]
         write_json(Path(options.json or folder / "evaluation.json"), table)
         if options.markdown:
             write_whole(Path(options.markdown), text.markdown(table).encode())
-    how = "greedy" + ", a control: trained on permuted answers" * config.shuffle_answers
+    controls = ["on permuted answers"] * config.shuffle_answers + ["without images"] * config.blind
+    how = f"greedy, a control: trained {' and '.join(controls)}" if controls else "greedy"
     print(f"{folder}: {config.model} on {config.data}, trained on {config.modality}, {how}")
-    none = ' Their model has never read "None of the above".' * (options.controls == "full")
-    note = f"\nPhantoms are drawn, not medical data.{none}" * is_drawn(config.data)
-    print(text.text(table) + note)
+    note = "\nPhantoms are drawn, not medical data." * is_drawn(config.data)
+    print(text.text(table) + note + NEVER_READ * bool(note and options.controls == "full"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from data.controls import altered
 from data.controls.priors import Prior, by_letter, by_text
 from data.example import VQAExample, in_all_ways
 from data.load import LeftOut, is_drawn, learned_questions, load, load_split, read, with_modality
-from data.rows import Skipped, summary
+from data.rows import Skipped, Split, summary
 from data.splits import constant_answers, has_constant_answer
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
@@ -97,6 +97,17 @@ def _altered(few: list[VQAExample], changes: altered.Oracle, pooled: Pooled | No
         made["none_is_right"] = altered.none_of_the_above(few, right=True)
         made["none_is_wrong"] = altered.none_of_the_above(few, right=False)
     return made
+
+
+def in_split(config: Config, split: Split, size: int | None, skipped: LeftOut) -> list[VQAExample]:
+    """Questions of one split of the training modality: `size`, or as many as the run trains on.
+
+    Prints what is left out on the way.
+    """
+    examples = load_split(config, split, size or config.train_size, skipped)
+    if skipped:
+        say_left_out("evaluate.py", skipped)
+    return in_all_ways(examples, [config.prompt])
 
 
 def say_left_out(program: str, skipped: Collection[Skipped]) -> str:

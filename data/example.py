@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from data.images import ImageSource, in_slices
+from data.images import ImageFile, ImageSource, in_slices
 
 _LETTER = "give one letter inside <answer> </answer>, nothing else."
 _LOOK = "what the image shows and what follows from it"
@@ -142,6 +143,15 @@ def sliced(example: VQAExample, count: int) -> VQAExample:
     places = [f"slice {i} of {count}" if count > 1 else "one image" for i, count in numbers]
     told = f"The images are: {', '.join(places)}." if len(places) > len(images) else ""
     return replace(example, images=tuple(chain(*images)), slices=told)
+
+
+def users_question(image: str, question: str, options: tuple[str, ...], way: str) -> VQAExample:
+    """A user's own question about an image file; which option is right is not known.
+
+    The way "open" would hide the options, so the question is then asked as in "reason".
+    """
+    example = VQAExample(image, (ImageFile(Path(image)),), question, options, 0, "", "")
+    return one_asked(example, "direct" if way == "direct" else "reason")
 
 
 def in_all_ways(examples: Sequence[VQAExample], ways: Sequence[str]) -> list[VQAExample]:

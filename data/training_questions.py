@@ -4,11 +4,13 @@ Which question fills a slot is a function of (seed, step, slot, attempt): nothin
 one step to the next, so a resumed run asks the same questions.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
@@ -87,6 +89,28 @@ def reordered(example: VQAExample, order: Sequence[int]) -> VQAExample:
     return replace(example, options=options, gold=list(order).index(example.gold))
 
 
+def kept(examples: Sequence[VQAExample], config: Config) -> list[VQAExample]:
+    """Those whose pass rate in the file --pass-rates lies within --keep; prints how many.
+
+    Raises UsageError if a flag, the file or a question in it is missing, or if none is kept.
+    """
+    given, n = f"--pass-rates {config.pass_rates} --keep {config.keep}", len(examples)
+    try:
+        low, high = map(float, config.keep.split(","))
+        rows = map(json.loads, Path(config.pass_rates).read_text(encoding="utf-8").splitlines())
+        rates = {(row["id"], row["question"]): row["correct"] / row["n"] for row in rows}
+    except (OSError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError):
+        raise UsageError(f"{given}: give a file of evaluate.py, and two shares LOW,HIGH") from None
+    if lacking := [e.id for e in examples if (e.id, e.question) not in rates]:
+        problem = f"the file lacks {len(lacking)} of {n} training questions, {lacking[0]} first"
+        raise UsageError(f"{given}: {problem}; make it of the same data, with --eval-size {n}")
+    found = [e for e in examples if low <= rates[e.id, e.question] <= high]
+    if not found:
+        raise UsageError(f"{given}: keeps none of {n} training questions; use --keep 0,1")
+    print(f"train.py: --keep {config.keep}: {len(found)} of {n} questions", file=sys.stderr)
+    return found
+
+
 def with_shuffled_answers(examples: Sequence[VQAExample], seed: int) -> list[VQAExample]:
     """The same questions and images, the right answers permuted among those of the same options.
 
@@ -139,6 +163,11 @@ def load_questions(
     """
     skipped = LeftOut(refused)
     examples = load_split(config, "train", config.train_size, skipped)
+    if config.pass_rates or config.keep:
+        examples = kept(examples, config)
+    if config.blind:
+        print("train.py: --blind: a control, images are not shown in training", file=sys.stderr)
+        examples = [replace(example, images=()) for example in examples]
     if config.shuffle_answers:
         print("train.py: --shuffle-answers: a control, right answers are permuted", file=sys.stderr)
         examples = with_shuffled_answers(examples, config.seed)

@@ -149,6 +149,8 @@ def test_every_other_command_runs(
     said = capsys.readouterr().out
     expected = {
         "--help": "--group-size",
+        "--pass-rates": "mixed",
+        "--checklist": "6. Independence of the test data",
         "--explain": "A_1 = ",
         "--dry-run": "peak, planned",
         "--image": "Not for clinical use.",

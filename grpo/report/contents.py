@@ -10,6 +10,7 @@ from typing import Any
 
 from grpo.report import curves as charts
 from grpo.report import evaluation_table as sheets
+from grpo.report.checklist import checklist
 from grpo.report.token_table import DAMAGED
 from grpo.settings.errors import UsageError
 
@@ -40,6 +41,7 @@ def contents(run: Path) -> dict[str, Any]:
         "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
         "charts": list(charts.curves(metrics, str(config.get("modality")))),
         "evaluations": evaluations,
+        "checklist": checklist(run),
         "remarks": remarks,
     }
 

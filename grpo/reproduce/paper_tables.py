@@ -50,6 +50,7 @@ TABLES = {
             Arm("GRPO", "", "95.33 / 70.33 / 69.00 (unverified)", minutes=3.0),
             Arm("GRPO, no thinking", "--prompt direct", "none; Med-R1 (2503.13939) prefers it", 3),
             Arm("GRPO, shuffled answers", "--shuffle-answers", "none, a control", minutes=3.0),
+            Arm("GRPO, blind", "--blind", "none, a control", minutes=3.0),
             Arm("GRPO, format only", "--reward format", "none, a control", minutes=3.0),
         ),
         evaluation="--controls none",

@@ -89,6 +89,26 @@ def newest_run(root: Path = Path("runs")) -> Path:
     return runs[-1].parent
 
 
+def row_name(name: str, taken: Any, config: Config, other: Config, differ: list[str]) -> str:
+    """The name of the row of --compare that the run `name`, of settings `other`, gets beside a run
+    of settings `config`.
+
+    Raises UsageError if it is among the `taken` ones, or if the two cannot be compared. `differ`
+    are the modalities whose test questions differ.
+    """
+    label, problem = Path(name).resolve().name, ""
+    if label in taken:
+        problem = "a row of this name is there already; rename its folder"
+    elif any(getattr(other, n) != getattr(config, n) for n in ("model", "prompt", "slices")):
+        problem = "another base, way of asking or --slices; score it alone, or with the same"
+    elif differ:
+        problem = f"other test questions of {', '.join(differ)}; give both the same --data, "
+        problem += f"--ood and --eval-size, and train with --data-seed {config.data_seed}"
+    if problem:
+        raise UsageError(f"--compare {name}: {problem}")
+    return label
+
+
 def same_but_seed(config: Config, other: Config) -> bool:
     """Whether two runs differ in the seed and otherwise only in settings of NO_SAY.
 

@@ -1,12 +1,15 @@
-"""Where a run shows its progress: two lines at the bottom of a terminal, else plain lines."""
+"""Where a run shows its progress: two lines at the bottom of a terminal, else plain lines; and how
+far an evaluation is."""
 
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Any
+
+from grpo.distributed import by_all, share, world
 
 SECONDS_BETWEEN_LINES = 30.0  # if stderr is not a terminal
 PLAIN_WIDTH = 100  # characters of a line, if stderr is not a terminal
@@ -81,11 +84,20 @@ def fitted(words: Sequence[str], width: int) -> str:
     return " ".join(words)[:width]
 
 
-def progress_bar(total: int, title: str) -> Any:
-    """A bar of tqdm on stderr, gone when it ends; shown on a terminal only."""
+def in_batches(respond: Callable, examples: Any, size: int, prefetch: Callable) -> Iterator[Any]:
+    """Yield what `respond` makes of each example as soon as its batch is done: `size` a process.
+
+    `prefetch` is told which examples this process gets next. The bar is on a terminal only, and
+    gone when it ends.
+    """
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, leave=False, disable=not total or None)
+    n, size = len(examples), size * world()
+    with tqdm(total=n, desc="scoring", leave=False, disable=not n or None) as bar:
+        for i in range(0, n, size):
+            prefetch(share(examples[i : i + 2 * size]))  # this batch and the next
+            yield from by_all(respond, examples[i : i + size])
+            bar.update(min(size, n - i))
 
 
 def visible(text: str) -> str:

@@ -39,6 +39,9 @@ class Options:
     controls: Literal["none", "fast", "full"] = _how("fast", "240 questions; full: all, and more.")
     samples: int = _how(0, "Also draw this many answers to each question, for pass@k (K).", ge=0)
     temperature: float = _how(1.0, "Temperature of these samples (T).", gt=0)
+    pass_rates: str | None = _how(None, "Only ask the base, and write its pass rates to this file.")
+    split: Literal["train", "val", "test"] = _how("train", "Whose questions --pass-rates asks.")
+    reward: str | None = _how(None, "Rewards that --pass-rates counts with (none: the run's).")
     metrics: str = _how("none", "More figures: " + ", ".join(METRICS) + "; a comma list, or all.")
     judge: str | None = _how(None, "Their judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
     judge_model: str | None = _how(None, "The model that a --judge URL serves.")
@@ -50,6 +53,7 @@ class Options:
 
     json: str | None = _out(None, "File of the table (none: evaluation.json in the run).")
     markdown: str | None = _out(None, "Also write it to this file, as Markdown.")
+    checklist: bool = _out(False, "Only print what a report on a run must state (MI-CLEAR-LLM).")
     export_merged: str | None = _out(None, "Only write base and adapter, as one model, there.")
 
     batch_size: int = _run(64, "Questions answered together.", ge=1)
@@ -61,8 +65,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_file("--json", self.json)
-        check_file("--markdown", self.markdown)
+        for name in ("json", "markdown", "pass_rates"):
+            check_file(flag(name), getattr(self, name))
         check_names("prompt", self.ways, typing.get_args(Way))
         check_names("metrics", self.measured, METRICS)
         if "open" in self.ways[:-1]:  # it hides the options that the later ways show
@@ -70,11 +74,14 @@ class Options:
         one = (self.image, self.question, self.options)
         if any(one) and not all(one):
             raise UsageError("--image, --question and --options go together; give all three")
+        if self.pass_rates and self.samples < 8:
+            raise UsageError(f"--samples {self.samples}: --pass-rates needs 8 or more; use 16")
         for name in ("adapter", "modality"):
             if (value := getattr(self, name)) and not self.model:
                 raise UsageError(f"{flag(name)} {value}: a run has its own; it goes with --model")
-        if self.image and self.export_merged:
-            raise UsageError("--image and --export-merged: one at a time")
+        names = ("image", "export_merged", "pass_rates", "checklist")
+        if len(alone := [flag(name) for name in names if getattr(self, name)]) > 1:
+            raise UsageError(f"{' and '.join(alone)}: one at a time")
         if self.model and self.run:
             raise UsageError("--run and --model: a run has its model; give one of them")
 
@@ -100,6 +107,7 @@ class Options:
     def given(self) -> dict[str, Any]:
         """The settings of the run that were given here and so replace the run's own."""
         names = ("data", "ood", "eval_size", "device", "threads", "cache", "dtype", "cuda_graphs")
-        values = {name: getattr(self, name) for name in (*names, "judge", "judge_model", "slices")}
+        names += ("judge", "judge_model", "slices", "reward")
+        values = {name: getattr(self, name) for name in names}
         values["prompt"] = self.ways[0] if self.ways else None
         return {name: value for name, value in values.items() if value not in (None, AS_RUN)}

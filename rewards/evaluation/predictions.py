@@ -10,6 +10,7 @@ from typing import Any
 
 from rewards import answers
 from rewards.rules import findings_reward
+from rewards.scoring import score
 from rewards.words import exact_match, token_f1
 
 Row = dict[str, Any]
@@ -61,6 +62,24 @@ def drawn(example: Any, texts: Sequence[str]) -> Row:
         known = example.references
         given = [example.answer if exact_match(said, known) else said for said in given]
     return {**_question(example), "completions": list(texts), "answers": given}
+
+
+def pass_rates(drawn: Sequence[Row], examples: Any, terms: Any, columns: Callable) -> list[Row]:
+    """Return a row a question: id, question, n samples, how many of them are `correct` (strictly),
+    and the total reward of each in `totals` (n,).
+
+    `drawn` are the rows of the samples to `examples`, `terms` the rewards, and `columns` tells them
+    about a list of examples. Raises RewardError.
+    """
+    n, found = len(drawn[0]["completions"]), []
+    repeated = [example for example in examples for _ in range(n)]
+    texts = [text for row in drawn for text in row["completions"]]
+    totals, _ = score(terms, [e.prompt for e in repeated], texts, columns(repeated))
+    for i, row in enumerate(drawn):
+        counts = {"n": n, "correct": row["answers"].count(row["gold"])}
+        question = {"id": row["id"], "question": row["question"]}
+        found.append(question | counts | {"totals": totals[i * n : (i + 1) * n]})
+    return found
 
 
 def _answer(example: Any, text: str) -> str | None:

@@ -6,6 +6,7 @@ Intervals are two-sided, 95 %. Bad arguments raise ValueError.
 import math
 import random
 import statistics
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -126,6 +127,20 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} needs at least {k} samples, {c} of {n} right is no such count")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def differ(values: Sequence[float], group_size: int) -> float:
+    """Return the chance that G of n values, drawn without replacement, are not all equal.
+
+    1 - sum_v C(m_v, G) / C(n, G), where m_v of the values are v: for c right answers of n,
+    1 - C(c, G) / C(n, G) - C(n - c, G) / C(n, G). Equal means equal in float32, as GRPO compares
+    rewards.
+
+    >>> differ([0.0, 0.0, 0.5, 1.0], 2)  # 5 of the 6 pairs
+    0.8333333333333334
+    """
+    equal = sum(math.comb(m, group_size) for m in Counter(array("f", values)).values())
+    return 1 - equal / math.comb(len(values), group_size)
 
 
 def majority(answers: Sequence[str | None]) -> str | None:

@@ -1,11 +1,13 @@
 """The rows of rewards/evaluation/rows.py on a screen and in Markdown, and one answer as text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
-from rewards.evaluation.rows import LABEL, points
+from rewards.evaluation.rows import LABEL, percent, points
+from rewards.evaluation.statistics import differ
 
 WIDTH = 21  # columns of a cell on the screen
 
@@ -47,6 +49,22 @@ def one(row: Mapping[str, Any]) -> str:
     for (name, option), logprob in zip(named.items(), row["letter_logprobs"], strict=True):
         lines.append(f"  {100 * math.exp(logprob):5.1f} %  {name}) {option}")
     return "\n".join([*lines, "Not for clinical use."])
+
+
+def signal(rows: Sequence[Mapping[str, Any]], forced: float | None, reward: str) -> str:
+    """Return what GRPO would see of the questions of predictions.py: pass_rates.
+
+    `forced` is the share that forced choice answers right, `reward` names the rewards.
+    """
+    n, right = rows[0]["n"], [row["correct"] for row in rows]
+    always, never = right.count(n), right.count(0)
+    told = [f"{len(rows)} questions, {n} samples each: always right {always}, never {never}, mixed"]
+    told[0] += f" {len(rows) - always - never}; by forced choice {percent(forced)} % right"
+    for size in (4, 8):
+        total = percent(fmean(differ(row["totals"], size) for row in rows))
+        alone = percent(fmean(differ([1] * c + [0] * (n - c), size) for c in right))
+        told.append(f"groups of {size} that differ in {reward} {total} %, in correctness {alone} %")
+    return "\n".join(told)
 
 
 def gains(table: Mapping[str, Any]) -> str:

@@ -107,7 +107,10 @@ def test_a_control_of_training_is_named_above_the_title(mine: Path, whole: str) 
     edit(mine / "config.json", config=config | {"shuffle_answers": True})
 
     assert "GRPO on MRI, a control: right answers permuted</p>" in report.page(mine, MB)
+    edit(mine / "config.json", config=config | {"blind": True})
+    assert "GRPO on MRI, a control: trained without images</p>" in report.page(mine, MB)
     assert "right answers permuted" not in whole
+    assert "without images</p>" not in whole
 
 
 def test_a_step_says_what_it_took(whole: str) -> None:

@@ -38,10 +38,10 @@ OTHER = {
     "threads": "2", "prompt": "direct", "data_seed": "21", "diversity": "direct,open",
     "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
     "trace_steps": "1,2", "sample_every": "23", "resume": "runs/a", "save_every": "24",
-    "keep_checkpoints": "3",
+    "keep_checkpoints": "3", "pass_rates": "rates.jsonl", "keep": "0.1,0.9",
 }  # fmt: skip
 # Flags without a value.
-BARE = ["strict", "shuffle_options", "shuffle_answers", "tensorboard", "quiet"]
+BARE = ["strict", "shuffle_options", "shuffle_answers", "blind", "tensorboard", "quiet"]
 
 
 def flags(*argv: str) -> Config:

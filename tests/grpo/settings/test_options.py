@@ -13,6 +13,8 @@ def test_only_what_was_given_replaces_the_settings_of_the_run() -> None:
     machine = {"cache": "none", "dtype": "auto", "device": "cpu", "threads": 0}
     machine |= {"judge": "hf:x", "cuda_graphs": "off"}
     assert Options(**machine).given == machine
+    counted = Options(pass_rates="p.jsonl", samples=8, split="val", reward="format")
+    assert counted.given == {"reward": "format"}
 
 
 def test_lists_are_read_in_their_order() -> None:
@@ -36,6 +38,16 @@ def test_what_does_not_go_together_is_refused_with_the_remedy() -> None:
         "--image and --export-merged: one at a time": {
             "image": "a", "question": "?", "options": "a;b", "export_merged": "m"
         },
+        "--image and --checklist: one at a time": {
+            "image": "a", "question": "?", "options": "a;b", "checklist": True
+        },
+        "--export-merged and --pass-rates: one at a time": {
+            "export_merged": "m", "pass_rates": "p.jsonl", "samples": 8
+        },
+        "--samples 0: --pass-rates needs 8 or more; use 16": {"pass_rates": "p.jsonl"},
+        "--samples 7: --pass-rates needs 8 or": {"pass_rates": "p.jsonl", "samples": 7},
+        "--split all: unknown choice; use one of train, val, test": {"split": "all"},
+        "--pass-rates nowhere/p.jsonl: no such folder": {"pass_rates": "nowhere/p.jsonl"},
         "--json nowhere/t.json: no such folder; make it": {"json": "nowhere/t.json"},
         "--markdown .: that is a folder; name a file": {"markdown": "."},
         "--eval-size 0: must be at least 1": {"eval_size": 0},

@@ -164,6 +164,16 @@ def test_the_peaks_are_those_of_a_real_step(tiny_folder, dtype, on):
     assert {n: o for n, o in off.items() if abs(o) > 0.02 and n != "vision tower"} == {}
 
 
+def test_the_peaks_of_a_step_without_images_are_those_of_a_real_one(tiny_folder):
+    config, blind = config_of(4, 12), Question(QUESTION.prompt * 4)
+    fake = planned(tiny_folder, config, blind)
+    held, phases = measured(tiny_folder, config, blind)
+    assert fake.held == pytest.approx(held, rel=0.001)
+    real, guess = growth(held, phases), growth(fake.held, fake.phases)
+    assert {n: g for n, g in guess.items() if abs(g - real[n]) > 0.02 * real[n]} == {}
+    assert guess["update"] > 0
+
+
 @pytest.mark.slow
 def test_a_gpu_has_the_storages_of_its_own_sampler(tiny_folder):
     """Keys of prompts and completions in every row, and the pool of a graph, until the end."""

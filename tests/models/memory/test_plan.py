@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import train
+from data.load import load_split
 from grpo.run.steps import largest_step
+from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 from models.chat import Chat
 from models.memory import plan
@@ -121,6 +123,19 @@ def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, c
         assert part in said
     assert "fits 38,147 MB: --group-size 64 or more" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_step_of_a_blind_run_is_its_longest_prompt_without_images(
+    tiny_folder, fresh, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    train.main([*TINY, "--dry-run", "--blind", "--model", str(tiny_folder)])
+    said = capsys.readouterr()
+    examples = load_split(Config(), "train", 8)
+    blind = [replace(example, images=()) for example in examples]
+    longest = max(len(prompt.input_ids) for prompt in fresh().encode(blind))
+    assert f"the largest step: a prompt of {longest} tokens (0 of images)" in said.out
+    assert "images are not shown in training" in said.err
 
 
 def test_a_plan_needs_no_file_of_weights(tiny_folder, tmp_path):
