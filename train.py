@@ -126,19 +126,19 @@ def last_line(run: Path, config: Config, gained: str) -> str:
 
 
 def open_rewards(config: Config) -> tuple[list[Any], Callable[..., Any]]:
-    """The judges of --judge, and the rewards of --reward as the loop calls them: (examples, texts)
-    -> (totals, parts by name). Supervised training has neither.
-
-    A reward's own error becomes a UsageError, after which a run can go on.
-    """
+    """The judges of --judge, and the rewards of --reward as the loop calls them: (examples, texts,
+    ids) -> (totals, parts by name). Supervised training has neither. A reward's own error becomes a
+    UsageError, after which a run can go on."""
     judges, terms = [], []
     if config.method == "grpo":
         judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-        terms = reward_terms(config.reward, config.length_cap, judges)
+        lengths = config.length_cap, config.max_completion_length, config.overlong_cache
+        terms = reward_terms(config.reward, judges, *lengths)
 
-    def reward(examples: list[Any], texts: list[str]) -> Any:
+    def reward(examples: list[Any], texts: list[str], ids: list[list[int]]) -> Any:
+        known = columns(examples) | {"completion_ids": ids}
         try:
-            return score(terms, [e.prompt for e in examples], texts, columns(examples))
+            return score(terms, [e.prompt for e in examples], texts, known)
         except RewardError as error:
             raise UsageError(str(error)) from None
 

@@ -17,7 +17,8 @@ Prompt = Any  # an encoded question
 Draw = Callable[[int, int, int], Example]  # (step, slot, attempt) -> the question to ask
 Rewards = tuple[list[float], dict[str, list[float | None]]]  # totals, and their parts by name
 Target = Callable[[Example], str]  # what supervised training writes
-Reward = Callable[[list[Example], list[str]], Rewards]  # scores completions, one example a text
+# Scores completions: one example, one text and one list of token ids for each.
+Reward = Callable[[list[Example], list[str], list[list[int]]], Rewards]
 
 
 class Group(Protocol):

@@ -11,6 +11,8 @@ Two things look like bugs and are not. On the first update after a rollout the p
 is the one that sampled: the ratio is exactly 1. The advantages of a group sum to 0, so the `grpo`
 loss is 0 but for beta KL; its gradient is not, it is that of REINFORCE with a baseline. And the KL
 starts at exactly 0, because training starts at the reference.
+
+The comments give the default equations; `Objective` holds the functions in their place.
 """
 
 from collections.abc import Iterator
@@ -19,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from grpo.advantages import group_advantages, zero_variance
 from grpo.distributed import sum_gradients, summed
 from grpo.interfaces import Draw, Groups, Policy, Reward
-from grpo.loss import clip_bounds, clipped_surrogate, importance_ratio, k3_kl, token_weights
+from grpo.loss import Objective
 from grpo.metrics import Clock, Seen, Step, Tokens, Update, rollout_metrics, update_metrics
 from grpo.optim import norm_by_layer, optimizer_step
 from grpo.passes import Passes
@@ -42,20 +43,20 @@ def grpo_step(
     policy: Policy, optimizer: AdamW, draw: Draw, reward: Reward, config: Config, step: int
 ) -> Step:
     """Sample, score, compare completions within each group, and update the policy mu times."""
-    clock, beta = Clock(policy.device), config.kl_coef
+    clock, beta, objective = Clock(policy.device), config.kl_coef, Objective(config)
 
     # o_1 .. o_G ~ pi_old(. | q) for B questions q, and their rewards r_i
     rollout = sample_groups(policy, draw, reward, config, step)
     clock.lap("rollout")
 
     # A_i = (r_i - mean(r)) / (std(r) + 1e-4): one for a completion, the same for all its tokens
-    advantages = group_advantages(rollout.rewards, config.scale_rewards)  # (B, G)
+    advantages = objective.advantages(rollout.rewards, rollout.parts)  # (B, G)
     # 1/G sum_i 1/|o_i| sum_t, or another aggregation: one weight a token of the whole step
-    weights = token_weights(rollout.lengths, config.loss, config.max_completion_length)  # (N,)
-    # Equal rewards: no policy gradient. Without a KL term their pass would add exact zeros.
-    live = ~zero_variance(rollout.rewards) | (beta > 0)  # (B,)
+    weights = objective.weights(rollout.lengths, rollout.truncated)  # (N,)
+    # No advantage: no policy gradient. Without a KL term their pass would add exact zeros.
+    live = advantages.any(dim=1) | (beta > 0)  # (B,)
     scored = live[rollout.row // config.group_size]  # (N,) the tokens that go through a pass
-    tokens = Tokens(weights, advantages.flatten()[rollout.row], policy.device)
+    tokens = Tokens(weights, advantages.flatten()[rollout.row], rollout.row, policy.device)
     passes = Passes(policy, rollout.groups, live)
 
     # log pi_ref(o_t): the policy as this run began
@@ -68,7 +69,7 @@ def grpo_step(
     updates = []
     for update in range(config.updates_per_rollout):
         seen = Seen(tokens.weights, update)
-        passes.run(policy_pass, policy, config, tokens, seen)
+        passes.run(policy_pass, policy, objective, tokens, seen)
         summed(seen.numbers)
         sum_gradients(policy.parameters())
         layers = norm_by_layer(policy.names, optimizer) if step + 1 in config.traced_steps else {}
@@ -98,23 +99,22 @@ def reference_pass(
 
 
 def policy_pass(
-    groups: Groups, at: Tensor, policy: Policy, config: Config, tokens: Tokens, seen: Seen
+    groups: Groups, at: Tensor, policy: Policy, objective: Objective, tokens: Tokens, seen: Seen
 ) -> None:
     """Add the gradient of one pass; all tensors are (n,). If memory runs out a pass runs again, so
     all but gradients is overwritten, never added to."""
     # log pi_theta(o_t)
-    logprobs, entropy = policy.logprobs(groups, config.temperature)
+    logprobs, entropy = policy.logprobs(groups, objective.temperature)
     if seen.update == 0:  # nothing has moved since sampling: this is log pi_old(o_t)
         tokens.old_logprobs[at] = logprobs.detach()
 
     # rho_t = pi_theta / pi_old
-    ratio = importance_ratio(logprobs, tokens.old_logprobs[at])
+    ratio = objective.ratio(logprobs, tokens.old_logprobs[at], tokens.row[at])
     # min(rho A, clip(rho, 1 - eps, 1 + eps_high) A)
-    bounds = clip_bounds(config.clip_eps, config.clip_eps_high)
-    surrogate = clipped_surrogate(ratio, tokens.advantages[at], *bounds)
+    surrogate = objective.surrogate(ratio, tokens.advantages[at], logprobs)
     # KL = x - log x - 1, x = pi_ref / pi_theta; without a reference, to the policy itself: 0
-    kl = k3_kl(logprobs, tokens.ref_logprobs[at] if config.kl_coef > 0 else logprobs)
+    kl = objective.kl(logprobs, tokens.ref_logprobs[at] if objective.beta > 0 else logprobs, ratio)
     # - w (L - beta KL), summed
-    loss = -tokens.weights[at] * (surrogate - config.kl_coef * kl)
+    loss = -tokens.weights[at] * (surrogate - objective.beta * kl)
     loss.sum().backward()
     seen.keep(at, logprobs=logprobs, ratio=ratio, kl=kl, entropy=entropy, loss=loss)

@@ -12,7 +12,6 @@ from math import nan
 import torch
 from torch import Tensor
 
-from grpo.advantages import zero_variance
 from grpo.interfaces import Example
 from grpo.loss import LOG_RATIO_LIMIT, clip_bounds, clipped, k3_kl
 from grpo.rollout import Rollout
@@ -26,9 +25,12 @@ GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # fields of Update
 class Tokens:
     """What the loss needs to know of every completion token of a step, (N,) each."""
 
-    def __init__(self, weights: Tensor, advantages: Tensor, device: torch.device) -> None:
-        """`advantages` are those of the token's completion; `device` is the policy's."""
+    def __init__(
+        self, weights: Tensor, advantages: Tensor, row: Tensor, device: torch.device
+    ) -> None:
+        """`row` is the token's completion, `advantages` that one's; `device` is the policy's."""
         self.weights, self.advantages = weights.to(device), advantages.to(device)
+        self.row = row.to(device)
         self.old_logprobs = torch.zeros_like(self.weights)
         self.ref_logprobs = torch.zeros_like(self.weights)
 
@@ -107,17 +109,15 @@ class Clock:
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """The metrics of completions and rewards. `reward_std`: mean of the groups' std (ddof 1)."""
     lengths = rollout.lengths.float()
-    truncated = [t for group in rollout.groups for t in group.truncated]
     return {
         "reward": rollout.rewards.mean().item(),
         "reward_std": rollout.rewards.std(dim=1).mean().item(),
         **{f"rewards/{name}/mean": part.nanmean().item() for name, part in rollout.parts.items()},
-        "frac_reward_zero_std": zero_variance(rollout.rewards).float().mean().item(),
         "groups_redrawn": float(rollout.redrawn),
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),
         "completions/max_length": lengths.max().item(),
-        "completions/clipped_ratio": sum(truncated) / len(truncated),
+        "completions/clipped_ratio": rollout.truncated.float().mean().item(),
     }
 
 
@@ -135,6 +135,7 @@ def update_metrics(
     of_token = advantages.flatten()[rollout.row][scored]
     each = [_update_metrics(update, scored, of_token, config) for update in updates]
     means = {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
+    means["frac_reward_zero_std"] = (~advantages.any(dim=1)).float().mean().item()
     if not scored.any():
         return means
     difference = (updates[0].logprobs - rollout.sampling_logprobs)[scored].abs()
@@ -150,7 +151,7 @@ def _update_metrics(update: Update, scored: Tensor, advantages: Tensor, config: 
     if not scored.any():  # no group had signal
         return {"loss": 0.0, **gradient}
     ratio, kl = update.ratio[scored], update.kl[scored]
-    bounds = clip_bounds(config.clip_eps, config.clip_eps_high)
+    bounds = clip_bounds(config.clip_eps, config.clip_eps_high, config.clip_delta, config.surrogate)
     low, high = clipped(ratio, advantages, *bounds)
     limits = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
     clamped = torch.isin(ratio, limits.exp()) | torch.isin(kl, k3_kl(limits, 0 * limits))

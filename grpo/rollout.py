@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpo.advantages import zero_variance
 from grpo.distributed import gathered, in_order, share, world
 from grpo.interfaces import Draw, Example, Group, Groups, Policy, Reward
+from grpo.loss import Objective
 from grpo.settings.config import TRAIN_STREAM, Config
 
 
@@ -38,13 +39,17 @@ class Rollout:
     parts: dict[str, Tensor]
     redrawn: int = 0  # groups sampled and thrown away by dynamic sampling
     lengths: Tensor = field(init=False)  # (B*G,) tokens of each completion
+    truncated: Tensor = field(init=False)  # (B*G,) bool: has no end of sequence
     row: Tensor = field(init=False)  # (N,) the completion that each token belongs to
     sampling_logprobs: Tensor = field(init=False)  # (N,) those that the tokens were drawn with
 
     def __post_init__(self) -> None:
         logprobs: list[Tensor] = []  # one number a token, so its length is the completion's
+        truncated: list[bool] = []
         for group in self.groups:
             logprobs += group.sampling_logprobs
+            truncated += group.truncated
+        self.truncated = torch.tensor(truncated)
         self.lengths = torch.tensor(list(map(len, logprobs)))
         self.row = torch.repeat_interleave(self.lengths)
         self.sampling_logprobs = torch.cat(logprobs)
@@ -53,7 +58,7 @@ class Rollout:
 def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, step: int) -> Rollout:
     """Fill the step's B slots with groups, each process its share of them.
 
-    With dynamic sampling (DAPO, 2503.14476, section 3.2) a slot whose rewards are all equal is
+    With dynamic sampling (DAPO, 2503.14476, section 3.2) a slot whose advantages are all 0 is
     filled again, with another question, up to `dynamic_sampling` times; what is still without
     signal then stays. A slot's random numbers are keyed by (seed, step, slot, attempt), so neither
     batch layout nor the other slots can change them, nor which process draws it.
@@ -76,25 +81,16 @@ def sample_groups(policy: Policy, draw: Draw, reward: Reward, config: Config, st
             scored = exchange(policy, examples, scored)
         filled |= zip(slots, scored, strict=True)
 
-        # Equal rewards: every advantage of the group would be 0. What is left at the end stays.
-        slots = [slot for slot in slots if zero_variance(_tensor([filled[slot].rewards]))]
+        # Whether a group has advantages depends on no other. What is left at the end stays.
+        signal = Objective(config).advantages(*stacked(scored)).any(dim=1)  # (slots,)
+        slots = [slot for slot, some in zip(slots, signal, strict=True) if not some]
         if not slots or attempt == config.dynamic_sampling:
             break
         redrawn += len(slots)
 
-    whole, parts = [filled[slot] for slot in sorted(filled)], {}
-    for name in whole[0].parts:
-        flat = [value for scored in whole for value in scored.parts[name]]
-        flat = [nan if value is None else value for value in flat]
-        parts[name] = _tensor(flat).view(len(whole), -1)
-    return Rollout(
-        examples=[scored.example for scored in whole],
-        groups=[scored.group for scored in whole],
-        texts=[scored.texts for scored in whole],
-        rewards=_tensor([scored.rewards for scored in whole]),
-        parts=parts,
-        redrawn=redrawn,
-    )
+    whole = [filled[slot] for slot in sorted(filled)]
+    asked = zip(*[(one.example, one.group, one.texts) for one in whole], strict=True)
+    return Rollout(*map(list, asked), *stacked(whole), redrawn=redrawn)
 
 
 def score_groups(
@@ -103,12 +99,13 @@ def score_groups(
     """r_i of every completion: all texts of these groups go to `reward` in one call."""
     if not groups:
         return []
-    # Rewards read the text. What trains are the sampled ids: text is never encoded again.
-    texts, repeated = [], []
+    # Rewards read text and ids. What trains are the sampled ids: text is never encoded again.
+    texts, repeated, ids = [], [], []
     for example, group in zip(examples, groups, strict=True):
         texts += map(policy.decode, group.completions)
+        ids += map(Tensor.tolist, group.completions)
         repeated += [example] * len(group.completions)
-    totals, parts = reward(repeated, texts)
+    totals, parts = reward(repeated, texts, ids)
     scored, end = [], 0
     for example, group in zip(examples, groups, strict=True):
         start, end = end, end + len(group.completions)
@@ -144,6 +141,13 @@ def exchange(
     return exchanged
 
 
-def _tensor(values: Sequence[Any]) -> Tensor:
-    """Numbers in float32, whatever torch's default is: a reward may have changed that."""
-    return torch.tensor(values, dtype=torch.float32)
+def stacked(scored: Sequence[ScoredGroup]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The rewards of these groups (B, G), and each reward by name (B, G): NaN for None. In float32,
+    whatever torch's default is: a reward may have changed that."""
+    columns: dict[str, list[Any]] = {"": []}
+    for one in scored:
+        columns[""].append(one.rewards)
+        for name, values in one.parts.items():
+            columns.setdefault(name, []).append([*map({None: nan}.get, values, values)])
+    rewards, *parts = map(partial(torch.tensor, dtype=torch.float32), columns.values())
+    return rewards, dict(zip([*columns][1:], parts, strict=True))

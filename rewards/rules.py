@@ -1,9 +1,9 @@
 """Rewards computed by rules: no model is asked, and equal texts earn equal numbers.
 
 We found no formulas in the papers that these ideas come from; each docstring says whose formula it
-is and what the rule cannot detect. All values lie in 0.0 to 1.0. A value is None ("does not apply")
-if the question asks for no reasoning (`asked` is "direct") or lacks what the rule compares with. In
-the weighted sum, None adds as little as 0.0.
+is and what the rule cannot detect. All values lie in 0.0 to 1.0, those of `overlong` in -1.0 to
+0.0. A value is None ("does not apply") if the question asks for no reasoning (`asked` is "direct")
+or lacks what the rule compares with. In the weighted sum, None adds as little as 0.0.
 """
 
 import re
@@ -72,6 +72,23 @@ def length_cwr(prompts: Texts, completions: Texts, cap: int, **columns: Sequence
         None if length is None else length * answers.answered_right(*question)
         for length, question in zip(lengths, questions, strict=True)
     ]
+
+
+def overlong(
+    prompts: Texts, completions: Texts, longest: int, cache: int | None, **columns: Sequence
+) -> Values:
+    """0.0 up to `longest` - `cache` tokens, from there linear down to -1.0 at `longest`.
+
+    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13). `cache` None is a fifth of
+    `longest`, DAPO's share. Reads the column completion_ids.
+
+    >>> ids = [range(80), range(90)]
+    >>> overlong(["?"] * 2, ["", ""], completion_ids=ids, longest=100, cache=20)
+    [0.0, -0.5]
+    """
+    cache = cache or max(1, longest // 5)
+    over = [(longest - cache - len(ids)) / cache for ids in columns["completion_ids"]]
+    return [max(-1.0, min(0.0, value)) for value in over]
 
 
 def consistency_rule(prompts: Texts, completions: Texts, **columns: Sequence) -> Values:

@@ -3,8 +3,9 @@
 A reward function has TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`:
 lists of equal length, one entry for each completion. `columns` holds what is known about each
 question (`answer`, the right letter, `letters`, `options`, `references`, `modality`, `reasoning`,
-...). An open question has no letters; `references` are its right answers in words. None means that
-the reward does not apply to the completion. A coroutine function is allowed.
+...) and in training `completion_ids`, the list of a completion's token ids with its end. An open
+question has no letters; `references` are its right answers in words. None means that the reward
+does not apply to the completion. A coroutine function is allowed.
 
 A reward function must be pure: the same arguments give the same numbers, and the arguments stay
 unchanged. A resumed run scores its completions again and must end in the same weights.
@@ -80,14 +81,18 @@ NEVER_ALONE = {
 }
 
 
-def built_in(length_cap: int = 100) -> dict[str, RewardFunction]:
-    """Return the rewards that need no judge, by name; `length_cap` in words, at least 1."""
+def built_in(
+    length_cap: int = 100, longest: int = 256, overlong_cache: int | None = None
+) -> dict[str, RewardFunction]:
+    """Return the rewards that need no judge, by name; `length_cap` in words, at least 1, and for
+    `overlong` the longest completion and its cache in tokens."""
     return {
         "format": format_reward,
         "accuracy": accuracy_reward,
         "accuracy-medvlm-r1": rules.accuracy_medvlm_r1,
         "length-ecr": partial(rules.length_ecr, cap=length_cap),
         "length-cwr": partial(rules.length_cwr, cap=length_cap),
+        "overlong": partial(rules.overlong, longest=longest, cache=overlong_cache),
         "consistency": rules.consistency_rule,
         "findings": rules.findings_reward,
         "f1": rules.f1_reward,

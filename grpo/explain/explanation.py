@@ -10,7 +10,6 @@ from string import ascii_uppercase
 import torch
 from torch import Tensor
 
-from grpo.advantages import zero_variance
 from grpo.interfaces import Policy
 from grpo.loss import clip_bounds, clipped_surrogate
 from grpo.metrics import Step
@@ -21,9 +20,11 @@ from grpo.settings.errors import UsageError
 
 WIDTH, LABEL, NUMBER = 100, 33, 11  # columns of a line, and of the table of tokens
 # One step on one prompt. A question whose rewards are all equal has no signal, so others are drawn
-# in its place. With a KL term, so that the reference is used, and at the full learning rate.
+# in its place. With a KL term, so that the reference is used, and at the full learning rate. The
+# equations are those of the default objective: a variant that is typed does not hold.
 UNLESS_TYPED = "--recipe phantom --group-size 4 --kl-coef 0.04 --warmup-steps 0"
 ALWAYS = "--method grpo --prompts-per-step 1 --steps 1 --dynamic-sampling 50 --eval-size 0"
+PLAIN = "--baseline group --combine-rewards sum --ratio token --surrogate clip --kl k3 --delta none"
 WEIGHTS = {
     "grpo": "w = 1 / (B G |o_i|)",
     "dapo": "w = 1 / sum_i |o_i|",
@@ -38,7 +39,7 @@ def one_step(typed: Sequence[str]) -> list[str]:
     ['--warmup-steps', '0', '--kl-coef', '0', '--method', 'grpo']
     """
     kept = [word for word in typed if word != "--explain"]
-    return [*UNLESS_TYPED.split(), *kept, *ALWAYS.split(), "--eval-every", "0"]
+    return [*UNLESS_TYPED.split(), *kept, *ALWAYS.split(), *PLAIN.split(), "--eval-every", "0"]
 
 
 def explanation(policy: Policy, step: Step, config: Config, describe: Describe) -> str:
@@ -47,7 +48,7 @@ def explanation(policy: Policy, step: Step, config: Config, describe: Describe) 
     `policy` has made the step, which has one group. Raises UsageError if all rewards are equal.
     """
     rollout = step.rollout
-    if zero_variance(rollout.rewards).item():
+    if not step.advantages.any():
         problem = f"{rollout.redrawn + 1} questions were drawn, and none had rewards that differ"
         raise UsageError(f"--explain: {problem}; use a larger --group-size or another --seed")
     best, worst = int(step.advantages.argmax()), int(step.advantages.argmin())
@@ -90,7 +91,7 @@ def advantages(step: Step, config: Config) -> Iterator[str]:
     """Yield the equation of A_i with its numbers."""
     rewards = step.rollout.rewards[0]
     mean, std = rewards.mean(), rewards.std()
-    divisor = " / (std + 0.0001)" if config.scale_rewards == "group" else ""
+    divisor = " / (std + 0.0001)" if config.scale_rewards != "none" else ""
     yield beside(f"3. A_i = (r_i - mean){divisor}", "grpo/advantages.py:group_advantages")
     divisor = divisor.replace("std", brief(std))
     total = " + ".join(map(brief, rewards.tolist()))
@@ -103,7 +104,7 @@ def advantages(step: Step, config: Config) -> Iterator[str]:
 def tokens(policy: Policy, step: Step, config: Config, chosen: Sequence[int]) -> Iterator[str]:
     """Yield the numbers of one token of each `chosen` completion: the one of highest entropy."""
     last, row, rollout = step.updates[-1], step.rollout.row, step.rollout
-    eps, eps_high = clip_bounds(config.clip_eps, config.clip_eps_high)
+    eps, eps_high, _ = clip_bounds(config.clip_eps, config.clip_eps_high)
     picks = [(i, int(last.entropy[row == i].argmax())) for i in chosen]
     at = torch.stack([(row == i).nonzero()[t, 0] for i, t in picks])  # (3,) into (N,)
     ratio, advantage = last.ratio[at], step.advantages.flatten()[row[at]]

@@ -67,7 +67,8 @@ class Traced:
     def clipped(self) -> tuple[Tensor, Tensor]:
         """(U, N) twice: whether the low, and whether the high bound took a token's gradient."""
         settings, advantages = self.record["settings"], self.tensors["advantages"].flatten()
-        bounds = clip_bounds(settings["clip_eps"], settings.get("clip_eps_high"))
+        names = ("clip_eps", "clip_eps_high", "clip_delta", "surrogate")
+        bounds = clip_bounds(*map(settings.get, names))
         by_token = advantages[self.tensors["row"]].expand_as(self.tensors["ratio"])
         return clipped(self.tensors["ratio"], by_token, *bounds)
 

@@ -1,7 +1,8 @@
-"""A paper's table on our own data: runs train.py and evaluate.py, arm by arm.
+"""A paper's table on our own data, or the ladder: runs train.py and evaluate.py, arm by arm.
 
     python -m grpo.reproduce medvlm-r1 --seeds 3
     python -m grpo.reproduce clinical --dry-run
+    python -m grpo.reproduce ladder --seeds 3
     python -m grpo.reproduce rarl --scale 2b --judge URL --judge-model NAME
 
 At phantom scale (the default) everything runs offline on a CPU, with the tiny model on drawn
@@ -16,9 +17,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from grpo.reproduce.commands import NEEDS_JUDGE, Plan, slug
+from grpo.reproduce.ladder import LADDER, rungs
 from grpo.reproduce.markdown import page
 from grpo.reproduce.paper_tables import TABLES, Arm, Table
 from grpo.run.atomic import write_json
@@ -40,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program. Raises UsageError for all that a user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     name, *flags = argv or [""]
+    tables = {**TABLES, "ladder": LADDER}
     if name in ("-h", "--help"):
-        name, flags = next(iter(TABLES)), ["--help"]
-    if name not in TABLES:
-        raise UsageError(f"name a table: {', '.join(TABLES)}; as python -m grpo.reproduce rarl")
-    table = TABLES[name]
+        name, flags = next(iter(tables)), ["--help"]
+    if name not in tables:
+        raise UsageError(f"name a table: {', '.join(tables)}; as python -m grpo.reproduce rarl")
+    table = tables[name]
     plan = Plan(**parse_flags(Plan, flags, f"grpo.reproduce {name}", table.about))
     chosen = plan.chosen(table)
     if plan.dry_run:
@@ -59,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "scale": plan.scale,
         "arms": {arm.name: run_arm(name, table, arm, plan) for arm in chosen},
     }
-    text, folder = page(record, table), plan.folder(name)
+    more = rungs(record["arms"]) if table is LADDER else ()
+    text, folder = "\n\n".join([page(record, table), *more]), plan.folder(name)
     write_json(folder / "table.json", record)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -88,6 +93,7 @@ def run_arm(name: str, table: Table, arm: Arm, plan: Plan) -> dict[str, Any]:
         **{name: getattr(config, name) for name in ("init", "prompt", "steps")},
         "examples": questions,
         "completions": questions * config.group_size if config.method == "grpo" else 0,
+        "signal": fmean(1 - s.get("frac_reward_zero_std", 0) for r in runs for s in history(r)),
         "seconds": [sum(step["time/step"] for step in history(run)) for run in runs],
         "peak_mb": max(_read(run / "summary.json")["peak_mb"] for run in runs),
         "evaluation": found,

@@ -16,8 +16,9 @@ def largest_step(policy: Policy, config: Config, example: Example, text: str) ->
     Rewards differ within every group, so that all have a part in the gradient.
     """
 
-    def reward(examples: list[Example], texts: list[str]) -> Any:
-        return [float(i % 2) for i in range(len(texts))], {}
+    def reward(examples: list[Example], texts: list[str], ids: list[list[int]]) -> Any:
+        values = [float(i % 2) for i in range(len(texts))]
+        return values, {"any": values}
 
     optimizer = adamw(policy.parameters(), config)
     optimizer.step()  # makes the moments, which are there from the second step of a run on

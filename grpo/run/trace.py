@@ -26,7 +26,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from grpo.advantages import zero_variance
 from grpo.interfaces import Example
 from grpo.loss import clip_bounds
 from grpo.metrics import PER_TOKEN, Step
@@ -36,7 +35,8 @@ from grpo.settings.config import Config
 
 # What the loss of a traced step follows from; no path, and no address of a judge.
 SETTINGS = ("group_size", "loss", "scale_rewards", "kl_coef", "clip_eps", "temperature")
-SETTINGS += ("updates_per_rollout", "max_completion_length")
+SETTINGS += ("updates_per_rollout", "max_completion_length", "baseline", "combine_rewards", "ratio")
+SETTINGS += ("surrogate", "clip_delta", "kl", "mask_truncated")
 MOST_GROUPS = 64
 
 Describe = Callable[[Example], tuple[dict[str, Any], list[bytes]]]
@@ -61,7 +61,7 @@ def write_trace(
         numbers = finite({"learning_rate": update.learning_rate, "grad_norm": update.grad_norm})
         updates.append({**numbers, "grad_norm_by_layer": finite(update.grad_norm_by_layer)})
     settings = {name: getattr(config, name) for name in SETTINGS}
-    _, high = clip_bounds(config.clip_eps, config.clip_eps_high)
+    _, high, _ = clip_bounds(config.clip_eps, config.clip_eps_high)
     record = {
         "step": int(step.metrics["step"]),
         "settings": {**settings, "clip_eps_high": high},
@@ -108,7 +108,7 @@ def _group(step: Step, b: int, pieces: Callable[..., list[str]]) -> dict[str, An
         }
         for i, text in enumerate(rollout.texts[b])
     ]
-    return {"zero_variance": zero_variance(rewards[None]).item(), "completions": completions}
+    return {"zero_variance": not step.advantages[b].any(), "completions": completions}
 
 
 def _keep_image(folder: Path, png: bytes) -> str:

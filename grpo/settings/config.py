@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
-from grpo.settings.recipes import RECIPES, TRL_NAMES, cuda_bytes, recipe_for
+from grpo.settings.recipes import RECIPES, TRL_NAMES, TRL_VALUES, cuda_bytes, recipe_for
 
 ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step, or
 (--dry-run, --memory-limit 40GB) say what memory a run takes."""
@@ -54,7 +54,7 @@ Target = Literal["answer", "reasoning"]
 Way = Literal["reason", "explain", "direct", "open"]
 Recipe = Literal["auto", "phantom", "medvlm-r1", "rarl", "clinical"]
 Loss = Literal["grpo", "dapo", "dr_grpo"]
-Scaling = Literal["group", "none"]
+Scaling = Literal["group", "batch", "none"]
 Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
@@ -112,15 +112,23 @@ class Config:
     temperature: float = _draw(1.0, "Temperature of sampling and of scoring (T).", gt=0)
     dynamic_sampling: int = _draw(0, "Redraws of a group of equal rewards; 0 for none.", ge=0)
     reward: str = _draw("format=1,accuracy=1", "Weighted rewards (r_i); also FILE.py:FUNCTION=W.")
+    overlong_cache: int | None = _draw(None, "Last tokens that overlong charges (none: 1/5).", ge=1)
     length_cap: int = _draw(100, "Words of reasoning that length rewards pay for at most.", ge=1)
     judge: str | None = _draw(None, "Judges: URL, hf:FOLDER, embed:FOLDER; a comma list.")
     judge_model: str | None = _draw(None, "The model that a --judge URL serves.")
 
     loss: Loss = _loss("grpo", "Mean over completions (grpo), tokens (dapo), slots (dr_grpo).")
-    scale_rewards: Scaling = _loss("group", "Divide the advantage (A_i) by the group's std or not.")
-    kl_coef: float = _loss(0.04, "Weight of the k3 KL to the reference (beta); 0: none.", ge=0)
+    mask_truncated: bool = _loss(False, "Completions that were cut have no loss.")
+    scale_rewards: Scaling = _loss("group", "Divide the advantage (A_i) by this std, or by none.")
+    baseline: Literal["group", "none"] = _loss("group", "Subtract the group's mean, or nothing.")
+    combine_rewards: Literal["sum", "normalized"] = _loss("sum", "Or normalise each first (GDPO).")
+    kl_coef: float = _loss(0.04, "Weight of the KL to the reference (beta); 0: none.", ge=0)
+    kl: Literal["k3", "k3-corrected"] = _loss("k3", "Estimator of the KL; corrected: times rho.")
+    ratio: Literal["token", "sequence"] = _loss("token", "Ratio (rho) of a token or (GSPO) of all.")
+    surrogate: Literal["clip", "cispo"] = _loss("clip", "Clip the ratio, or (cispo) the weight.")
     clip_eps: float = _loss(0.2, "The ratio is clipped at 1 - this (epsilon).", gt=0, lt=1)
     clip_eps_high: float | None = _loss(None, "And at 1 + this (none: --clip-eps).", gt=0)
+    clip_delta: float | None = _loss(None, "And at this where A < 0 (delta); none: never.", gt=1)
     updates_per_rollout: int = _loss(1, "Optimizer updates on each rollout (mu).", ge=1)
 
     steps: int = _adam(300, "Steps: a rollout and its mu updates.", ge=1)
@@ -157,6 +165,13 @@ class Config:
         if self.eval_every and not self.val_size:
             problem = "nothing to validate on with --val-size 0"
             raise UsageError(f"--eval-every {self.eval_every}: {problem}; use --val-size 100")
+        scale = self.baseline, self.scale_rewards
+        if self.combine_rewards == "normalized" and scale != ("group", "group"):
+            raise UsageError("--combine-rewards normalized: leave --baseline, --scale-rewards out")
+        if self.baseline == "none" and scale != ("none", "none"):
+            raise UsageError("--baseline none: A_i is r_i as it is; add --scale-rewards none")
+        if self.clip_delta and self.clip_delta <= 1 + (self.clip_eps_high or self.clip_eps):
+            raise UsageError(f"--clip-delta {self.clip_delta}: use more than 1 + --clip-eps-high")
         named = {self.sft_target, *re.split(r"[,=\s]+", self.reward)}
         if self.shuffle_answers and (shown := named & {"findings", "reasoning", "similarity"}):
             raise UsageError(f"--shuffle-answers: {min(shown)} tells what images show; omit it")
@@ -197,6 +212,8 @@ class Config:
         0.0
         """
         given = parse_flags(cls, argv, "train.py", ABOUT, TRL_NAMES, RECIPES)
+        for name, value in [*given.items()]:
+            given |= TRL_VALUES.get((name, str(value).lower()), {})
         cls(**given)  # refuses a bad flag before the device is looked at
         name = given.get("recipe", "auto")
         if name == "auto":

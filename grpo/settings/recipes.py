@@ -117,9 +117,22 @@ TRL_NAMES = {
     "epsilon": "clip_eps",
     "epsilon_high": "clip_eps_high",
     "num_iterations": "updates_per_rollout",
+    "delta": "clip_delta",
+    "importance_sampling_level": "ratio",
+    "use_bias_correction_kl": "kl",
+    "mask_truncated_completions": "mask_truncated",
+    "multi_objective_aggregation": "combine_rewards",
     "loss_type": "loss",
     "output_dir": "out",
     "save_steps": "save_every",
     "save_total_limit": "keep_checkpoints",
     "resume_from_checkpoint": "resume",
+}
+# TRL's values of a setting, in lower case -> ours, where the two differ.
+TRL_VALUES: dict[tuple[str, str], dict[str, str]] = {
+    ("loss", "cispo"): {"loss": "dapo", "surrogate": "cispo"},
+    ("combine_rewards", "sum_then_normalize"): {"combine_rewards": "sum"},
+    ("combine_rewards", "normalize_then_sum"): {"combine_rewards": "normalized"},
+    ("kl", "true"): {"kl": "k3-corrected"},
+    ("kl", "false"): {"kl": "k3"},
 }

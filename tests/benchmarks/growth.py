@@ -74,7 +74,9 @@ def timed_steps(steps: int, threads: int) -> Iterator[tuple[float, float]]:
         start = time.perf_counter()
 
 
-def every_other(examples: list[Any], texts: list[str]) -> tuple[list[float], dict[str, Any]]:
+def every_other(
+    examples: list[Any], texts: list[str], ids: Any
+) -> tuple[list[float], dict[str, Any]]:
     """Rewards that differ within every group."""
     return [float(i % 2) for i in range(len(texts))], {}
 

@@ -62,7 +62,7 @@ def training(task: Task, policy: Policy | None = None) -> Iterator[Step]:
     def draw(step, slot, attempt):
         return questions[step * case.prompts + slot]
 
-    def reward(examples, texts):
+    def reward(examples, texts, ids=()):
         values = scores(texts)
         return values, {"sum": values}
 

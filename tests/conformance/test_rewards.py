@@ -93,7 +93,7 @@ def test_open_r1_255_every_reward_has_its_own_curve(fresh):
     """There, the format reward rose while accuracy fell, or fell as completions were cut off.
     Here, each reward and the share cut off are logged apart, and both patterns are put in words."""
 
-    def two(examples, texts):
+    def two(examples, texts, ids=()):
         form = [float("e" in text) for text in texts]
         right = [float(len(text) % 2) for text in texts]
         return [a + b for a, b in zip(form, right, strict=True)], {
@@ -132,7 +132,7 @@ def test_trl_none_reward_does_not_apply(fresh):
     with pytest.raises(RewardError, match="completion 1, all gave None"):
         score(terms[:1], ["?"] * 3, ["a", "x", "b"], {})
 
-    def loop_reward(examples, texts):
+    def loop_reward(examples, texts, ids=()):
         some = [None if i % 3 else float(i) for i in range(len(texts))]
         return [float(i) for i in range(len(texts))], {"some": some, "none": [None] * len(texts)}
 

@@ -180,7 +180,7 @@ def test_kl_starts_at_exactly_zero_and_the_reference_stays(fresh):
 def test_groups_without_signal_give_exact_zeros_and_are_counted(fresh):
     """trl#5588: without KL such a group must not pull, with KL it still does."""
 
-    def flat(examples, texts):
+    def flat(examples, texts, ids=()):
         return [1.0] * len(texts), {"flat": [1.0] * len(texts)}
 
     for beta in (0.0, 0.04):
@@ -195,7 +195,7 @@ def test_groups_without_signal_give_exact_zeros_and_are_counted(fresh):
 def test_training_makes_a_rewarded_token_common(fresh):
     """The whole loop learns: a random model finds out that it is paid for one letter."""
 
-    def letters(examples, texts):
+    def letters(examples, texts, ids=()):
         values = [text.count("e") / max(1, len(text)) for text in texts]
         return values, {"e": values}
 

@@ -172,7 +172,7 @@ def agrees(case: Case, config: Config, together: bool) -> None:
     table, slopes = Table(case, together), []
     firsts = dict(zip(starts(case), (r for rewards in case.rewards for r in rewards), strict=True))
 
-    def reward(examples, texts):
+    def reward(examples, texts, ids=()):
         values = [firsts[int(text)] for text in texts]
         return values, {"table": values}
 

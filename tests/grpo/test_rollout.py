@@ -25,7 +25,7 @@ def test_dynamic_sampling_asks_again_with_new_questions_and_counts_the_waste(fre
 
 
 def test_dynamic_sampling_gives_up_after_its_attempts(fresh):
-    def flat(examples, texts):
+    def flat(examples, texts, ids=()):
         return [0.0] * len(texts), {"flat": [0.0] * len(texts)}
 
     rollout = sample_groups(fresh(), draw, flat, config(dynamic_sampling=2), 0)
@@ -44,10 +44,22 @@ def test_each_completion_is_rewarded_for_its_own_question(fresh):
         assert rollout.rewards[b].tolist() == reward([example] * 4, texts)[0]
 
 
+def test_a_reward_gets_the_token_ids_of_its_completions_end_included(fresh):
+    given = []
+
+    def seen(examples, texts, ids):
+        given.extend(ids)
+        return reward(examples, texts)
+
+    rollout = sample_groups(fresh(), draw, seen, config(), 0)
+    assert given == [ids.tolist() for group in rollout.groups for ids in group.completions]
+    assert rollout.truncated.tolist() == [t for group in rollout.groups for t in group.truncated]
+
+
 def test_a_reward_that_does_not_apply_is_left_out_of_its_mean(fresh):
     """TRL's contract: None is not zero."""
 
-    def partial(examples, texts):
+    def partial(examples, texts, ids=()):
         parts = [None if i % 2 else 1.0 for i in range(len(texts))]
         return [1.0 + i for i in range(len(texts))], {"some": parts}
 

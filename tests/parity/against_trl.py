@@ -31,10 +31,12 @@ import torch
 import transformers
 from sides import Case, Tensors, World, ours, theirs
 from tables import as_json, markdown
+from trl.rewards import get_soft_overlong_punishment
 
 from data.phantom import questions as phantom
-from grpo.loss import clipped
+from grpo.loss import clip_bounds, clipped
 from models.loading.load import folder_of
+from rewards.rules import overlong
 from tests.grpo import cases
 from tests.tiny import CHAT_TEMPLATE, make_model
 
@@ -49,9 +51,31 @@ def grid() -> list[Case]:
 
 
 def variations() -> list[Case]:
-    """What else could differ: TRL in two passes, advantages not scaled, DAPO's upper bound."""
-    changes = ({"passes": 2}, {"scale_rewards": "none"}, {"clip_eps_high": 0.06})
-    return [replace(Case(loss, 0.04, 3, 0.7), **change) for change in changes for loss in LOSSES]
+    """What else could differ: TRL in two passes, DAPO's upper bound, and every variant."""
+    changes: list[dict[str, Any]] = [
+        {"passes": 2},
+        {"scale_rewards": "none"},
+        {"clip_eps_high": 0.06},
+        {"scale_rewards": "batch"},
+        {"combine_rewards": "normalized"},
+        {"ratio": "sequence"},
+        {"clip_delta": 1.03},
+        {"kl_times_ratio": True},
+        {"ratio": "sequence", "kl_times_ratio": True},
+        {"mask_truncated": True},
+    ]
+    every = [(change, loss) for change in changes for loss in LOSSES]
+    cispo = {"surrogate": "cispo", "clip_eps_high": 0.06}  # TRL has it with dapo's mean alone
+    every += [(cispo, "dapo"), (cispo | {"ratio": "sequence"}, "dapo")]
+    return [replace(Case(loss, 0.04, 3, 0.7), **change) for change, loss in every]
+
+
+def penalties() -> float:
+    """The largest difference of `overlong` to TRL's soft overlong punishment."""
+    ids = [[0] * n for n in range(80)]
+    theirs = get_soft_overlong_punishment(60, 20)(completion_ids=ids)
+    ours = overlong([], [], longest=60, cache=20, completion_ids=ids)
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
 def worlds(place: Path) -> Iterator[World]:
@@ -88,13 +112,13 @@ def compared(world: World, case: Case, other: Case | None = None, **changes: Any
     asked = replace(world, **changes)
     peer = theirs(asked, other or case, step, start, mine.weights, bias)
     token_advantages = step.advantages.flatten()[step.rollout.row]
-    high = case.clip_eps_high or case.clip_eps
+    bounds = clip_bounds(case.clip_eps, case.clip_eps_high, case.clip_delta, case.surrogate)
     rows = []
     for k, update in enumerate(step.updates):
         a, b = mine.gradients[k], peer.gradients[k]
         tensors = {name: apart({name: a[name]}, {name: b[name]}) for name in b}
         worst = max(tensors, key=tensors.get)
-        low_or_high = torch.stack(clipped(update.ratio, token_advantages, case.clip_eps, high))
+        low_or_high = torch.stack(clipped(update.ratio, token_advantages, *bounds))
         off = abs(mine.losses[k] - peer.losses[k])
         moves = [minus(side.weights[k], start) for side in (mine, peer)]
         start = mine.weights[k]
@@ -129,6 +153,8 @@ def mistakes(world: World, same_size: World) -> list[dict[str, Any]]:
         "the ratio clipped at 0.2, not 0.02": {"other": replace(case, clip_eps=0.2)},
         "advantages not divided by the std": {"other": replace(case, scale_rewards="none")},
         "dapo for grpo": {"other": replace(case, loss="dapo")},
+        "a ratio of sequences": {"other": replace(case, ratio="sequence")},
+        "cut completions masked": {"other": replace(case, mask_truncated=True)},
     }
     figures = ("loss_difference", "gradient_difference")
     found = []
@@ -155,6 +181,7 @@ def main() -> int:
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "hardware": f"{platform.machine()} CPU, float32, {torch.get_num_threads()} thread",
         "tolerance": TOLERANCE,
+        "overlong_difference": penalties(),
         "updates": rows,
         "mistakes": wrong,
     }
@@ -162,7 +189,8 @@ def main() -> int:
     print(markdown(result))
     differences = [max(row["loss_difference"], row["gradient_difference"]) for row in rows]
     unseen = [row for row in wrong if row["gradient_difference"] < 100 * TOLERANCE]
-    return int(max(differences) > TOLERANCE or bool(unseen))
+    apart = max(*differences, result["overlong_difference"])
+    return int(apart > TOLERANCE or bool(unseen))
 
 
 if __name__ == "__main__":

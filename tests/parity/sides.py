@@ -1,5 +1,6 @@
 """The two sides: our loop, and TRL's trainer, through the same updates."""
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -58,6 +59,11 @@ class Case:
     clip_eps_high: float | None = None
     passes: int = 1
     kl_times_ratio: bool = False  # TRL's default is True
+    ratio: str = "token"
+    surrogate: str = "clip"
+    clip_delta: float | None = None
+    combine_rewards: str = "sum"
+    mask_truncated: bool = False
 
 
 @dataclass
@@ -101,10 +107,23 @@ def put(weights: Tensors, values: Tensors) -> None:
         weight.copy_(values[name])
 
 
-def reward(examples: list[Any], texts: list[str]) -> tuple[list[float], dict[str, list[float]]]:
-    """Depends on the text alone, and differs within every group."""
+def reward(
+    examples: list[Any], texts: list[str], ids: list[list[int]]
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Depends on the completion alone, and differs within every group."""
     values = [float(sum(map(ord, text)) % 7) / 2 for text in texts]
     return values, {"sum": values}
+
+
+def two_rewards(examples: list[Any], texts: list[str], ids: list[list[int]]) -> Any:
+    """The same, and half a second one that does not apply to every completion."""
+    values, _ = reward(examples, texts, ids)
+    lengths = [None if len(one) % 4 == 3 else float(len(one) % 3) for one in ids]
+    totals = [a + 0.5 * (b or 0.0) for a, b in zip(values, lengths, strict=True)]
+    return totals, {"sum": values, "length": lengths}
+
+
+WEIGHTS = {"sum": 1.0, "length": 0.5}
 
 
 def ragged(policy: Policy) -> None:
@@ -120,6 +139,7 @@ def ragged(policy: Policy) -> None:
                     end = torch.tensor([policy.chat.end])
                     group.completions[j] = torch.cat([ids[: length - 1], end])
                     group.sampling_logprobs[j] = group.sampling_logprobs[j][:length]
+                    group.truncated[j] = False
         return groups
 
     policy.sample = cut
@@ -136,6 +156,13 @@ def ours(world: World, case: Case) -> tuple[Policy, Tensors, Step, Updates]:
         scale_rewards=case.scale_rewards,
         clip_eps=case.clip_eps,
         clip_eps_high=case.clip_eps_high,
+        clip_delta=case.clip_delta,
+        ratio=case.ratio,
+        surrogate=case.surrogate,
+        kl="k3-corrected" if case.kl_times_ratio else "k3",
+        combine_rewards=case.combine_rewards,
+        mask_truncated=case.mask_truncated,
+        reward=",".join(f"{name}={weight}" for name, weight in WEIGHTS.items()),
         group_size=COMPLETIONS,
         prompts_per_step=len(world.questions),
         max_completion_length=world.length,
@@ -149,8 +176,9 @@ def ours(world: World, case: Case) -> tuple[Policy, Tensors, Step, Updates]:
         ragged(policy)
     seen, weights = Updates(), lora.weights(policy.model)
     start = copied(weights)
+    pays = two_rewards if case.combine_rewards == "normalized" else reward
     with seen.watching(weights):
-        (step,) = cases.steps(policy, lambda _, slot, __: world.questions[slot], reward, config)
+        (step,) = cases.steps(policy, lambda _, slot, __: world.questions[slot], pays, config)
     seen.losses = [update.loss.nansum().item() for update in step.updates]
     return policy, start, step, seen
 
@@ -169,9 +197,8 @@ class Trainer(GRPOTrainer):
 def recorded(world: World, step: Step) -> Callable[..., dict[str, list[Any]]]:
     """TRL's `rollout_func`: our completions for TRL's prompts, which must be ours to the token."""
     rollout, remaining = step.rollout, {}
-    for question, group, rewards in zip(
-        world.questions, rollout.groups, rollout.rewards.tolist(), strict=True
-    ):
+    paid = torch.stack([*rollout.parts.values()], dim=-1).tolist()  # (B, G, rewards)
+    for question, group, rewards in zip(world.questions, rollout.groups, paid, strict=True):
         ids = group.prompt.input_ids.tolist()
         completions = [o.tolist() for o in group.completions]
         remaining[question.prompt] = [
@@ -185,10 +212,20 @@ def recorded(world: World, step: Step) -> Callable[..., dict[str, list[Any]]]:
         texts = [prompt[-1]["content"][-1]["text"] for prompt in prompts]
         ids, completions, rewards = zip(*(remaining[text].pop(0) for text in texts), strict=True)
         assert encoded == list(ids), "TRL's prompts are not ours"
-        rest = {"logprobs": None, "recorded": list(rewards)}
+        rest = {"logprobs": None, "recorded": list(zip(completions, rewards, strict=True))}
         return {"prompt_ids": encoded, "completion_ids": list(completions), **rest}
 
     return rollout_func
+
+
+def paying(k: int) -> Callable[..., list[float | None]]:
+    """TRL's reward function number k: what ours was, for the token ids that ours was given."""
+
+    def pay(recorded: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        assert [ids for ids, _ in recorded] == completion_ids
+        return [None if math.isnan(paid[k]) else paid[k] for _, paid in recorded]
+
+    return pay
 
 
 def trainer(world: World, case: Case, step: Step, out: str) -> Trainer:
@@ -200,16 +237,25 @@ def trainer(world: World, case: Case, step: Step, out: str) -> Trainer:
         }
         for question in world.questions
     ]
+    cispo, high = case.surrogate == "cispo", case.clip_eps_high  # cispo's bound is of the ratio
     settings = GRPOConfig(
         output_dir=out,
         model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
-        loss_type=case.loss,
+        loss_type="cispo" if cispo else case.loss,
         beta=case.beta,
         num_iterations=case.mu,
         temperature=case.temperature,
         scale_rewards=case.scale_rewards,
         epsilon=case.clip_eps,
-        epsilon_high=case.clip_eps_high,
+        epsilon_high=1 + high if cispo else high,
+        delta=case.clip_delta,
+        importance_sampling_level=case.ratio,
+        multi_objective_aggregation={
+            "sum": "sum_then_normalize",
+            "normalized": "normalize_then_sum",
+        }[case.combine_rewards],
+        reward_weights=[WEIGHTS[name] for name in step.rollout.parts],
+        mask_truncated_completions=case.mask_truncated,
         num_generations=COMPLETIONS,
         max_completion_length=world.length,
         per_device_train_batch_size=len(rows) * COMPLETIONS // case.passes,
@@ -231,7 +277,7 @@ def trainer(world: World, case: Case, step: Step, out: str) -> Trainer:
     made = Trainer(
         model=str(world.folder),
         args=settings,
-        reward_funcs=lambda recorded, **_: recorded,
+        reward_funcs=[paying(k) for k in range(len(step.rollout.parts))],
         rollout_func=recorded(world, step),
         train_dataset=datasets.Dataset.from_list(rows),
         peft_config=LoraConfig(r=lora.R, lora_alpha=lora.ALPHA, target_modules=lora.TARGETS),

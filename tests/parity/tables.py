@@ -4,7 +4,18 @@ import json
 from itertools import groupby
 from typing import Any
 
-PLAIN = {"scale_rewards": "group", "clip_eps_high": None, "passes": 1}
+# What a case may vary, with its usual value, and what the table says of another.
+PLAIN = {
+    "scale_rewards": ("group", "advantages divided by std: {}"),
+    "clip_eps_high": (None, "upper clip {}"),
+    "passes": (1, "TRL in {} passes"),
+    "kl_times_ratio": (False, "`--kl k3-corrected`"),
+    "ratio": ("token", "`--ratio {}`"),
+    "surrogate": ("clip", "`--surrogate {}`"),
+    "clip_delta": (None, "`--clip-delta {}`"),
+    "combine_rewards": ("sum", "`--combine-rewards {}`"),
+    "mask_truncated": (False, "`--mask-truncated`"),
+}
 FIGURES = ("loss_difference", "gradient_difference", "worst_tensor_difference")
 HEAD = "Δ loss | Δ gradient | Δ one tensor |"
 
@@ -46,10 +57,5 @@ def _table(rows: list[dict[str, Any]], key: Any) -> list[str]:
 
 
 def _variation(row: dict[str, Any]) -> str:
-    changed = {name: row[name] for name, usual in PLAIN.items() if row[name] != usual}
-    said = {
-        "scale_rewards": "advantages not divided by the std",
-        "clip_eps_high": "upper clip 0.06",
-        "passes": "TRL in 2 passes",
-    }
-    return ", ".join(said[name] for name in changed) or "as above"
+    said = [text.format(row[k]) for k, (usual, text) in PLAIN.items() if row[k] != usual]
+    return ", ".join(said) or "as above"

@@ -3,8 +3,10 @@
 import pytest
 
 from data.phantom import questions as phantom
+from grpo.settings.config import Config
 from rewards.rules import findings_reward
 from rewards.scoring import built_in
+from train import open_rewards
 
 SIDES = ("left", "right")
 QUADRANTS = ("upper left", "upper right", "lower left", "left")
@@ -209,3 +211,33 @@ def test_the_reference_reasoning_of_every_phantom_states_all_findings(modality, 
 )
 def test_f1_is_for_open_questions(text, question, paid):
     assert value("f1", text, **question) == pytest.approx(paid)
+
+
+def test_overlong_charges_the_last_tokens_and_a_fifth_of_the_longest_by_default():
+    ids = [range(n) for n in (0, 40, 50, 59, 60, 70)]
+    paid = built_in(100, 60, 20)["overlong"](["?"] * 6, [""] * 6, completion_ids=ids)
+    assert paid == [0.0, 0.0, -0.5, -0.95, -1.0, -1.0]
+    for longest, cache in ((60, 12), (3, 1)):
+        ids = [range(n) for n in range(longest + 2)]
+        given, default = (
+            built_in(100, longest, c)["overlong"](
+                ["?"] * len(ids), [""] * len(ids), completion_ids=ids
+            )
+            for c in (cache, None)
+        )
+        assert given == default
+        assert (given[longest - cache], given[longest]) == (0.0, -1.0)
+
+
+def test_training_hands_the_token_ids_to_overlong_and_to_a_users_function(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def first(prompts, completions, completion_ids, **columns):\n"
+        "    return [float(ids[0]) for ids in completion_ids]\n"
+    )
+    spec = f"overlong=2,{tmp_path / 'mine.py'}:first"
+    config = Config(reward=spec, max_completion_length=10, overlong_cache=4)
+    _, reward = open_rewards(config)
+    questions = phantom.load("MRI", split="test", size=3)
+    totals, parts = reward(questions, ["x"] * 3, [[7] * 6, [8] * 8, [9] * 10])
+    assert parts == {"overlong": [0.0, -0.5, -1.0], "first": [7.0, 8.0, 9.0]}
+    assert totals == [7.0, 7.0, 7.0]

@@ -260,7 +260,7 @@ def test_a_reward_names_the_column_that_it_lacks():
 def test_the_manual_names_every_reward_and_column_and_its_function_works(tmp_path):
     cells = "".join(line.split("|")[1] for line in MANUAL.splitlines() if line.startswith("| `"))
     columns = columns_of(phantom.load("MRI", split="test", size=4))
-    names = {*built_in(), *NEED_A_JUDGE, "prompts", "completions", *columns}
+    names = {*built_in(), *NEED_A_JUDGE, "prompts", "completions", "completion_ids", *columns}
     assert sorted(name for name in names if f"`{name}`" not in cells) == []
 
     source = MANUAL.split("```python\n")[1].split("```")[0]

@@ -154,7 +154,7 @@ def test_every_place_that_is_named_is_there(fresh):
 
 
 def test_equal_rewards_explain_nothing(fresh):
-    def flat(examples, texts):
+    def flat(examples, texts, ids=()):
         return [1.0] * len(texts), {"flat": [1.0] * len(texts)}
 
     with pytest.raises(UsageError, match="1 questions were drawn, and none"):

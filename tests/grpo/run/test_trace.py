@@ -112,7 +112,7 @@ def test_loss_and_its_derivative_follow_from_the_record_of_the_second_of_three_u
 
 
 def test_a_completion_has_its_text_tokens_reward_and_advantage(fresh, tmp_path):
-    def apart(examples, texts):  # a reward that does not apply to every completion
+    def apart(examples, texts, ids=()):  # a reward that does not apply to every completion
         totals, parts = reward(examples, texts)
         return totals, parts | {"some": [None if i % 2 else 1.0 for i in range(len(texts))]}
 

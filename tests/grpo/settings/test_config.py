@@ -39,9 +39,14 @@ OTHER = {
     "length_cap": "22", "judge": "hf:judge", "judge_model": "expert",
     "trace_steps": "1,2", "sample_every": "23", "resume": "runs/a", "save_every": "24",
     "keep_checkpoints": "3", "pass_rates": "rates.jsonl", "keep": "0.1,0.9",
+    "overlong_cache": "25", "baseline": "none", "kl": "k3-corrected", "clip_delta": "4.5",
+    "combine_rewards": "normalized", "ratio": "sequence", "surrogate": "cispo",
 }  # fmt: skip
+# What else has to be typed with a value above.
+WITH = {"baseline": ["--scale-rewards", "none"]}
 # Flags without a value.
-BARE = ["strict", "shuffle_options", "shuffle_answers", "blind", "tensorboard", "quiet"]
+BARE = ["strict", "shuffle_options", "shuffle_answers", "blind", "mask_truncated", "tensorboard"]
+BARE += ["quiet"]
 
 
 def flags(*argv: str) -> Config:
@@ -63,8 +68,9 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_every_setting_is_a_flag_in_both_spellings() -> None:
     failed = []
     for name in [name for name in FIELDS if name not in BARE]:
-        dashes = flags("--recipe", "phantom", flag(name), OTHER[name])
-        underscores = flags("--recipe", "phantom", f"--{name}={OTHER[name]}")
+        more = ["--recipe", "phantom", *WITH.get(name, [])]
+        dashes = flags(*more, flag(name), OTHER[name])
+        underscores = flags(*more, f"--{name}={OTHER[name]}")
         changed = getattr(dashes, name)
         as_typed = str(changed) == OTHER[name] or float(changed) == float(OTHER[name])
         if not (dashes == underscores and as_typed and changed != FIELDS[name].default):
@@ -83,11 +89,30 @@ def test_a_setting_that_is_on_or_off_is_a_flag_without_a_value() -> None:
 def test_the_names_of_trl_are_second_spellings() -> None:
     failed = []
     for theirs, ours in TRL_NAMES.items():
+        if ours in BARE:
+            assert flags(f"--{theirs}") == flags(flag(ours))
+            continue
         expected = flags(flag(ours), OTHER[ours])
         spaced = flags(f"--{theirs}", OTHER[ours])
         joined = flags(f"{flag(theirs)}={OTHER[ours]}")
         if not spaced == joined == expected:
             failed.append(theirs)
+    assert failed == []
+
+
+def test_the_values_of_trl_are_second_spellings() -> None:
+    same = {
+        "--loss_type cispo": "--loss dapo --surrogate cispo",
+        "--multi_objective_aggregation normalize_then_sum": "--combine-rewards normalized",
+        "--multi_objective_aggregation sum_then_normalize": "--combine-rewards sum",
+        "--importance_sampling_level sequence": "--ratio sequence",
+        "--use_bias_correction_kl True": "--kl k3-corrected",
+        "--use_bias_correction_kl=false": "--kl k3",
+        "--delta 3 --epsilon_high 0.3": "--clip-delta 3 --clip-eps-high 0.3",
+        "--scale_rewards batch --mask_truncated_completions": "--scale-rewards batch "
+        "--mask-truncated",
+    }
+    failed = [a for a, b in same.items() if flags(*a.split()) != flags(*b.split())]
     assert failed == []
 
 
@@ -162,6 +187,13 @@ BAD = {
     "--kl-coef -0.1": "must be at least 0, such as 0.04",
     "--lora-r none": "expected a whole number, such as 16",
     "--loss ppo": "unknown choice; use one of grpo, dapo, dr_grpo",
+    "--clip-delta 1": "must be greater than 1, such as none",
+    "--clip-delta 1.28 --epsilon-high 0.28": "use more than 1 + --clip-eps-high",
+    "--baseline none": "A_i is r_i as it is; add --scale-rewards none",
+    "--combine-rewards normalized --scale-rewards batch": ("leave --baseline, --scale-rewards out"),
+    "--combine-rewards normalized --baseline none --scale-rewards none": (
+        "leave --baseline, --scale-rewards out"
+    ),
     "--recipe best": "unknown choice; use one of auto, phantom, medvlm-r1, rarl, clinical",
     "--seed 2147483648": "must be less than 2147483648, such as 42",
     "--ood none,CT": "none and something; give the names, or none alone",
