@@ -70,7 +70,7 @@ def test_a_dry_run_says_what_would_be_done(capsys: pytest.CaptureFixture[str]) -
         reproduce.main([name, "--dry-run", "--scale", "2b"])
         large = capsys.readouterr().out
         said = {
-            "seeds": "3 x 200 steps" in plan,
+            "seeds": "3 x 60 steps" in plan,
             "phantoms": "not medical data" in plan,
             "downloads": "fetched where not there: Qwen/Qwen2-VL-2B-Instruct" in large,
             "judge": ("skipped, needs --judge" in large) == (name != "medvlm-r1"),
