@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rewards.evaluation.rows import percent, points  # noqa: E402
-from rewards.evaluation.scores import cell, gain, mean_of  # noqa: E402
+from rewards.evaluation.scores import gain, mean_of  # noqa: E402
 from rewards.evaluation.statistics import holm, mcnemar, students_t  # noqa: E402
 
 ARMS = {
@@ -137,14 +137,17 @@ def by_type(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def stated(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def stated(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By modality and part of the finding: how often what the thought before the forced choice
-    states is right, of base and trained."""
-    found: dict[str, dict[str, Any]] = {}
+    states is right, of base and trained, over the seeds together."""
+    found: dict[str, dict[str, Any]] = {modality: {} for modality in MODALITIES}
     for modality in MODALITIES:
-        pair = [cell(part)["by_type"] for part in pooled(folders, modality)]
-        base, trained = ({k: kinds[k]["right"] for k in LEARNED} for kinds in pair)
-        found[modality] = {k: {"base": base[k], "trained": trained[k]} for k in LEARNED}
+        for kind in LEARNED:
+            found[modality][kind] = shares = {}
+            for model in ("base", "trained"):
+                cells = [s["results"][model][modality]["by_type"][kind] for s in summaries]
+                n, correct = (sum(c["right"][key] for c in cells) for key in ("n", "correct"))
+                shares[model] = {"n": n, "accuracy": correct / n if n else None}
     return found
 
 
@@ -180,7 +183,7 @@ def figures(runs: list[Path]) -> dict[str, Any]:
             }
         found[modality] = cells
     found["by_type"], found["together"] = by_type(runs), together(runs)
-    found["stated"] = stated(runs)
+    found["stated"] = stated(summaries)
     for name in ("seconds", "peak_mb", "results", "gains"):
         found[name] = [s[name] for s in summaries]
     return found
