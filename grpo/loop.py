@@ -56,7 +56,7 @@ def grpo_step(
     # No advantage: no policy gradient. Without a KL term their pass would add exact zeros.
     live = advantages.any(dim=1) | (beta > 0)  # (B,)
     scored = live[rollout.row // config.group_size]  # (N,) the tokens that go through a pass
-    tokens = Tokens(weights, advantages.flatten()[rollout.row], rollout.row, policy.device)
+    tokens = Tokens(weights, advantages.flatten()[rollout.row], policy.device)
     passes = Passes(policy, rollout.groups, live)
 
     # log pi_ref(o_t): the policy as this run began
@@ -109,7 +109,7 @@ def policy_pass(
         tokens.old_logprobs[at] = logprobs.detach()
 
     # rho_t = pi_theta / pi_old
-    ratio = objective.ratio(logprobs, tokens.old_logprobs[at], tokens.row[at])
+    ratio = objective.ratio(logprobs, tokens.old_logprobs[at], groups)
     # min(rho A, clip(rho, 1 - eps, 1 + eps_high) A)
     surrogate = objective.surrogate(ratio, tokens.advantages[at], logprobs)
     # KL = x - log x - 1, x = pi_ref / pi_theta; without a reference, to the policy itself: 0

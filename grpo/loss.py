@@ -33,16 +33,14 @@ def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     return log_ratio(logprobs, old_logprobs).exp()
 
 
-def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, row: Tensor) -> Tensor:
+def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, lengths: list[int]) -> Tensor:
     """(prod_t rho_t)^(1 / |o_i|) at every token of o_i: GSPO (2507.18071) eq. 7. (n,) -> (n,)
 
-    `row` (n,) says which completion a token belongs to; the tokens of one lie together.
+    `lengths` are those of the completions, whose tokens stand one after another.
 
-    >>> row, zeros = torch.tensor([4, 4, 5]), torch.zeros(3)
-    >>> sequence_ratio(torch.tensor([0.1, 0.3, 0.0]), zeros, row)
+    >>> sequence_ratio(torch.tensor([0.1, 0.3, 0.0]), torch.zeros(3), [2, 1])
     tensor([1.2214, 1.2214, 1.0000])
     """
-    lengths = row.unique_consecutive(return_counts=True)[1].tolist()
     parts = log_ratio(logprobs, old_logprobs).split(lengths)
     return torch.cat([part.mean().expand_as(part) for part in parts]).exp()
 
@@ -78,7 +76,8 @@ def clipped_surrogate(
     """
     assert ratio.shape == advantages.shape, "one advantage a token"
     bounded = ratio.clamp(1 - clip_eps, 1 + clip_eps_high)
-    return torch.min(ratio.clamp(max=delta) * advantages, bounded * advantages)
+    most = ratio if delta == inf else ratio.clamp(max=delta)
+    return torch.min(most * advantages, bounded * advantages)
 
 
 def cispo_surrogate(
@@ -169,9 +168,13 @@ class Objective:
         # w of the lengths (B*G,), and of whether a completion was cut -> (N,)
         most = c.max_completion_length
         self.weights = lambda n, cut: token_weights(n, c.loss, most, cut & c.mask_truncated)
-        # rho of log pi, log pi_old and each token's completion; this and all below (n,)
-        ratios = {"token": lambda p, q, _: importance_ratio(p, q), "sequence": sequence_ratio}
-        self.ratio = ratios[c.ratio]
+        # rho of log pi, log pi_old and the groups; this and all below (n,)
+        self.ratio = {
+            "token": lambda p, q, _: importance_ratio(p, q),
+            "sequence": lambda p, q, groups: sequence_ratio(
+                p, q, [len(o) for group in groups for o in group.completions]
+            ),
+        }[c.ratio]
         # L of rho, A and log pi
         self.surrogate = {
             "clip": lambda rho, a, _: clipped_surrogate(rho, a, *bounds),

@@ -25,12 +25,9 @@ GRADIENT = ("grad_norm", "learning_rate", "skipped_updates")  # fields of Update
 class Tokens:
     """What the loss needs to know of every completion token of a step, (N,) each."""
 
-    def __init__(
-        self, weights: Tensor, advantages: Tensor, row: Tensor, device: torch.device
-    ) -> None:
-        """`row` is the token's completion, `advantages` that one's; `device` is the policy's."""
+    def __init__(self, weights: Tensor, advantages: Tensor, device: torch.device) -> None:
+        """`advantages` are those of the token's completion; `device` is the policy's."""
         self.weights, self.advantages = weights.to(device), advantages.to(device)
-        self.row = row.to(device)
         self.old_logprobs = torch.zeros_like(self.weights)
         self.ref_logprobs = torch.zeros_like(self.weights)
 

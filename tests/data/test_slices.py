@@ -186,7 +186,9 @@ def write_questions(folder: Path, count: int = 12) -> Path:
         made = volume([(7 * i + level) % 250 for level in LEVELS], 56)
         write_nifti(folder, made, name=f"{i}.nii.gz")
         rows.append({"image": f"{i}.nii.gz", "question": "Is it bright?", "options": ["yes", "no"]})
+        # All look alike: without splits of their own they would be near copies, all in one.
         rows[-1] |= {"answer": "AB"[i % 2], "modality": "CT", "id": str(i)}
+        rows[-1] |= {"split": "train" if i < 8 else "test"}
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "q.jsonl"
 

@@ -131,7 +131,9 @@ PUBLISHED = {
 }
 
 
-def random_weights(folder: Path, seed: int, kind: str, scale: float = 0.15) -> dict[str, Tensor]:
+def random_weights(
+    folder: Path, seed: int, kind: str = "qwen2_vl", scale: float = 0.15
+) -> dict[str, Tensor]:
     """bfloat16 weights for the folder's config.json, under their published names."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
