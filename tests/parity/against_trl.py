@@ -63,6 +63,7 @@ def variations() -> list[Case]:
         {"kl_times_ratio": True},
         {"ratio": "sequence", "kl_times_ratio": True},
         {"mask_truncated": True},
+        {"mask_truncated": True, "passes": 2},
     ]
     every = [(change, loss) for change in changes for loss in LOSSES]
     cispo = {"surrogate": "cispo", "clip_eps_high": 0.06}  # TRL has it with dapo's mean alone

@@ -1,6 +1,5 @@
 """The two sides: our loop, and TRL's trainer, through the same updates."""
 
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from paid import WEIGHTS, paying, reward, two_rewards
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -107,27 +107,9 @@ def put(weights: Tensors, values: Tensors) -> None:
         weight.copy_(values[name])
 
 
-def reward(
-    examples: list[Any], texts: list[str], ids: list[list[int]]
-) -> tuple[list[float], dict[str, list[float | None]]]:
-    """Depends on the completion alone, and differs within every group."""
-    values = [float(sum(map(ord, text)) % 7) / 2 for text in texts]
-    return values, {"sum": values}
-
-
-def two_rewards(examples: list[Any], texts: list[str], ids: list[list[int]]) -> Any:
-    """The same, and half a second one that does not apply to every completion."""
-    values, _ = reward(examples, texts, ids)
-    lengths = [None if len(one) % 4 == 3 else float(len(one) % 3) for one in ids]
-    totals = [a + 0.5 * (b or 0.0) for a, b in zip(values, lengths, strict=True)]
-    return totals, {"sum": values, "length": lengths}
-
-
-WEIGHTS = {"sum": 1.0, "length": 0.5}
-
-
 def ragged(policy: Policy) -> None:
-    """Have the random model end its completions at all lengths, which by itself it hardly does."""
+    """Have the random model end its completions at all lengths, which by itself it hardly does, and
+    the last one of each group at a length without an end, as if it was cut there."""
     sample = policy.sample
 
     def cut(*args: Any, **kwargs: Any) -> list[Any]:
@@ -135,11 +117,13 @@ def ragged(policy: Policy) -> None:
         for i, group in enumerate(groups):
             for j, ids in enumerate(group.completions):
                 length = 1 + (7 * i + 5 * j) % len(ids)
-                if length < len(ids):
+                group.sampling_logprobs[j] = group.sampling_logprobs[j][:length]
+                group.truncated[j] = j == COMPLETIONS - 1
+                if group.truncated[j]:
+                    group.completions[j] = ids[:length]
+                elif length < len(ids):
                     end = torch.tensor([policy.chat.end])
                     group.completions[j] = torch.cat([ids[: length - 1], end])
-                    group.sampling_logprobs[j] = group.sampling_logprobs[j][:length]
-                    group.truncated[j] = False
         return groups
 
     policy.sample = cut
@@ -216,16 +200,6 @@ def recorded(world: World, step: Step) -> Callable[..., dict[str, list[Any]]]:
         return {"prompt_ids": encoded, "completion_ids": list(completions), **rest}
 
     return rollout_func
-
-
-def paying(k: int) -> Callable[..., list[float | None]]:
-    """TRL's reward function number k: what ours was, for the token ids that ours was given."""
-
-    def pay(recorded: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        assert [ids for ids, _ in recorded] == completion_ids
-        return [None if math.isnan(paid[k]) else paid[k] for _, paid in recorded]
-
-    return pay
 
 
 def trainer(world: World, case: Case, step: Step, out: str) -> Trainer:
