@@ -76,8 +76,8 @@ def clipped_surrogate(
     """
     assert ratio.shape == advantages.shape, "one advantage a token"
     bounded = ratio.clamp(1 - clip_eps, 1 + clip_eps_high)
-    most = ratio if delta == inf else ratio.clamp(max=delta)
-    return torch.min(most * advantages, bounded * advantages)
+    ratio = ratio if delta == inf else ratio.clamp(max=delta)
+    return torch.min(ratio * advantages, bounded * advantages)
 
 
 def cispo_surrogate(

@@ -4,20 +4,15 @@ Everything else is read off a model's own config, whatever its type: whether the
 embedding, the size of patches and how many of them make a token, windows, rotary sections.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import transformers
 
 
-class ModelType(NamedTuple):
-    """One `model_type` of config.json."""
-
-    name: str
-    model: type[transformers.PreTrainedModel]
-    processor: str  # the class that preprocessor_config.json names: vLLM opens it
-    features: str  # the field of vision_config that is the width of an image's features
-
-
+# Of one `model_type` of config.json: its name in words and its class; `processor`, the class that
+# preprocessor_config.json names, which vLLM opens; `features`, the field of vision_config that is
+# the width of an image's features.
+ModelType = namedtuple("ModelType", ("name", "model", "processor", "features"))
 QWEN2_VL = transformers.Qwen2VLForConditionalGeneration
 QWEN2_5_VL = transformers.Qwen2_5_VLForConditionalGeneration
 MODEL_TYPES = {

@@ -106,7 +106,7 @@ def test_each_rung_prints_the_lines_that_it_changes() -> None:
         "REINFORCE": "lambda r, _: r,",
         "+ group baseline": "rewards - rewards.mean(",
         "/ std": "/ (rewards.std(dim=1",
-        "+ clip and mu 3": "torch.min(most",
+        "+ clip and mu 3": "torch.min(ratio",
         "+ KL": "log_x.exp() - log_x - 1",
         "DAPO": "kept.sum()",
         "Dr. GRPO": "max_completion_length",
