@@ -8,7 +8,6 @@ from collections import namedtuple
 
 import transformers
 
-
 # Of one `model_type` of config.json: its name in words and its class; `processor`, the class that
 # preprocessor_config.json names, which vLLM opens; `features`, the field of vision_config that is
 # the width of an image's features.
