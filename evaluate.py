@@ -1,7 +1,6 @@
 """Score a run: base and trained policy, on the modality it was trained on and on unseen ones.
 
     python evaluate.py [--run runs/NAME] --ood CT,XRAY            the newest run, or the one named
-    python evaluate.py --image scan.png --question "Which side?" --options "left;right"
 
 Answers are greedy. `predictions/` in the run folder keeps every one, so no question is asked twice.
 """
@@ -192,7 +191,8 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
 def pass_rates(options: Options, config: Config, adapter: Path | None, folder: Path) -> str:
     """Write how often the base is right on each question of --split; what GRPO would see there."""
     judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-    terms = reward_terms(config.reward, config.length_cap, judges)
+    lengths = config.length_cap, config.max_completion_length, config.overlong_cache
+    terms = reward_terms(config.reward, judges, *lengths)
     examples = in_split(config, options.split, options.eval_size, LeftOut(refusal(config)))
     scorer = Scorer(open_policy(config, adapter), config, options, folder)
     name = f"{config.modality}-{options.split}"
