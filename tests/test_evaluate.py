@@ -173,8 +173,8 @@ def test_runs_side_by_side(here, run, work):
     config = json.loads((other / "config.json").read_text())
     for change, says in (
         ({"data": "phantom:leaky"}, "other test questions of MRI, CT, XRAY"),
-        ({"prompt": "direct"}, "another base or way of asking"),
-        ({"model": "/other"}, "another base or way of asking"),
+        ({"prompt": "direct"}, "another base, way of asking or --slices"),
+        ({"model": "/other"}, "another base, way of asking or --slices"),
     ):
         changed = {**config, "config": {**config["config"], **change}}
         (other / "config.json").write_text(json.dumps(changed))
