@@ -22,14 +22,15 @@ from tests.conftest import randomise
 from tests.grpo.cases import config, draw, reward
 from tests.programs import ROOT, Program, children
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 QUICK = "--steps 4 --train-size 40 --prompts-per-step 3 --group-size 4 --kl-coef 0.04 --threads 1"
 QUICK += " --max-completion-length 12 --ood none --val-size 0 --device cpu --cache none"
 
 
-def torchrun(processes: int, *words: str) -> Program:
-    """A program on so many processes, one thread each."""
-    return Program(*LAUNCH, str(processes), *words, settings={"OMP_NUM_THREADS": "1"})
+def torchrun(processes: int, *words: str, every: str = "0.1") -> Program:
+    """A program on so many processes, one thread each; torchrun looks at them `every` seconds."""
+    flags = ["--monitor-interval", every, "--nproc-per-node", str(processes)]
+    return Program(*LAUNCH, *flags, *words, settings={"OMP_NUM_THREADS": "1"})
 
 
 def signal_second_worker(program: Program, metrics: Path, number: signal.Signals) -> None:
@@ -102,7 +103,9 @@ def test_a_process_that_dies_ends_all_with_one_line_and_another_number_goes_on(t
     the answers are one process's, written once."""
     folder = tmp_path / "run"
     flags = [*QUICK.split(), "--eval-size", "10", "--save-every", "1", "--out", str(folder)]
-    program = torchrun(2, "train.py", *flags, "--steps", "400", "--lr-schedule", "constant")
+    # torchrun ends the other process when it looks: not before that one has noticed by itself.
+    constant = ["--steps", "400", "--lr-schedule", "constant"]
+    program = torchrun(2, "train.py", *flags, *constant, every="10")
     metrics = folder / "metrics.jsonl"
     signal_second_worker(program, metrics, signal.SIGKILL)
     done = program.finish()
