@@ -9,7 +9,7 @@ from typing import Any
 
 from data.controls import altered
 from data.controls.priors import Prior, by_letter, by_text
-from data.example import VQAExample, in_all_ways
+from data.example import VQAExample, in_all_ways, without_images
 from data.load import LeftOut, is_drawn, learned_questions, load, load_split, read, with_modality
 from data.rows import Skipped, Split, summary
 from data.splits import constant_answers, has_constant_answer
@@ -92,7 +92,7 @@ def _altered(few: list[VQAExample], changes: altered.Oracle, pooled: Pooled | No
     }
     if pooled:
         seen = [e for e in few if e.images]
-        made["no_image"] = [replace(e, images=()) for e in seen]
+        made["no_image"] = list(map(without_images, seen))
         made["nearest_image"] = altered.nearest_images(seen, pooled(seen), changes)
         made["none_is_right"] = altered.none_of_the_above(few, right=True)
         made["none_is_wrong"] = altered.none_of_the_above(few, right=False)

@@ -145,6 +145,11 @@ def sliced(example: VQAExample, count: int) -> VQAExample:
     return replace(example, images=tuple(chain(*images)), slices=told)
 
 
+def without_images(example: VQAExample) -> VQAExample:
+    """The question alone; no word of its prompt speaks of slices."""
+    return replace(example, images=(), slices="")
+
+
 def users_question(image: str, question: str, options: tuple[str, ...], way: str) -> VQAExample:
     """A user's own question about an image file; which option is right is not known.
 

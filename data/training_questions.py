@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.evaluation_questions import Tests, load_tests, load_validation, say_left_out
-from data.example import VQAExample, one_asked
+from data.example import VQAExample, one_asked, without_images
 from data.load import LeftOut, Refusal, is_drawn, load_split, read
 from data.near_copies import kept_near_copies
 from data.rows import BY_DESIGN, Skipped, summary
@@ -167,7 +167,7 @@ def load_questions(
         examples = kept(examples, config)
     if config.blind:
         print("train.py: --blind: a control, images are not shown in training", file=sys.stderr)
-        examples = [replace(example, images=()) for example in examples]
+        examples = list(map(without_images, examples))
     if config.shuffle_answers:
         print("train.py: --shuffle-answers: a control, right answers are permuted", file=sys.stderr)
         examples = with_shuffled_answers(examples, config.seed)

@@ -1,6 +1,7 @@
 """Volumes as slices: which are shown, in which order, and what the prompt says of them."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 import train
+from data.evaluation_questions import control_questions
 from data.example import VQAExample, sliced
 from data.images import ImageFile, UnusableImage, in_slices
-from data.load import load
+from data.load import LeftOut, load
+from data.training_questions import load_questions
 from data.volumes import TISSUE, otsu
+from grpo.settings.config import Config
 from tests.data.scans import grey, write_dicom, write_nifti
 
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -200,6 +204,22 @@ def test_questions_of_a_data_set_are_about_slices(tmp_path: Path) -> None:
     assert [len(example.images) for example in take(slices=8)] == [8] * 3
     assert [len(example.images) for example in take()] == [1] * 3
     assert [e.id for e in take(slices=8)] == [e.id for e in take()]
+
+
+def test_questions_without_images_speak_of_no_slices(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="needs nibabel")
+    sizes = {"train_size": 3, "val_size": 0, "eval_size": 2}
+    config = Config(data=f"jsonl:{write_questions(tmp_path)}", modality="CT", slices=8, **sizes)
+    config = replace(config, ood="none", blind=True)
+    asked, _, tests, _ = load_questions(config, lambda *_: "")
+    controls, *_ = control_questions(
+        tests, None, config, config, LeftOut(), lambda seen: [[1.0]] * len(seen)
+    )
+    shown = controls["blank_image"]["CT"]
+    assert all("slice 8 of 8" in example.prompt and example.images for example in shown)
+    for example in [*asked, *controls["no_image"]["CT"]]:
+        assert not example.images
+        assert "slice" not in example.prompt
 
 
 @pytest.mark.slow
