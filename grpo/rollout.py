@@ -144,10 +144,11 @@ def exchange(
 def stacked(scored: Sequence[ScoredGroup]) -> tuple[Tensor, dict[str, Tensor]]:
     """The rewards of these groups (B, G), and each reward by name (B, G): NaN for None. In float32,
     whatever torch's default is: a reward may have changed that."""
-    columns: dict[str, list[Any]] = {"": []}
+    rewards: list[list[float]] = []
+    values: dict[str, list[list[float]]] = {}
     for one in scored:
-        columns[""].append(one.rewards)
-        for name, values in one.parts.items():
-            columns.setdefault(name, []).append([*map({None: nan}.get, values, values)])
-    rewards, *parts = map(partial(torch.tensor, dtype=torch.float32), columns.values())
-    return rewards, dict(zip([*columns][1:], parts, strict=True))
+        rewards.append(one.rewards)
+        for name, given in one.parts.items():
+            values.setdefault(name, []).append([*map({None: nan}.get, given, given)])
+    as_tensor = partial(torch.tensor, dtype=torch.float32)
+    return as_tensor(rewards), dict(zip(values, map(as_tensor, values.values()), strict=True))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from data.example import VQAExample  # noqa: E402 (the path comes first)
 from data.phantom import questions as phantom  # noqa: E402
 from grpo.settings.config import Config  # noqa: E402
-from models.answering import _log_likelihoods, answer  # noqa: E402
+from models.answering import answer, forced_choice  # noqa: E402
 from models.open_policy import open_policy  # noqa: E402
 from models.policy import Policy  # noqa: E402
 from rewards.answers import reasoning  # noqa: E402
@@ -53,15 +53,12 @@ def own(policy: Policy, examples: Sequence[VQAExample]) -> Rows:
 
 def given(policy: Policy, examples: Sequence[VQAExample]) -> Rows:
     """The forced choice after the true report."""
-    groups = [
-        policy.group(prompt, [e.completion(e.reasoning, letter) for letter in e.letters])
-        for prompt, e in zip(policy.encode(examples), examples, strict=True)
-    ]
-    likelihoods = _log_likelihoods(policy, groups)
+    prompts, reports = policy.encode(examples), [e.reasoning for e in examples]
+    choices = forced_choice(policy, prompts, examples, reports)
     return [
         {"question_type": e.question_type, "id": e.id, "image": [], "options": e.options}
-        | {"correct": int(found.argmax()) == e.gold}
-        for e, found in zip(examples, likelihoods, strict=True)
+        | {"correct": choice.index(max(choice)) == e.gold}
+        for e, choice in zip(examples, choices, strict=True)
     ]
 
 
