@@ -3,7 +3,7 @@
 The suite does not: a blank is collected only if its file, or this folder, is on the command line.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from tests.conftest import named_paths
 from tests.exercises import grader
 
 FOLDER = Path(__file__).parent
+GRADED = pytest.StashKey[dict[str, str]]()  # verdicts by the name of the function
 CHECK = FOLDER / "test_grader.py"  # of the suite: whether blanks fail and solutions pass
 
 
@@ -21,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def is_named(path: Path, config: pytest.Config) -> bool:
-    return path in (named.resolve() for named in named_paths(config))
+    return path.resolve() in (named.resolve() for named in named_paths(config))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,14 +37,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path == CHECK and is_named(FOLDER, config) else None
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.File | None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(
+    file_path: Path, parent: pytest.Collector
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Nothing else looks into an exercise: an error in it is the verdict, not one of collection."""
+    found = yield
+    if not file_path.name.startswith("exercise_"):
+        return found
     graded = is_named(file_path, parent.config) or is_named(FOLDER, parent.config)
-    if file_path.name.startswith("exercise_") and graded:
-        return Exercise.from_parent(parent, path=file_path)
-    return None
-
-
-GRADED = pytest.StashKey[dict[str, str]]()  # verdicts by the name of the function
+    return [Exercise.from_parent(parent, path=file_path)] if graded else []
 
 
 class Exercise(pytest.File):

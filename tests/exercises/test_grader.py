@@ -4,16 +4,18 @@ them from the traps of the exercises, are wrong and are told why."""
 import re
 import sys
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from tests.exercises import grader
-from tests.exercises.wrong_answers import WRONG_ANSWERS
+from tests.exercises.wrong_answers import WRONG_ANSWERS, std_of_g
 from tests.grpo.test_interfaces import parameters
 from tests.programs import Program
 
 pytestmark = pytest.mark.slow
+FOLDER = Path(__file__).parent
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q")
 
 
@@ -68,3 +70,8 @@ def test_typical_errors_are_wrong_and_are_told_what_differs(name):
     assert len(found) >= 2
     for answer, told in WRONG_ANSWERS[name]:
         assert re.match(f"wrong: {told}", found[answer.__name__]), found
+
+
+def test_the_manual_shows_what_a_typical_error_is_told():
+    found = grader.verdict("group_advantages", lambda _: std_of_g)
+    assert found in " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())

@@ -16,30 +16,27 @@ from models import policy as models_policy
 from models.sampling import sampler
 
 
-def normalised(rewards: Tensor, mean: Tensor, ddof: int = 1, eps: float = 1e-4) -> Tensor:
+def by_group(rewards: Tensor, scale: str, mean: Tensor, ddof: int = 1, eps: float = 1e-4) -> Tensor:
+    """(r - mean) / (std + eps) where rewards are scaled by group, the project's own elsewhere."""
+    if scale != "group":
+        return advantages.group_advantages(rewards, scale)
     return (rewards - mean) / (rewards.std(dim=1, keepdim=True, correction=ddof) + eps)
 
 
-def by_group(scale: str, rewards: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The change where rewards are scaled by group, the project's own elsewhere."""
-    ours = advantages.group_advantages(rewards, scale)
-    return change(rewards, rewards.mean(dim=1, keepdim=True)) if scale == "group" else ours
+def no_zeros(rewards, scale="group"):
+    return by_group(rewards, scale, rewards.mean(dim=1, keepdim=True))
 
 
-def no_zeros(rewards: Tensor, scale: str = "group") -> Tensor:
-    return by_group(scale, rewards, normalised)
+def std_of_g(rewards, scale="group"):
+    return by_group(rewards, scale, rewards.mean(dim=1, keepdim=True), ddof=0)
 
 
-def std_of_g(rewards: Tensor, scale: str = "group") -> Tensor:
-    return by_group(scale, rewards, lambda r, mean: normalised(r, mean, ddof=0))
+def small_epsilon(rewards, scale="group"):
+    return by_group(rewards, scale, rewards.mean(dim=1, keepdim=True), eps=1e-8)
 
 
-def small_epsilon(rewards: Tensor, scale: str = "group") -> Tensor:
-    return by_group(scale, rewards, lambda r, mean: normalised(r, mean, eps=1e-8))
-
-
-def mean_of_the_step(rewards: Tensor, scale: str = "group") -> Tensor:
-    return by_group(scale, rewards, lambda r, _: normalised(r, r.mean()))
+def mean_of_the_step(rewards, scale="group"):
+    return by_group(rewards, scale, rewards.mean())
 
 
 def longest_as_limit(lengths, kind, most, masked=False):
@@ -71,26 +68,24 @@ def detached_prompt(self, layer, query, key, value):
     return attention.TreeAttention(self.lengths)(layer, query, key, value)
 
 
+def moved(groups, device, change: Callable[[tree.Group, Tensor], Tensor]) -> tree.Tree:
+    """The packed groups with other positions (3, n) of each group's completions."""
+    packed, at = tree.pack(groups, device), 0
+    positions = packed.position_ids.clone()
+    for group in groups:
+        first, at = at + len(group.prompt.input_ids), at + group.row_length
+        positions[:, first:at] = change(group, positions[:, first:at])
+    return replace(packed, position_ids=positions)
+
+
 def positions_by_tokens(groups, device="cpu"):
     """A completion starts at the number of tokens of its prompt."""
-    packed, at = tree.pack(groups, device), 0
-    positions = packed.position_ids.clone()
-    for group in groups:
-        first, end = at + len(group.prompt.input_ids), at + group.row_length
-        positions[:, first:end] += len(group.prompt.input_ids) - group.prompt.next_position
-        at = end
-    return replace(packed, position_ids=positions)
+    return moved(groups, device, lambda g, p: p + len(g.prompt.input_ids) - g.prompt.next_position)
 
 
-def one_row_of_positions(groups, device="cpu"):
+def positions_of_one_row(groups, device="cpu"):
     """Completions continue one another, as in a plain sequence."""
-    packed, at = tree.pack(groups, device), 0
-    positions = packed.position_ids.clone()
-    for group in groups:
-        first, end = at + len(group.prompt.input_ids), at + group.row_length
-        positions[:, first:end] = torch.arange(end - first) + group.prompt.next_position
-        at = end
-    return replace(packed, position_ids=positions)
+    return moved(groups, device, lambda g, p: g.prompt.next_position + torch.arange(p.shape[1]))
 
 
 def one_off(groups, device="cpu"):
@@ -183,11 +178,9 @@ def passed(
     logprobs, entropy = policy.logprobs(groups, objective.temperature)
     if seen.update == 0 or not old:
         tokens.old_logprobs[at] = logprobs.detach()
-    before = (
-        tokens.old_logprobs[at]
-        if detach
-        else logprobs + tokens.old_logprobs[at] - (logprobs.detach())
-    )
+    before = tokens.old_logprobs[at]
+    if not detach:  # equal numbers, through which the gradient of the ratio cancels
+        before = before + logprobs - logprobs.detach()
     ratio = objective.ratio(logprobs, before, groups)
     gain = objective.surrogate(ratio, tokens.advantages[at], logprobs)
     ref = tokens.ref_logprobs[at] if objective.beta > 0 else logprobs
@@ -223,14 +216,6 @@ def named(name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-def unheld(p: Tensor, q: Tensor) -> Tensor:
-    return (p - q).exp()
-
-
-def k3_unheld(p: Tensor, ref: Tensor) -> Tensor:
-    return (ref - p).exp() - (ref - p) - 1
-
-
 def without_min(ratio, a, low, high, delta=torch.inf):
     return ratio.clamp(1 - low, min(1 + high, delta)) * a
 
@@ -259,7 +244,7 @@ WRONG_ANSWERS = {
     "importance_ratio": [
         (named("inverted", lambda p, q: loss.importance_ratio(q, p)), "rho: "),
         (named("detached", lambda p, q: loss.importance_ratio(p, q).detach()), "rho: no gradient"),
-        (unheld, "rho where log-probs are 10000 apart: inf"),
+        (named("unheld", lambda p, q: (p - q).exp()), "rho where log-probs are 10000 apart: inf"),
     ],
     "clipped_surrogate": [
         (without_min, "L with the bounds"),
@@ -270,7 +255,10 @@ WRONG_ANSWERS = {
         (named("inverted", lambda p, ref: loss.k3_kl(ref, p)), "KL: "),
         (named("k1", lambda p, ref: p - ref), "KL: "),
         (named("detached", lambda p, ref: loss.k3_kl(p.detach(), ref)), "KL: no gradient"),
-        (k3_unheld, "KL where log-probs are -10000 apart: inf"),
+        (
+            named("unheld", lambda p, ref: (ref - p).exp() - (ref - p) - 1),
+            "KL where log-probs are -10000 apart: inf",
+        ),
     ],
     "TreeAttention.__call__": [
         (method(TREE, "__call__", causal_alone), "attention of a pass"),
@@ -279,7 +267,7 @@ WRONG_ANSWERS = {
     ],
     "pack": [
         (positions_by_tokens, "the position of that token"),
-        (one_row_of_positions, "the position of that token"),
+        (positions_of_one_row, "the position of that token"),
         (one_off, "the token that predicts each target"),
     ],
     "law": [
