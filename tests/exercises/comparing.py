@@ -51,7 +51,7 @@ def finite(what: str, answer: Callable, other: Tensor) -> None:
         found = answer(given, other)
         for name, values in ((what, found), (f"gradient of {what}", slope(what, found, given))):
             if not values.isfinite().all():
-                raise Wrong(f"{name} where log-probs are {gap:g} apart: {float(values[0])}")
+                raise Wrong(f"{name} where log-probs are {gap:g} apart: {values.detach()[0]:g}")
 
 
 def same_list(what: str, found: Any, expected: Any) -> None:
