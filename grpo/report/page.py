@@ -123,15 +123,18 @@ def legible(text: str) -> str:
     return text.translate({ord(c): visible(c) for c in hidden})
 
 
-def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
-    """Return the page. Its policy allows the hashes of its own script and style only."""
+def render(
+    environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced], name: str = "report"
+) -> str:
+    """Return the page `name`. Its policy allows the hashes of its own script and style only."""
     updates = max((len(traced.updates) for traced in steps), default=1)
     labels = "\\A ".join(told["rows"])
     style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    files = TEMPLATES / "tokens.js", TEMPLATES / f"{name}.js"
+    script = "".join(file.read_text(encoding="utf-8") for file in files)
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    template = environment.get_template("report.html")
+    template = environment.get_template(f"{name}.html")
     return template.render(told, style=style, script=script, **hashes)
 
 

@@ -7,7 +7,6 @@
   const [choice, modality, type, count] = ["step-choice", "modality", "type", "count"].map(
     (id) => document.getElementById(id)
   );
-  const labels = document.getElementById("steps").dataset.rows.split("|");
 
   // The choices of a filter are what the groups hold, added as text.
   const offer = (select, key) => {
@@ -49,27 +48,6 @@
     choice.selectedIndex += by;
     show();
   };
-
-  // One stop of the Tab key a completion; the arrow keys go on from there.
-  for (const tokens of all(".tokens"))
-    for (const token of all("i", tokens).slice(1)) token.tabIndex = -1;
-  document.addEventListener("keydown", (event) => {
-    const token = event.target;
-    if (!token.matches(".tokens i")) return;
-    const row = [...token.parentNode.children];
-    const at = row.indexOf(token);
-    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: row.length - 1 }[event.key];
-    if (row[to] === undefined) return;
-    event.preventDefault();
-    row[to].focus();
-  });
-  // What the eye reads in the card, for a screen reader: each number after its name.
-  document.addEventListener("focusin", (event) => {
-    if (!event.target.matches(".tokens i")) return;
-    const numbers = event.target.dataset.v.split("\n");
-    event.target.setAttribute("role", "note");
-    event.target.ariaLabel = labels.map((label, i) => `${label} ${numbers[i]}`).join(", ");
-  });
 
   offer(modality, "modality");
   offer(type, "type");
