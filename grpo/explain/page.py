@@ -1,6 +1,6 @@
 """One group as a page to play with: its rewards and the settings of the loss can be moved.
 
-    python train.py --explain --page group.html        a group sampled now, and one step on it
+    python train.py --explain --page group.html          a group sampled now, and one step on it
     python -m grpo.explain runs/NAME --page group.html   a traced group, from the run folder alone
 
 grpo/report/templates/explain.js computes the page's numbers by the default equations of
@@ -26,9 +26,8 @@ def write_page(run: Path, file: str) -> None:
 
     Raises UsageError if there is no such group, or if the file cannot be written.
     """
-    text = page(run)
     with writing(f"--page {file}", "name another file"):
-        write_whole(Path(file), text.encode())
+        write_whole(Path(file), page(run).encode())
 
 
 def page(run: Path) -> str:

@@ -25,7 +25,7 @@ from tests.grpo.cases import QUESTIONS, config, reward, steps
 from tests.grpo.report.browser import PROGRAM, Browser
 from tests.grpo.report.pages import hostile_run
 from tests.grpo.report.runs import make_run
-from tests.programs import Program
+from tests.programs import ROOT, Program
 
 LENGTHS = (15, 4, 9, 12)  # of the completions of the group that the page shows
 REAL = {"group_size": 4, "advantage": "group", "loss": "grpo", "clip_eps": 0.2, "kl_coef": 0.04}
@@ -279,6 +279,6 @@ def test_the_program_writes_a_page_or_one_line(run: Path, tmp_path: Path) -> Non
     done = Program(*call, str(run), "--page", str(file)).finish()
     assert (done.returncode, done.stdout) == (0, f"wrote {file}\n")
     assert file.read_text(encoding="utf-8") == page(run)
-    for words in ((), (str(run),), (str(tmp_path), "--page", str(file))):
-        done = Program(*call, *words).finish()
+    for words in ((), (str(run),), (str(tmp_path), "--page", str(file)), ("--page", str(file))):
+        done = Program(*call, *words, where=tmp_path, settings={"PYTHONPATH": str(ROOT)}).finish()
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
