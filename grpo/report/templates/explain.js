@@ -76,14 +76,14 @@
     for (const control of controls)
       if (control.type === "range") control.nextElementSibling.textContent = short(Number(control.value), 3);
     const changed = controls.filter((control) => control.value !== real.get(control) && control.name !== "shade");
-    document.getElementById("moved").textContent = changed.map(({ name }) => name.replaceAll("_", " ")).join(", ") || "nothing";
+    document.getElementById("moved").textContent = changed.map(({ name }) => name).join(", ") || "nothing";
     const clipped = found.filter((token) => token.clipped).length;
     const signal = advantages.some(Boolean) ? "" : " Equal rewards: no signal.";
     document.getElementById("totals").textContent = `loss ${short(sum(found.map((token) => token.loss)), 4)}; ${clipped} of ${found.length} tokens clipped.${signal}`;
   };
 
   document.addEventListener("input", show);
-  form.addEventListener("reset", () => setTimeout(show));
+  document.getElementById("reset").addEventListener("click", () => (form.reset(), show()));
   form.addEventListener("submit", (event) => event.preventDefault());
   show();
 })();

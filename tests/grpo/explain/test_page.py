@@ -135,7 +135,7 @@ def opened(browser: Browser, run: Path) -> Browser:
 def test_the_page_computes_what_the_loss_computes(opened: Browser, run: Path) -> None:
     wrong, largest = [], 0.0
     for moved in MOVED:
-        opened.js("document.querySelector('[type=reset]').click()")
+        opened.js("document.getElementById('reset').click()")
         move(opened, moved)
         shown = opened.js(f"{TAKEN}.map((i) => [i.className, i.dataset.v])")
         rows, acts = expected(run, moved)
@@ -163,10 +163,9 @@ def test_what_is_moved_is_named_and_reset_brings_the_real_numbers_back(opened: B
     real = opened.js(NUMBERS)
     assert opened.js(MOVED_BY_YOU) == "nothing"
     move(opened, {"kl_coef": 0.3, "reward of o_2": 5})
-    assert opened.js(MOVED_BY_YOU) == "kl coef, reward of o_2"
+    assert opened.js(MOVED_BY_YOU) == "kl_coef, reward of o_2"
     assert opened.js(NUMBERS) != real
-    opened.js("document.querySelector('[type=reset]').click()")
-    opened.js("new Promise((done) => setTimeout(done))")
+    opened.js("document.getElementById('reset').click()")
 
     assert opened.js(MOVED_BY_YOU) == "nothing"
     assert opened.js(NUMBERS) == real
@@ -196,7 +195,7 @@ def test_the_keyboard_moves_a_setting_and_reaches_the_tokens(opened: Browser) ->
 def test_the_page_fits_its_window_and_asks_nothing_of_the_network(
     browser: Browser, run: Path, tmp_path: Path
 ) -> None:
-    hostile = hostile_run(make_run(tmp_path / "hostile"))
+    hostile = hostile_run(make_run(tmp_path / "hostile", kl_coef=0.0))
     write_page(hostile, str(hostile / "group.html"))
     for folder, width, dark in ((run, 375, True), (run, 1400, False), (hostile, 375, False)):
         browser.open(folder / "group.html", width, dark=dark)
