@@ -92,7 +92,9 @@ def _tensors(step: Step) -> dict[str, Tensor]:
     }
     for name in PER_TOKEN:  # (U, N)
         tensors[name] = torch.stack([getattr(update, name)[:n] for update in step.updates])
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: a file holds no memory twice, and without a baseline the advantages are the rewards.
+    whole = torch.contiguous_format
+    return {name: tensor.cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
 
 
 def _group(step: Step, b: int, pieces: Pieces) -> dict[str, Any]:
