@@ -1,7 +1,6 @@
-"""Whether a run's accuracy is seeing: all phantom test questions, their controls, and samples. By
-hand:
+"""Whether a run's accuracy is seeing: phantom test questions, their controls, and samples. By hand:
 
-    python tests/campaigns/controls.py --run runs/NAME [runs/OTHER ...] [--samples 32]
+    python tests/campaigns/controls.py --run runs/NAME [runs/OTHER ...] [--eval-size 1200]
 
 The first run is the one to be believed; those after it are controls of training, such as a run
 trained without images. Each is evaluated with `--controls full`, and open questions are sampled.
@@ -142,20 +141,21 @@ def sampled(arms: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, nargs="+", type=Path)
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--eval-size", default="300", help="test questions of each modality")
     options = parser.parse_args()
+    size = ("--eval-size", options.eval_size)
     first, *others = options.run
     arms: dict[str, Any] = {}
     for run in options.run:
         for file in first.glob("predictions/base-*") if run in others else ():
             (run / "predictions").mkdir(exist_ok=True)
             shutil.copy(file, run / "predictions")
-        table = evaluated(run, "--controls", "full")
-        drawn = ("--samples", str(options.samples), "--prompt", "open", "--controls", "none")
-        found = evaluated(run, *drawn)
+        table = evaluated(run, *size, "--controls", "full")
+        drawn = ("--samples", "32", "--prompt", "open", "--controls", "none")
+        found = evaluated(run, *size, *drawn)
         config = json.loads((run / "config.json").read_text())["config"]
         arms[run.name] = {
-            "of": {name: config[name] for name in SETTINGS},
+            "of": {name: config[name] for name in SETTINGS} | {"eval_size": options.eval_size},
             **({"held": held(table)} if run == first else {}),
             **{name: without_curves(table[name]) for name in KEPT},
             "open": {name: found[name] for name in ("sampled", "sampled_gains", "verdicts")},
