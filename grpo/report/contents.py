@@ -17,10 +17,23 @@ from grpo.settings.errors import UsageError
 
 def contents(run: Path) -> dict[str, Any]:
     """Return what the page shows of a run besides its trace. Raises UsageError if it is no run."""
+    told = read_run(run)
+    metrics, results = told["metrics"], told["summary"].get("results") or {}
+    return {
+        **told,
+        "settings": sheets.settings(told["record"]),
+        "tiles": [*training_tiles(metrics), *accuracy_tiles(results)],
+        "charts": list(charts.curves(metrics, str(told["config"].get("modality")))),
+        "checklist": checklist(run),
+    }
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Return the files of a run folder besides its trace. Raises UsageError if it is no run."""
     try:
         record = json.loads((run / "config.json").read_text(encoding="utf-8"))
         config = dict(record["config"])
-        rows = sheets.settings(record)
+        sheets.settings(record)
     except OSError:
         raise UsageError(f"{run}: has no config.json; name the folder of a run") from None
     except DAMAGED:
@@ -35,13 +48,11 @@ def contents(run: Path) -> dict[str, Any]:
         "name": run.resolve().name,
         "config": config,
         "record": record,
-        "settings": rows,
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
-        "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
-        "charts": list(charts.curves(metrics, str(config.get("modality")))),
+        "metrics": metrics,
+        "summary": summary,
         "evaluations": evaluations,
-        "checklist": checklist(run),
         "remarks": remarks,
     }
 

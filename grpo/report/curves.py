@@ -14,11 +14,14 @@ from torch.nn.functional import avg_pool1d
 
 Points = list[tuple[float, float]]  # (step, value)
 Line = tuple[str, Points]  # with its name
+Metrics = Sequence[Mapping[str, Any]]  # of each step
 
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
 MOST_POINTS = 240  # of a curve: more than a screen shows
-MOST_MARKS = 25  # a line of more points has no circles on them
+MOST_MARKS = 25  # a line of more points has FEW marks, beside those of the other lines
+FEW = 6
+STYLES = 6  # colours with their dashes, and shapes of marks: together 36 lines can be told apart
 
 NO_SIGNAL = "frac_reward_zero_std"
 # Title, what the numbers are, and the metrics, as a regular expression. A line has the name that is
@@ -29,7 +32,7 @@ CURVES = (
     ("Reward", "of all completions: mean, and std in a group", "(reward|reward_std)"),
     ("Reward by part", "mean, before its weight", "rewards/(.+)/mean"),
     ("Groups with signal", "share whose rewards differ", NO_SIGNAL),
-    ("KL to the reference", "k3 estimate, nats a token", "(kl)"),
+    ("KL to the reference", "k3 estimate, nats a token", "kl"),
     ("Completion length", "tokens", "completions/(mean|min|max)_length"),
     ("Truncated", "share of completions", "completions/clipped_ratio"),
     ("Clipped", "share of tokens without gradient, by bound", "clip_ratio/(low|high)_mean"),
@@ -41,23 +44,42 @@ CURVES = (
 )
 
 
-def curves(metrics: Sequence[Mapping[str, Any]], trained_on: str) -> Iterator[dict[str, Any]]:
+def curves(metrics: Metrics, trained_on: str) -> Iterator[dict[str, Any]]:
     """Yield a chart for each of CURVES whose metrics were logged in any step.
 
     `trained_on` is the modality that is validated under val/accuracy.
     """
-    logged = dict.fromkeys(name for step in metrics for name in step)
+    charts: dict[tuple[str, str], list[Line]] = {}
+    for (title, unit, name), points in logged(metrics, f"{trained_on}, trained on").items():
+        charts.setdefault((title, unit), []).append((name or title, points))
+    for (title, unit), lines in charts.items():
+        yield drawn(title, unit, lines)
+
+
+def overlaid(runs: Mapping[str, tuple[Metrics, str]]) -> Iterator[dict[str, Any]]:
+    """Yield a chart for each metric of CURVES, with a line for each run that logged it.
+
+    `runs` holds the steps of each, and the modality that it trained on.
+    """
+    found = {run: logged(*told) for run, told in runs.items()}
+    for title, unit, name in dict.fromkeys(chain.from_iterable(found.values())):
+        key = title, unit, name
+        lines = [(run, points[key]) for run, points in found.items() if key in points]
+        yield drawn(f"{title}: {name}" if name else title, unit, lines)
+
+
+def logged(metrics: Metrics, trained_on: str) -> dict[tuple[str, str, str], Points]:
+    """Return the points of each metric of CURVES by title, unit and name of its line ("": none)."""
+    names, found = dict.fromkeys(name for step in metrics for name in step), {}
     for title, unit, pattern in CURVES:
-        lines = []
-        for match in filter(None, (re.fullmatch(pattern, name) for name in logged)):
-            (label,) = match.groups(f"{trained_on}, trained on") or (title,)
+        for match in filter(None, (re.fullmatch(pattern, name) for name in names)):
+            (name,) = match.groups(trained_on) or ("",)
             if points := series(metrics, match[0]):
-                lines.append((label, points))
-        if lines:
-            yield drawn(title, unit, lines)
+                found[title, unit, name] = points
+    return found
 
 
-def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+def series(metrics: Metrics, name: str) -> Points:
     """Return the finite values of a metric; for NO_SIGNAL, the share of groups with signal."""
     found = [(float(step["step"]), step.get(name)) for step in metrics]
     points = [(x, float(y)) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
@@ -81,16 +103,22 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
     def path(points: Points) -> str:
         return " ".join(f"{across(x):g},{up(y):g}" for x, y in thinned(points))
 
-    shapes = [
-        {
-            "name": name,
-            "points": points,
-            "path": path(moving_mean(points, window)),
-            "faint": path(points) if window > 1 else "",
-            "marks": [(across(x), up(y)) for x, y in points if len(points) <= MOST_MARKS],
-        }
-        for name, points in lines
-    ]
+    shapes = []
+    for i, (name, points) in enumerate(lines):
+        means = moving_mean(points, window)
+        every = 1 if len(points) <= MOST_MARKS else len(points) // FEW
+        marks = means[every * i // len(lines) :: every] if every == 1 or len(lines) > 1 else []
+        shapes.append(
+            {
+                "name": name,
+                "points": points,
+                "path": path(means),
+                "faint": path(points) if window > 1 else "",
+                "marks": [(across(x), up(y)) for x, y in marks],
+                "style": i % STYLES,
+                "mark": (i + i // STYLES) % STYLES,
+            }
+        )
     return {
         "title": title,
         "unit": unit,

@@ -2,10 +2,12 @@
 
     python -m grpo.report runs/NAME
     python -m grpo.report runs/NAME --out page.html --max-mb 20
+    python -m grpo.report runs/A runs/B --out page.html
 
-The page holds the curves of training, the traced steps token by token, the evaluation and the
-settings. Text that a model or a data set wrote may be hostile: every string goes through `legible`
-and jinja2's escaping, and the page's security policy allows no script or style but its own.
+The page of a run holds the curves of training, the traced steps token by token, the evaluation and
+the settings; that of several compares them. Text that a model or a data set wrote may be hostile:
+every string goes through `legible` and jinja2's escaping, and the page's security policy allows no
+script or style but its own.
 """
 
 import base64
@@ -14,6 +16,8 @@ import hashlib
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from grpo.report import curves as charts
 from grpo.report import token_table as inspector
+from grpo.report.comparison import comparison
 from grpo.report.contents import contents
 from grpo.report.token_table import DAMAGED, Traced
 from grpo.run.atomic import write_whole
@@ -46,16 +51,45 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the page of a run. Raises UsageError for all that a user can mend."""
+    """Write the page of one run or several. Raises UsageError for all that a user can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    named = bool(argv) and not argv[0].startswith("-")
-    about = "RUN (the newest finished one, where none is named) as one HTML page."
-    options = Options(**parse_flags(Options, argv[named:], "grpo.report RUN", about))
-    run = Path(argv[0]) if named else newest_run()
-    text = page(run, int(options.max_mb * 1e6))
-    out = Path(options.out or run / "report.html")
+    named = list(takewhile(lambda word: not word.startswith("-"), argv))
+    about = "RUN (the newest finished one, where none is named) as one HTML page, or several runs."
+    options = Options(**parse_flags(Options, argv[len(named) :], "grpo.report RUN ...", about))
+    if len(named) > 1 and not options.out:
+        raise UsageError(f"{len(named)} runs on one page: name its file with --out FILE")
+    runs = [Path(name) for name in named] or [newest_run()]
+    most_bytes = int(options.max_mb * 1e6)
+    text = page(runs[0], most_bytes) if len(runs) == 1 else compared(runs, most_bytes)
+    out = Path(options.out or runs[0] / "report.html")
     write_whole(out, text.encode())
     print(f"wrote {out}, {len(text.encode()) / 1e6:.1f} MB")
+
+
+@contextmanager
+def damage_told(*runs: Path) -> Iterator[None]:
+    """Turn what a damaged file of a run raises into a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (*DAMAGED, TemplateError) as error:
+        problem = f"a file of it holds what no run writes ({type(error).__name__}: {error})"
+        remedy = "mend that file, or take it away"
+        raise UsageError(f"{', '.join(map(str, runs))}: {problem}; {remedy}") from None
+
+
+def compared(runs: Sequence[Path], most_bytes: int) -> str:
+    """Return the page of several runs, at most about `most_bytes` long: charts that do not fit are
+    counted. Raises UsageError as `page` does."""
+    with damage_told(*runs):
+        told = comparison(runs)
+        environment, told["all_charts"] = make_environment(), len(told["charts"])
+        while True:
+            text = render(environment, "runs.html", told)
+            if len(text.encode()) <= most_bytes or not told["charts"]:
+                return text
+            told["charts"] = told["charts"][: len(told["charts"]) // 2]
 
 
 def page(run: Path, most_bytes: int) -> str:
@@ -64,27 +98,27 @@ def page(run: Path, most_bytes: int) -> str:
     Groups that do not fit are counted. Raises UsageError if `run` is no run folder, or so damaged
     that nothing can be shown.
     """
-    try:
-        told = contents(run)
-        steps, remarks = inspector.traced_steps(run)
-        told["remarks"] += remarks
-        told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
-        rows = ["token", *steps[0].rows] if steps else []
-        told["rows"] = rows
-        told["quantities"] = [q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in rows]
-        environment = make_environment()
-        room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
-        for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
-            room -= len(text.encode())
-            if room < 0:
-                break
-            told["traced"][s]["shown"].append(text)
-        return render(environment, told, steps)
-    except UsageError:
-        raise
-    except (*DAMAGED, TemplateError) as error:
-        problem = f"a file of it holds what no run writes ({type(error).__name__}: {error})"
-        raise UsageError(f"{run}: {problem}; mend that file, or take it away") from None
+    with damage_told(run):
+        return _of_one(run, most_bytes)
+
+
+def _of_one(run: Path, most_bytes: int) -> str:
+    told = contents(run)
+    steps, remarks = inspector.traced_steps(run)
+    told["remarks"] += remarks
+    told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
+    rows = ["token", *steps[0].rows] if steps else []
+    told["rows"] = rows
+    told["updates"] = max((len(traced.updates) for traced in steps), default=1)
+    told["quantities"] = [q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in rows]
+    environment = make_environment()
+    room = most_bytes - len(render(environment, "report.html", told).encode()) - REMARK_ROOM
+    for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
+        room -= len(text.encode())
+        if room < 0:
+            break
+        told["traced"][s]["shown"].append(text)
+    return render(environment, "report.html", told)
 
 
 def groups_as_html(
@@ -123,16 +157,14 @@ def legible(text: str) -> str:
     return text.translate({ord(c): visible(c) for c in hidden})
 
 
-def render(environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced]) -> str:
+def render(environment: Environment, template: str, told: Mapping[str, Any]) -> str:
     """Return the page. Its policy allows the hashes of its own script and style only."""
-    updates = max((len(traced.updates) for traced in steps), default=1)
-    labels = "\\A ".join(told["rows"])
-    style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
+    labels = "\\A ".join(told.get("rows", ()))
+    style = f':root {{ --rows: "{labels}"; --updates: {told.get("updates", 1)}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    template = environment.get_template("report.html")
-    return template.render(told, style=style, script=script, **hashes)
+    return environment.get_template(template).render(told, style=style, script=script, **hashes)
 
 
 def _hash(text: str) -> str:
