@@ -4,129 +4,98 @@ Differences are paired: they are taken over the questions that both runs answere
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from grpo.report.contents import read_run
-from grpo.report.curves import overlaid
+from grpo.report.contents import contents
+from grpo.report.curves import logged, overlaid
 from grpo.report.token_table import DAMAGED
 from grpo.settings.errors import UsageError
-from grpo.settings.flags import shown
 
 FIGURES = {"correct": "strict", "forced_correct": "forced choice"}  # key of an answer -> name
 UNSEEN = "mean of unseen modalities"
-Cells = dict[tuple[str, str], str]  # (model, name of the row) -> what a table says there
+Run = dict[str, Any]  # as `contents` returns it
+Row = tuple[str, bool, list[str]]  # name, whether that is a model's, a cell for each run
 
 
-def comparison(runs: Sequence[Path]) -> dict[str, Any]:
+def comparison(folders: Sequence[Path]) -> dict[str, Any]:
     """Return what the page shows of several runs. Raises UsageError if one is no run, or if two
     have the same name."""
-    told = {}
-    for run in runs:
-        one = read_run(run)
-        if one["name"] in told:
-            problem = "two runs have this name; rename a folder, or name each run once"
-            raise UsageError(f"{run}: {problem}")
-        told[one["name"]] = one | {"folder": run}
-    remarks = [f"{name}: {text}" for name, one in told.items() for text in one["remarks"]]
-    remarks += [
-        f"{name}: metrics.jsonl holds no step." for name in told if not told[name]["metrics"]
-    ]
-    steps = {n: (one["metrics"], str(one["config"].get("modality"))) for n, one in told.items()}
+    runs = [contents(folder) for folder in folders]
+    names = [run["name"] for run in runs]
+    if twice := [run["folder"] for run in runs if names.count(run["name"]) > 1]:
+        raise UsageError(f"{twice[-1]}: another run has this name; rename one, or name it once")
+    remarks = [f"{run['name']}: {text}" for run in runs for text in run["remarks"]]
+    steps = (logged(run["metrics"], str(run["config"].get("modality"))) for run in runs)
+    values = [{name: value for name, value, *_ in run["settings"]} for run in runs]
+    settings = dict.fromkeys(chain.from_iterable(values))
+    rows = ((name, [one.get(name, "-") for one in values]) for name in settings if name != "out")
     return {
-        "runs": told,
-        "charts": list(overlaid(steps)),
-        "tables": tables(told, remarks),
-        "settings": differing(list(told.values())),
+        "runs": runs,
+        "charts": list(overlaid(dict(zip(names, steps, strict=True)))),
+        "tables": tables(runs, remarks),
+        "settings": [(name, row) for name, row in rows if len(set(row)) > 1],
         "remarks": remarks,
     }
 
 
-def tables(told: Mapping[str, Any], remarks: list[str]) -> dict[str, list[tuple[Any, ...]]]:
-    """Return by modality rows of (name, whether it names a model, a cell for each run)."""
-    sheets = {name: cells(one["evaluations"]) for name, one in told.items()}
-    found = {}
-    for modality in dict.fromkeys(chain.from_iterable(sheets.values())):
-        columns = [sheet.get(modality, {}) for sheet in sheets.values()]
-        keys = dict.fromkeys(chain.from_iterable(columns))
-        models = list(dict.fromkeys(model for model, _ in keys))
-        ordered = sorted(keys, key=lambda key: models.index(key[0]))
-        found[modality] = [
-            (key[1], key[0] == key[1], [column.get(key, "-") for column in columns])
-            for key in ordered
-        ]
-        if modality != UNSEEN:
-            found[modality] += differences(told, modality, remarks)
+def tables(runs: Sequence[Run], remarks: list[str]) -> dict[str, list[Row]]:
+    """Return the rows of all evaluations by modality, and below them the paired differences."""
+    columns = [dict(cells(run)) for run in runs]
+    keys = list(dict.fromkeys(chain.from_iterable(columns)))
+    models = [model for _, model, _ in keys]
+    found: dict[str, list[Row]] = {}
+    for key in sorted(keys, key=lambda key: models.index(key[1])):
+        row = key[2], key[1] == key[2], [column.get(key, "-") for column in columns]
+        found.setdefault(key[0], []).append(row)
+    for modality in found.keys() - {UNSEEN}:
+        found[modality] += differences(runs, modality, remarks)
     return found
 
 
-def cells(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
-    """Return the main table of a run's first evaluation by modality; {} without one."""
-    found: dict[str, Cells] = {}
-    for sheet in evaluations[:1]:
-        for part in sheet["parts"][:1]:
-            model = ""
-            for row in part["rows"]:
-                model = row["name"] if row["kind"] == "model" else model
-                columns = [*sheet["table"]["chance"], UNSEEN]
-                for modality, cell in zip(columns, row["full"], strict=False):
-                    found.setdefault(modality, {})[model, row["name"]] = cell
-    return found
+def cells(run: Run) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yield (modality, model, name of the row) and cell of a run's first evaluation."""
+    model = ""
+    for sheet in run["evaluations"][:1]:
+        for row in chain.from_iterable(part["rows"] for part in sheet["parts"][:1]):
+            model = row["name"] if row["kind"] == "model" else model
+            for modality, cell in zip([*sheet["table"]["chance"], UNSEEN], row["full"]):  # noqa: B905
+                yield (modality, model, row["name"]), cell
 
 
-def differences(
-    told: Mapping[str, Any], modality: str, remarks: list[str]
-) -> Iterator[tuple[Any, ...]]:
-    """Yield rows of each run's trained policy minus the first run's on one modality.
+def differences(runs: Sequence[Run], modality: str, remarks: list[str]) -> Iterator[Row]:
+    """Yield a row a figure: each run's trained policy minus the first run's on one modality.
 
-    Runs that share no answered question add a remark.
+    A run that shares no answered question with the first adds a remark.
     """
     from rewards.evaluation.rows import points
     from rewards.evaluation.scores import gain
 
-    (first, own), *others = ((name, answers(one, modality)) for name, one in told.items())
-    gains: list[Mapping[str, Any]] = [{}]
+    (first, own), *others = ((run["name"], answers(run, modality)) for run in runs)
+    found = {name: ["-"] for name in FIGURES}
     for name, theirs in others:
         shared = [key for key in own if key in theirs]
         pairs = [own[key] for key in shared], [theirs[key] for key in shared]
-        gains.append({key: gain(*pairs, key) for key in FIGURES if shared} | {"n": len(shared)})
+        for figure in FIGURES:
+            x = gain(*pairs, figure) if shared else None
+            said = f"{points(x)}, p {x['mcnemar_p']:.1g}, n {len(shared)}" if x else "-"
+            found[figure].append(said)
         if not shared:
-            text = (
-                f"{modality}: {first} and {name} share no answered question, so nothing is paired"
-            )
-            remarks.append(f"{text}. Both need the same --data, --data-seed and --eval-size.")
-    yield f"trained minus {first}, paired", True, [""] * len(gains)
-    yield "questions of both", False, ["-", *(str(found["n"]) for found in gains[1:])]
-    for key, name in FIGURES.items():
-        yield name, False, [points(found.get(key)) for found in gains]
-        ps = [(found.get(key) or {}).get("mcnemar_p") for found in gains]
-        yield f"{name}: McNemar p", False, ["-" if p is None else f"{p:.1g}" for p in ps]
+            problem = f"{first} and {name} share no answered question, so nothing is paired"
+            remarks.append(f"{modality}: {problem}: use one --data, --data-seed, --eval-size.")
+    yield from ((f"trained minus {first}, {FIGURES[k]}", False, row) for k, row in found.items())
 
 
-def answers(one: Mapping[str, Any], modality: str) -> dict[str, Any]:
-    """Return the trained policy's rows of `predictions/` by what was asked; those that can be
-    read."""
+def answers(run: Run, modality: str) -> dict[str, Any]:
+    """Return the trained policy's answers in `predictions/` that can be read, by what was asked."""
     found = {}
+    file = f"predictions/trained-{modality}-{run['config'].get('prompt')}.jsonl"
     with suppress(*DAMAGED):
-        name = f"trained-{modality}-{one['config'].get('prompt')}.jsonl"
-        for line in (one["folder"] / "predictions" / name).read_text("utf-8").splitlines():
+        for line in (run["folder"] / file).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            asked = [row["id"], row["question"], row["options"], row["gold"]]
+            asked = [row[name] for name in ("id", "question", "options", "gold")]
             found[json.dumps([*asked, row.get("image_sha256", row["image"])])] = row
     return found
-
-
-def differing(told: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Return settings, versions and facts of the machine that differ: a value for each run."""
-    flat = []
-    for one in told:
-        record = one["record"]
-        parts = (one["config"], record.get("resolved") or {}, record.get("versions") or {})
-        flat.append({k: shown(v) for part in parts for k, v in part.items()})
-        flat[-1] |= {"commit": shown(record.get("git_commit")), "out": "-"}
-    names = dict.fromkeys(chain.from_iterable(flat))
-    rows = [(name, [values.get(name, "-") for values in flat]) for name in names]
-    return [row for row in rows if len(set(row[1])) > 1]

@@ -2,7 +2,7 @@
 
     python -m grpo.report runs/NAME
     python -m grpo.report runs/NAME --out page.html --max-mb 20
-    python -m grpo.report runs/A runs/B --out page.html
+    python -m grpo.report runs/A runs/B --out page.html        several runs compared
 
 The page of a run holds the curves of training, the traced steps token by token, the evaluation and
 the settings; that of several compares them. Text that a model or a data set wrote may be hostile:
@@ -16,7 +16,6 @@ import hashlib
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from grpo.report import curves as charts
 from grpo.report import token_table as inspector
 from grpo.report.comparison import comparison
 from grpo.report.contents import contents
+from grpo.report.questions import histogram, recurring
 from grpo.report.token_table import DAMAGED, Traced
 from grpo.run.atomic import write_whole
 from grpo.run.folder import newest_run
@@ -36,6 +36,8 @@ from grpo.settings.flags import check_file, check_options, option, parse_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
 REMARK_ROOM = 2_000  # bytes that counts and remarks may add after the groups are chosen
+RELOAD = 5  # seconds between them at least, and until the open page loads itself again
+LINK = 48  # bytes of a link to a group, which has one for each of its rewards and one more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,18 +61,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(named) > 1 and not options.out:
         raise UsageError(f"{len(named)} runs on one page: name its file with --out FILE")
     runs = [Path(name) for name in named] or [newest_run()]
-    most_bytes = int(options.max_mb * 1e6)
-    text = page(runs[0], most_bytes) if len(runs) == 1 else compared(runs, most_bytes)
     out = Path(options.out or runs[0] / "report.html")
-    write_whole(out, text.encode())
-    print(f"wrote {out}, {len(text.encode()) / 1e6:.1f} MB")
+    text = page(runs, int(options.max_mb * 1e6)).encode()
+    write_whole(out, text)
+    print(f"wrote {out}, {len(text) / 1e6:.1f} MB")
 
 
-@contextmanager
-def damage_told(*runs: Path) -> Iterator[None]:
-    """Turn what a damaged file of a run raises into a UsageError."""
+def page(runs: Path | Sequence[Path], most_bytes: int, trains: bool = False) -> str:
+    """Return the page of a run folder, or of several, at most about `most_bytes` long.
+
+    What does not fit is counted. If a run `trains`, the open page loads itself again and again.
+    Raises UsageError if a folder is no run, or so damaged that nothing can be shown.
+    """
+    runs = [runs] if isinstance(runs, Path) else runs
+    environment = make_environment()
+    environment.globals["reload"] = RELOAD if trains else 0
     try:
-        yield
+        if len(runs) > 1:
+            return of_several(runs, environment, most_bytes)
+        return of_one(runs[0], environment, most_bytes)
     except UsageError:
         raise
     except (*DAMAGED, TemplateError) as error:
@@ -79,62 +88,53 @@ def damage_told(*runs: Path) -> Iterator[None]:
         raise UsageError(f"{', '.join(map(str, runs))}: {problem}; {remedy}") from None
 
 
-def compared(runs: Sequence[Path], most_bytes: int) -> str:
-    """Return the page of several runs, at most about `most_bytes` long: charts that do not fit are
-    counted. Raises UsageError as `page` does."""
-    with damage_told(*runs):
-        told = comparison(runs)
-        environment, told["all_charts"] = make_environment(), len(told["charts"])
-        while True:
-            text = render(environment, "runs.html", told)
-            if len(text.encode()) <= most_bytes or not told["charts"]:
-                return text
-            told["charts"] = told["charts"][: len(told["charts"]) // 2]
+def of_several(runs: Sequence[Path], environment: Environment, most_bytes: int) -> str:
+    """Return the page that compares runs; it counts charts that do not fit."""
+    told = comparison(runs)
+    fitting = told["all_charts"] = len(told["charts"])
+    while len((text := render(environment, "runs.html", told)).encode()) > most_bytes and fitting:
+        fitting //= 2
+        told["charts"] = told["charts"][:fitting]
+    return text
 
 
-def page(run: Path, most_bytes: int) -> str:
-    """Return the page of a run folder, at most about `most_bytes` long.
-
-    Groups that do not fit are counted. Raises UsageError if `run` is no run folder, or so damaged
-    that nothing can be shown.
-    """
-    with damage_told(run):
-        return _of_one(run, most_bytes)
-
-
-def _of_one(run: Path, most_bytes: int) -> str:
+def of_one(run: Path, environment: Environment, most_bytes: int) -> str:
+    """Return the page of a run; it counts groups that do not fit."""
     told = contents(run)
     steps, remarks = inspector.traced_steps(run)
     told["remarks"] += remarks
-    told["traced"] = [inspector.heading(traced) | {"shown": []} for traced in steps]
     rows = ["token", *steps[0].rows] if steps else []
-    told["rows"] = rows
+    shaded = [q for q in inspector.QUANTITIES if inspector.NEEDS.get(q[0], "token") in rows]
+    told |= {"traced": steps, "rows": rows, "quantities": shaded}
     told["updates"] = max((len(traced.updates) for traced in steps), default=1)
-    told["quantities"] = [q for q in inspector.QUANTITIES if q[0] != "k" or "KL" in rows]
-    environment = make_environment()
+    told |= {"histogram": histogram(steps), "questions": recurring(steps)}
+    told["shown"] = {traced.step: {} for traced in steps}
     room = most_bytes - len(render(environment, "report.html", told).encode()) - REMARK_ROOM
-    for s, text in groups_as_html(environment, steps, run / "trace", told["remarks"]):
-        room -= len(text.encode())
+    for traced, b, text in groups_as_html(environment, run / "trace", told):
+        room -= len(text.encode()) + LINK * (1 + len({*traced.rewards[b]}))
         if room < 0:
             break
-        told["traced"][s]["shown"].append(text)
+        told["shown"][traced.step][b] = text
     return render(environment, "report.html", told)
 
 
 def groups_as_html(
-    environment: Environment, steps: Sequence[Traced], folder: Path, remarks: list[str]
-) -> Iterator[tuple[int, str]]:
-    """Yield (step's index, HTML) of the first group of each step, then of the second, and so on.
+    environment: Environment, folder: Path, told: Mapping[str, Any]
+) -> Iterator[tuple[Traced, int, str]]:
+    """Yield (step, group's index, HTML) of each traced step's first group, then its second, ...
 
-    A group that cannot be read adds a remark.
+    A group that cannot be read adds a remark to those of `told`.
     """
     template = environment.get_template("group.html")
-    sizes = [len(traced.record["groups"]) for traced in steps]
-    for b, s in sorted((b, s) for s, size in enumerate(sizes) for b in range(size)):
+    places = [(b, s) for s, step in enumerate(told["traced"]) for b in range(len(step.rewards))]
+    for b, s in sorted(places):
+        traced = told["traced"][s]
         try:
-            yield s, template.render(group=inspector.group(steps[s], b, folder), first=b == 0)
+            group = inspector.group(traced, b, folder)
+            asked = told["questions"].get(str(group["id"]))
+            yield traced, b, template.render(group=group, asked=asked, step=traced.step, number=b)
         except DAMAGED:
-            remarks.append(f"Group {b + 1} of traced step {steps[s].step} cannot be read.")
+            told["remarks"].append(f"Group {b + 1} of traced step {traced.step} cannot be read.")
 
 
 def make_environment() -> Environment:

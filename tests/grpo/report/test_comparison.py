@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from grpo.report import page as report
-from grpo.report.curves import overlaid
+from grpo.report.curves import logged, overlaid
 from grpo.settings.errors import UsageError
 from tests.grpo.report.browser import PROGRAM, Browser
 from tests.grpo.report.pages import Page, hostile_run
@@ -54,7 +54,7 @@ def table(text: str, modality: str) -> dict[str, list[str]]:
 
 
 def test_each_run_has_a_line_with_a_dash_and_a_mark_of_its_own(runs: list[Path]) -> None:
-    text = report.compared(runs, 4 * MB)
+    text = report.page(runs, 4 * MB)
     figure = text[text.index("<b>Reward: reward</b>") :].partition("</figure>")[0]
     lines = re.findall(r'<polyline class="(l\d)"', figure)
     marks = re.findall(r'<use href="#(m\d)" class="(l\d)" x="([\d.]+)"', figure)
@@ -70,7 +70,10 @@ def test_each_run_has_a_line_with_a_dash_and_a_mark_of_its_own(runs: list[Path])
 def test_a_chart_holds_the_numbers_of_every_run_that_logged_them() -> None:
     steps = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 1.0, "val/CT/accuracy": 0.25}]
     other = [{"step": 1, "kl": 0.1, "val/accuracy": 0.75}]
-    drawn = {c["title"]: c["lines"] for c in overlaid({"a": (steps, "MRI"), "b": (other, "CT")})}
+    drawn = {
+        c["title"]: c["lines"]
+        for c in overlaid({"a": logged(steps, "MRI"), "b": logged(other, "CT")})
+    }
     found = {title: [(x["name"], x["points"]) for x in lines] for title, lines in drawn.items()}
 
     assert found == {
@@ -80,9 +83,14 @@ def test_a_chart_holds_the_numbers_of_every_run_that_logged_them() -> None:
     }
 
 
-def test_more_lines_than_colours_still_differ() -> None:
-    (chart,) = overlaid({str(i): ([{"step": 1, "kl": i}], "MRI") for i in range(36)})
-    assert len({(line["style"], line["mark"]) for line in chart["lines"]}) == 36
+def test_more_lines_than_colours_still_differ(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "0", steps=1, traced=())
+    runs = [run, *(Path(shutil.copytree(run, tmp_path / str(i))) for i in range(1, 8))]
+    text = report.page(runs, 4 * MB)
+    legend = text[text.index("<b>Loss</b>") :].partition("</figure>")[0].partition("<ul")[2]
+    styles = re.findall(r'<line class="(l\d)".*?<use href="#(m\d)"', legend)
+
+    assert len(set(styles)) == len(styles) == 8
 
 
 def test_differences_are_paired_over_the_questions_of_both_runs(runs: list[Path]) -> None:
@@ -92,7 +100,7 @@ def test_differences_are_paired_over_the_questions_of_both_runs(runs: list[Path]
     write_answers(runs[0], [*before, question(90, True), question(91, True)])
     changed = question(91, False, question="Which side is it?")
     write_answers(runs[1], [changed, *reversed(after), question(92, False)])
-    rows = table(report.compared(runs[:2], 4 * MB), "MRI")
+    rows = table(report.page(runs[:2], 4 * MB), "MRI")
 
     for name, key in (("strict", "correct"), ("forced choice", "forced_correct")):
         changes = [int(b[key]) - int(a[key]) for a, b in zip(before, after, strict=True)]
@@ -102,12 +110,8 @@ def test_differences_are_paired_over_the_questions_of_both_runs(runs: list[Path]
         bounds = [100 * x for x in (fmean(changes), up - down - half, up - down + half)]
         n = gained + lost
         p = min(1, 2 * sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
-        expected = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*bounds)
-        own = len(rows[name]) > 2  # the evaluation itself has a row "forced choice", for each model
-        assert not own
-        assert rows[name] == ["-", expected]
-        assert rows[f"{name}: McNemar p"] == ["-", f"{p:.1g}"]
-    assert rows["questions of both"] == ["-", "40"]
+        said = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*bounds)
+        assert rows[f"trained minus a, {name}"] == ["-", f"{said}, p {p:.1g}, n 40"]
 
 
 def test_an_image_that_has_changed_is_no_pair(runs: list[Path]) -> None:
@@ -115,7 +119,8 @@ def test_an_image_that_has_changed_is_no_pair(runs: list[Path]) -> None:
     rows = [question(i, False, image_sha256=["new" if i else "old"]) for i in range(9)]
     write_answers(runs[1], rows)
 
-    assert table(report.compared(runs[:2], 4 * MB), "MRI")["questions of both"] == ["-", "1"]
+    (none, one) = table(report.page(runs[:2], 4 * MB), "MRI")["trained minus a, strict"]
+    assert (none, one[-4:]) == ("-", " n 1")
 
 
 def test_runs_of_other_questions_are_told_so_and_not_paired(runs: list[Path]) -> None:
@@ -123,31 +128,28 @@ def test_runs_of_other_questions_are_told_so_and_not_paired(runs: list[Path]) ->
     write_answers(runs[1], [question(2, True)])
     (runs[2] / "predictions").mkdir()
     (runs[2] / "predictions/trained-MRI-reason.jsonl").write_text("{\n\0")
-    text = report.compared(runs, 4 * MB)
+    text = report.page(runs, 4 * MB)
 
     for name in ("b", "c"):
-        said = f"MRI: a and {name} share no answered question, so nothing is paired."
-        assert said in text
-    assert table(text, "MRI")["strict"] == ["-", "-", "-"]
-    assert table(text, "MRI")["questions of both"] == ["-", "0", "0"]
+        assert f"MRI: a and {name} share no answered question, so nothing is paired:" in text
+    assert table(text, "MRI")["trained minus a, strict"] == ["-", "-", "-"]
 
 
 def test_evaluations_stand_side_by_side(runs: list[Path]) -> None:
     (runs[1] / "summary.json").unlink()
     shutil.copy(runs[2] / "summary.json", runs[2] / "evaluation.json")
-    text = report.compared(runs, 4 * MB)
+    text = report.page(runs, 4 * MB)
     rows = table(text, "XRAY")
 
     assert rows["trained"] == ["50.0 [44.0, 56.0]", "-", "50.0 [44.0, 56.0]"]
     assert rows["blank image"] == ["49.0 [43.0, 55.0], n 240", "-", "49.0 [43.0, 55.0], n 240"]
     assert "b: Interrupted, or not finished: 60 of 60 steps, and no summary.json." in text
-    assert table(text, "mean of unseen modalities")["base"] == ["3.0 [0.0, 10.0]", "-"] + [
-        "3.0 [0.0, 10.0]"
-    ]
+    mean = "3.0 [0.0, 10.0]"
+    assert table(text, "mean of unseen modalities")["base"] == [mean, "-", mean]
 
 
 def test_settings_that_differ_are_listed_and_no_others(runs: list[Path]) -> None:
-    text = report.compared(runs, 4 * MB)
+    text = report.page(runs, 4 * MB)
     part = text[text.index('id="settings-title"') :]
     rows = re.findall('<th scope="row">(.*?)</th>(.*?)</tr>', part)
 
@@ -155,18 +157,20 @@ def test_settings_that_differ_are_listed_and_no_others(runs: list[Path]) -> None
         "seed": ["42", "7", "7"],
         "learning_rate": ["1e-05", "1e-05", "0.5"],
     }
-    alone = report.compared([runs[0], Path(shutil.copytree(runs[0], runs[0] / "same"))], 4 * MB)
-    assert "None: settings, versions and machine are the same." in alone
+    alone = report.page([runs[0], Path(shutil.copytree(runs[0], runs[0] / "same"))], 4 * MB)
+    assert "None: the settings are the same." in alone
 
 
 def test_a_run_without_steps_is_named(runs: list[Path]) -> None:
     (runs[1] / "metrics.jsonl").unlink()
-    assert "<li>b: metrics.jsonl holds no step.</li>" in report.compared(runs, 4 * MB)
+    assert "<p>b: metrics.jsonl holds no step, so it has no curves.</p>" in report.page(
+        runs, 4 * MB
+    )
 
 
 def test_charts_that_do_not_fit_are_left_out_and_counted(runs: list[Path]) -> None:
-    whole = report.compared(runs, 4 * MB)
-    small = report.compared(runs, len(whole.encode()) * 2 // 3)
+    whole = report.page(runs, 4 * MB)
+    small = report.page(runs, len(whole.encode()) * 2 // 3)
     (left_out, n) = re.findall(r"(\d+) of (\d+) charts are left out", small)[0]
 
     assert len(small.encode()) <= len(whole.encode()) * 2 // 3
@@ -181,7 +185,7 @@ def test_hostile_text_of_several_runs_stays_text(runs: list[Path], tmp_path: Pat
         (run / "trace").mkdir()
         write_answers(run, [question(1, True, question=MARKUP)], modality="MRI")
         hostile_run(run)
-    page = Page(made := report.compared([runs[0], named], 4 * MB))
+    page = Page(made := report.page([runs[0], named], 4 * MB))
 
     made.encode("utf-8")
     assert "\0" not in made
@@ -197,13 +201,13 @@ def test_a_mistake_gets_one_line(runs: list[Path], tmp_path: Path) -> None:
     shutil.copy(runs[0] / "config.json", same)
     out = ["--out", str(tmp_path / "page.html")]
     damaged = Path(shutil.copytree(runs[0], tmp_path / "damaged"))
-    config = json.loads((damaged / "config.json").read_text())
-    (damaged / "config.json").write_text(json.dumps(config | {"versions": [1]}))
+    write_answers(runs[0], [question(1, True)])
+    write_answers(damaged, [question(1, True, correct="so")])
     wrong = {}
     for argv, line in (
         ([runs[0], runs[1]], "2 runs on one page: name its file with --out FILE"),
-        ([runs[0], runs[0], *out], "a: two runs have this name; rename a folder, or name each"),
-        ([runs[0], same, *out], "other/a: two runs have this name; rename a folder, or name"),
+        ([runs[0], runs[0], *out], "a: another run has this name; rename one, or name it once"),
+        ([runs[0], same, *out], "other/a: another run has this name; rename one"),
         ([runs[0], tmp_path, *out], "has no config.json; name the folder of a run"),
         ([runs[0], damaged, *out], "damaged: a file of it holds what no run writes"),
     ):
@@ -235,7 +239,7 @@ def test_the_page_of_several_runs_in_a_browser(runs: list[Path], tmp_path: Path)
     (named / "trace").mkdir()
     hostile_run(named)
     file = tmp_path / "page.html"
-    file.write_text(report.compared([*runs, named], 4 * MB), encoding="utf-8")
+    file.write_text(report.page([*runs, named], 4 * MB), encoding="utf-8")
     with Browser() as browser:
         for width, dark in ((375, False), (1400, True)):
             browser.open(file, width, dark=dark)
