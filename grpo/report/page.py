@@ -2,6 +2,7 @@
 
     python -m grpo.report runs/NAME
     python -m grpo.report runs/NAME --out page.html --max-mb 20
+    python -m grpo.report runs/NAME --watch                    until the run ends
     python -m grpo.report runs/A runs/B --out page.html        several runs compared
 
 The page of a run holds the curves of training, the traced steps token by token, the evaluation and
@@ -14,6 +15,7 @@ import base64
 import dataclasses
 import hashlib
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -29,13 +31,14 @@ from grpo.report.contents import contents
 from grpo.report.questions import histogram, recurring
 from grpo.report.token_table import DAMAGED, Traced
 from grpo.run.atomic import write_whole
-from grpo.run.folder import newest_run
+from grpo.run.folder import held, newest_run
 from grpo.run.terminal import visible
 from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_file, check_options, option, parse_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
 REMARK_ROOM = 2_000  # bytes that counts and remarks may add after the groups are chosen
+REST = 100  # times the seconds that a page takes lie between two pages of --watch
 RELOAD = 5  # seconds between them at least, and until the open page loads itself again
 LINK = 48  # bytes of a link to a group, which has one for each of its rewards and one more
 
@@ -46,6 +49,7 @@ class Options:
 
     out: str | None = option("page", None, "File of the page (none: RUN/report.html).")
     max_mb: float = option("page", 4.0, "MB of the page; groups beyond it are left out.", gt=0)
+    watch: bool = option("page", False, "Write it again as steps come, until the run ends.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -62,8 +66,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"{len(named)} runs on one page: name its file with --out FILE")
     runs = [Path(name) for name in named] or [newest_run()]
     out = Path(options.out or runs[0] / "report.html")
-    text = page(runs, int(options.max_mb * 1e6)).encode()
-    write_whole(out, text)
+    while True:
+        trains = options.watch and any(held(run, "train") for run in runs)
+        begun = time.process_time()
+        text = page(runs, int(options.max_mb * 1e6), trains).encode()
+        write_whole(out, text)
+        if not trains:
+            break
+        end = time.monotonic() + max(RELOAD, REST * (time.process_time() - begun))
+        while time.monotonic() < end and any(held(run, "train") for run in runs):
+            time.sleep(0.2)
     print(f"wrote {out}, {len(text) / 1e6:.1f} MB")
 
 

@@ -60,6 +60,19 @@ def lock(folder: Path, name: str) -> int | None:
     return handle
 
 
+def held(folder: Path, name: str) -> bool:
+    """Whether another process holds this lock; asking does not take it.
+
+    False where the file system has no locks.
+    """
+    with suppress(OSError), (folder / f"{name}.lock").open("rb") as file:
+        try:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
+
+
 def write_summary(run: Path, config: Config, table: dict[str, Any], started: float) -> None:
     """Write summary.json, which says that the run is finished: `table` (its scores, data, memory)
     and time. `started` is the time.monotonic() of the run's start."""
