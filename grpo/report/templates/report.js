@@ -77,7 +77,7 @@
 
   // A link to a step, a group or a question shows it, whatever is filtered.
   const reveal = (hash) => {
-    const target = hash && document.getElementById(hash.slice(1));
+    const target = document.getElementById(hash.slice(1));
     const step = target?.closest(".step");
     if (step) {
       form.reset();
