@@ -38,7 +38,7 @@ from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error, hushed
 from grpo.sft import sft
 from models.images.prefetch import prefetching
-from models.memory.plan import memory_flags, plan_memory
+from models.memory.plan import plan_memory, program_flags
 from models.open_policy import open_policy, refusal, starting_adapter, starting_model
 from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges
@@ -49,24 +49,24 @@ from rewards.scoring import RewardError, score
 def main(argv: Sequence[str] | None = None) -> None:
     """The program. Raises UsageError and RewardError for all that a user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    explains = "--explain" in words  # not a setting: it makes no run folder
     try:
         with processes():
-            memory, flags = memory_flags(words)
-            config = with_names(Config.from_flags(one_step(flags) if explains else flags))
+            given, flags = program_flags(words)
+            config = with_names(Config.from_flags(one_step(flags) if given.explain else flags))
             with hushed(config.quiet):
-                print(train(config, explains, memory))
+                print(train(config, given))
     except Halted as halt:
         print(f"train.py: {halt}; go on with: {going_on(words, halt.run)}", file=sys.stderr)
         raise SystemExit(halt.code) from None
 
 
-def train(config: Config, explains: bool, memory: Namespace) -> str:
+def train(config: Config, given: Namespace) -> str:
     """Rewards, questions, policy, the steps, the scores; returns what to print at the end: of a dry
-    run the plan of its memory, with `explains` a text about the first step."""
+    run the plan of its memory, of --explain, which makes no run folder, a text about the first
+    step. `given` are the flags that are no settings."""
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
-    point = Point() if explains else starting_point(config)
+    point = Point() if given.explain else starting_point(config)
     if point.finished:
         return f"{point.run}: is finished. Next: python evaluate.py --run {point.run}"
     config = replace(config, out=str(point.run) if point.run else config.out)
@@ -76,8 +76,8 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     target = sft_target(config, examples)
     adapter = starting_adapter(config)
     asked = in_all_ways(examples, config.ways)
-    opened, plan = plan_memory(config, adapter, asked, target, largest_step, memory, world())
-    if memory.dry_run:
+    opened, plan = plan_memory(config, adapter, asked, target, largest_step, given, world())
+    if given.dry_run:
         return plan
     policy = open_policy(opened, adapter)
     connect(policy.device)
@@ -89,8 +89,8 @@ def train(config: Config, explains: bool, memory: Namespace) -> str:
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)
     steps = method(policy, optimizer, draw, by, config, point.step)
-    if explains:
-        return explanation(policy, next(steps), config, described)
+    if given.explain:
+        return explanation(policy, next(steps), config, described, policy.chat.pieces, given.page)
 
     label = f"{config.recipe}-{config.modality}-g{config.group_size}"
     run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))

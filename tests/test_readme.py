@@ -157,6 +157,7 @@ def test_every_other_command_runs(
         "--export-merged": "no logit differs by more than",
         "train.py": "Next: python evaluate.py",
         "evaluate.py": "base",
+        "-m grpo.explain": "wrote group.html",
         "-m grpo.report": "wrote runs/",
         "-m data.audit": "majority letter",
     }

@@ -5,7 +5,10 @@ Each equation stands beside the function that computes it. The step is made by t
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from string import ascii_uppercase
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from grpo.interfaces import Policy
 from grpo.loss import clip_bounds, clipped_surrogate
 from grpo.metrics import Step
 from grpo.run.terminal import visible
-from grpo.run.trace import Describe
+from grpo.run.trace import Describe, Pieces, write_trace
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
 
@@ -35,17 +38,19 @@ WEIGHTS = {
 def one_step(typed: Sequence[str]) -> list[str]:
     """Return the flags of the run whose step is explained.
 
-    >>> one_step(["--explain", "--kl-coef", "0"])[6:12]
+    >>> one_step(["--kl-coef", "0"])[6:12]
     ['--warmup-steps', '0', '--kl-coef', '0', '--method', 'grpo']
     """
-    kept = [word for word in typed if word != "--explain"]
-    return [*UNLESS_TYPED.split(), *kept, *ALWAYS.split(), *PLAIN.split(), "--eval-every", "0"]
+    return [*UNLESS_TYPED.split(), *typed, *ALWAYS.split(), *PLAIN.split(), "--eval-every", "0"]
 
 
-def explanation(policy: Policy, step: Step, config: Config, describe: Describe) -> str:
-    """Return the text, whose lines are at most 100 characters long.
+def explanation(
+    policy: Policy, step: Step, config: Config, describe: Describe, pieces: Pieces, page: str | None
+) -> str:
+    """Return the text, whose lines are at most 100 characters long; write the group to `page`.
 
-    `policy` has made the step, which has one group. Raises UsageError if all rewards are equal.
+    `policy` has made the step, which has one group. Raises UsageError if all rewards are equal, or
+    if the file `page` cannot be written.
     """
     rollout = step.rollout
     if not step.advantages.any():
@@ -63,6 +68,15 @@ def explanation(policy: Policy, step: Step, config: Config, describe: Describe) 
         loss(step, config),
         effect(step, after, best, worst),
     )
+    if page:
+        from grpo.explain.page import write_page  # most runs make none
+
+        # The policy after the step is one more update, of which the page reads log-probs alone.
+        last = replace(step.updates[-1], logprobs=after.cpu())
+        step = replace(step, updates=[*step.updates, last])
+        with TemporaryDirectory() as folder:
+            write_trace(Path(folder, "trace"), step, config, describe, pieces)
+            write_page(Path(folder), page)
     return "\n\n".join("\n".join(visible(line)[:WIDTH] for line in section) for section in sections)
 
 

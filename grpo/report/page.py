@@ -104,7 +104,7 @@ def of_several(runs: Sequence[Path], environment: Environment, most_bytes: int) 
     """Return the page that compares runs; it counts charts that do not fit."""
     told = comparison(runs)
     fitting = told["all_charts"] = len(told["charts"])
-    while len((text := render(environment, "runs.html", told)).encode()) > most_bytes and fitting:
+    while len((text := render(environment, told, (), "runs")).encode()) > most_bytes and fitting:
         fitting //= 2
         told["charts"] = told["charts"][:fitting]
     return text
@@ -118,16 +118,15 @@ def of_one(run: Path, environment: Environment, most_bytes: int) -> str:
     rows = ["token", *steps[0].rows] if steps else []
     shaded = [q for q in inspector.QUANTITIES if inspector.NEEDS.get(q[0], "token") in rows]
     told |= {"traced": steps, "rows": rows, "quantities": shaded}
-    told["updates"] = max((len(traced.updates) for traced in steps), default=1)
     told |= {"histogram": histogram(steps), "questions": recurring(steps)}
     told["shown"] = {traced.step: {} for traced in steps}
-    room = most_bytes - len(render(environment, "report.html", told).encode()) - REMARK_ROOM
+    room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM
     for traced, b, text in groups_as_html(environment, run / "trace", told):
         room -= len(text.encode()) + LINK * (1 + len({*traced.rewards[b]}))
         if room < 0:
             break
         told["shown"][traced.step][b] = text
-    return render(environment, "report.html", told)
+    return render(environment, told, steps)
 
 
 def groups_as_html(
@@ -169,14 +168,19 @@ def legible(text: str) -> str:
     return text.translate({ord(c): visible(c) for c in hidden})
 
 
-def render(environment: Environment, template: str, told: Mapping[str, Any]) -> str:
-    """Return the page. Its policy allows the hashes of its own script and style only."""
+def render(
+    environment: Environment, told: Mapping[str, Any], steps: Sequence[Traced], name: str = "report"
+) -> str:
+    """Return the page `name`. Its policy allows the hashes of its own script and style only."""
+    updates = max((len(traced.updates) for traced in steps), default=1)
     labels = "\\A ".join(told.get("rows", ()))
-    style = f':root {{ --rows: "{labels}"; --updates: {told.get("updates", 1)}; }}\n'
+    style = f':root {{ --rows: "{labels}"; --updates: {updates}; }}\n'
     style += (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    files = (TEMPLATES / f"{part}.js" for part in ("tokens", name))
+    script = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    return environment.get_template(template).render(told, style=style, script=script, **hashes)
+    template = environment.get_template(f"{name}.html")
+    return template.render(told, style=style, script=script, **hashes)
 
 
 def _hash(text: str) -> str:

@@ -46,10 +46,11 @@ SETTINGS += ("surrogate", "clip_delta", "kl", "mask_truncated")
 MOST_GROUPS = 64
 
 Describe = Callable[[Example], tuple[dict[str, Any], list[bytes]]]
+Pieces = Callable[[Tensor], list[str]]
 
 
 def write_trace(
-    folder: Path, step: Step, config: Config, describe: Describe, pieces: Callable[..., list[str]]
+    folder: Path, step: Step, config: Config, describe: Describe, pieces: Pieces
 ) -> None:
     """Write the record of a step into `folder`; the JSON file comes last and completes it.
 
@@ -117,10 +118,12 @@ def _tensors(step: Step) -> dict[str, Tensor]:
     for name in PER_TOKEN:  # (U, N)
         tensors[name] = torch.stack([getattr(update, name)[:n] for update in step.updates])
     tensors |= {name: values[:n] for name, values in step.scored.items()}
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: a file holds no memory twice, and without a baseline the advantages are the rewards.
+    whole = torch.contiguous_format
+    return {name: tensor.cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
 
 
-def _group(step: Step, b: int, pieces: Callable[..., list[str]]) -> dict[str, Any]:
+def _group(step: Step, b: int, pieces: Pieces) -> dict[str, Any]:
     """Return the completions of group b, ready for JSON."""
     rollout, group, rewards = step.rollout, step.rollout.groups[b], step.rollout.rewards[b]
     completions = [

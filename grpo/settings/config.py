@@ -21,8 +21,8 @@ from grpo.settings.errors import UsageError
 from grpo.settings.flags import check_names, check_options, names_in, option, parse_flags, steps_in
 from grpo.settings.recipes import RECIPES, TRL_NAMES, TRL_VALUES, cuda_bytes, recipe_for
 
-ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step, or
-(--dry-run, --memory-limit 40GB) say what memory a run takes."""
+ABOUT = """Train on one modality, then score it and unseen ones; or --explain one step (--page FILE:
+also as a page), or (--dry-run, --memory-limit 40GB) say what memory a run takes."""
 # The first word of a random key (stream, seed, step, prompt, attempt, row). Keys of different
 # streams are never equal.
 TRAIN_STREAM, EVALUATION_STREAM, SHUFFLE_STREAM = 0, 1, 2

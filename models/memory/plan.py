@@ -26,6 +26,7 @@ import torch
 
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
+from grpo.settings.flags import check_file
 from models.chat import Chat, Example
 from models.device import pick_device
 from models.images.features import MEMORY_LIMIT, image_tokens
@@ -56,7 +57,7 @@ def plan_memory(
 ) -> tuple[Config, str]:
     """The settings to open the policy with, and what --dry-run prints.
 
-    There is a plan if a flag (see `memory_flags`) or checkpointing "auto" needs one: "auto" then
+    There is a plan if a flag (see `program_flags`) or checkpointing "auto" needs one: "auto" then
     becomes on or off. Warns of a run that will not fit. `step` runs one step with a policy,
     settings, a question, and a text as its completion. `target` says what a supervised run
     imitates; each of the `processes` takes its share of a step's prompts. Raises UsageError as
@@ -140,18 +141,24 @@ def longest_prompt(
     return max(map(measured, examples), key=itemgetter(1))
 
 
-def memory_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What train.py was asked about memory, which is no setting of a run, and the other words.
+def program_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of train.py that are no settings of a run, as --dry-run, and the other words.
+    Raises UsageError.
 
-    >>> memory_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
-    (Namespace(dry_run=True, memory_limit=40000000000), ['--steps', '1'])
+    >>> program_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
+    (Namespace(explain=False, page=None, dry_run=True, memory_limit=40000000000), ['--steps', '1'])
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--explain", action="store_true")
+    parser.add_argument("--page", nargs="?", const="")
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
     found, rest = parser.parse_known_args(words)
     if found.memory_limit is not None:
         found.memory_limit = read_limit(found.memory_limit)
+    if found.page is not None and not (found.page and found.explain):
+        raise UsageError("--page: needs --explain and a file, as --explain --page group.html")
+    check_file("--page", found.page)
     return found, rest
 
 

@@ -59,7 +59,8 @@ def _row(label: str, cells: list[str], name: str = "", kind: str = "", full: Any
 def _gains(gains: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     strict, forced = ([gain[part] for gain in gains] for part in ("accuracy", "forced_choice"))
     yield _row("  - base", list(map(points, strict)), "minus base, points")
-    yield _row("  McNemar p", [f"{gain['mcnemar_p']:.1g}" for gain in strict])
+    tests = (gain["mcnemar_p"] for gain in strict)
+    yield _row("  McNemar p", [f"{p:.1g}" if p else "<1e-323" for p in tests])
     yield _row("  forced - base", list(map(points, forced)), "forced choice minus base")
 
 

@@ -1,33 +1,46 @@
-"""Whether a run's accuracy is seeing, on all phantom test questions and their controls. By hand:
+"""Whether a run's accuracy is seeing: all phantom test questions, their controls, and samples. By
+hand:
 
-    python tests/campaigns/controls.py --run runs/NAME
+    python tests/campaigns/controls.py --run runs/NAME [runs/OTHER ...] [--samples 32]
 
-Writes tests/campaigns/results/controls.json, with what must hold: no control above chance
-(one-sided exact test, Holm, 0.01), the majority letter at chance exactly, and the trained policy's
-strict accuracy above the upper bound of every control.
+The first run is the one to be believed; those after it are controls of training, such as a run
+trained without images. Each is evaluated with `--controls full`, and open questions are sampled.
+The base is asked once. Writes tests/campaigns/results/controls.json, by run, with what must hold of
+the first: no control above chance (one-sided exact test, Holm, 0.01), the majority letter at chance
+exactly, and strict accuracy above the upper bound of every control. Prints the figures of all runs.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rewards.evaluation.statistics import holm  # noqa: E402 (the path comes first)
+from rewards.evaluation.rows import percent, points  # noqa: E402 (the path comes first)
+from rewards.evaluation.statistics import holm  # noqa: E402
 from rewards.evaluation.table import ALPHA, BLIND, above_chance  # noqa: E402
 
+RESULTS = ROOT / "tests" / "campaigns" / "results" / "controls.json"
+KEPT = ("chance", "results", "gains", "controls", "reliance", "calibration", "recalls", "verdicts")
+SETTINGS = ("recipe", "seed", "steps", "method", "reward", "blind", "shuffle_answers")
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True)
-    run = parser.parse_args().run
-    results = ROOT / "tests" / "campaigns" / "results" / "controls.json"
-    flags = ["--ood", "CT,XRAY", "--controls", "full", "--json", str(results)]
-    subprocess.run([sys.executable, "evaluate.py", "--run", run, *flags], cwd=ROOT, check=True)
-    table = json.loads(results.read_text())
+
+def evaluated(run: Path, *flags: str) -> dict[str, Any]:
+    """The table of evaluate.py with these flags."""
+    file = run / f"campaign{'-'.join(flags)}.json"
+    command = ["evaluate.py", "--run", str(run), "--ood", "CT,XRAY", *flags, "--json", str(file)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    return json.loads(file.read_text())
+
+
+def held(table: dict[str, Any]) -> dict[str, bool]:
+    """What must hold of a run's table, if its accuracy is seeing."""
     blind = [
         found[modality]
         for controls in table["controls"].values()
@@ -37,7 +50,7 @@ def main() -> None:
     ]
     accuracies = table["results"]["trained"]
     trained = table["controls"]["trained"]
-    held = {
+    return {
         "no control above chance": min(holm([above_chance(found) for found in blind])) >= ALPHA,
         "majority letter at chance": all(
             abs(found["accuracy"] - table["chance"][modality]) < 1e-9
@@ -50,13 +63,108 @@ def main() -> None:
             if arm in BLIND
         ),
     }
-    config = json.loads((Path(run) / "config.json").read_text())["config"]
-    how = {
-        "command": "controls.py --run RUN",
-        **{n: config[n] for n in ("recipe", "seed", "steps")},
-    }
-    results.write_text(json.dumps({"of": how, "held": held, **table}, indent=1) + "\n")
-    print(json.dumps(held, indent=1))
+
+
+def without_curves(figures: Any) -> Any:
+    """The same without the points of curves, which a report draws and no table shows."""
+    if not isinstance(figures, dict):
+        return figures
+    return {k: without_curves(v) for k, v in figures.items() if k not in ("curve", "bins")}
+
+
+def markdown(arms: dict[str, Any]) -> Iterator[str]:
+    """The lines of the manual's table: base and then each run, by modality."""
+    columns = ["forced choice", "gain", "visual reliance", "blank changes", "shuffled changes"]
+    columns += ["ECE (calibrated)", "AUROC", "accuracy at 50 %", "sensitivity, specificity"]
+    yield " | ".join(["| model", "modality", *columns]) + " |"
+    yield "|" + "---|" * (2 + len(columns))
+    for name, table in arms.items():
+        for model in ("base", "trained")[name != next(iter(arms)) :]:
+            for modality in table["chance"]:
+                cells = _cells(table, model, modality)
+                yield (
+                    " | ".join([f"| {'base' if model == 'base' else name}", modality, *cells])
+                    + " |"
+                )
+
+
+def _cells(table: dict[str, Any], model: str, modality: str) -> list[str]:
+    reliance, calibration, recalls, results = (
+        table[part][model][modality] for part in ("reliance", "calibration", "recalls", "results")
+    )
+    gain = table["gains"].get(model, {}).get(modality, {}).get("forced_choice")
+    lost = reliance["visual_reliance"]
+    changes = [reliance[f"sensitivity_{name}"] for name in ("blank", "shuffled")]
+    recall = recalls["yes/no"]["forced_choice"]["recall"]
+    auroc = calibration["auroc"] or {"value": None}
+    return [
+        percent(results["forced_choice"]),
+        points(gain) if gain else "-",
+        points(lost | {"gain": lost["value"]}) + f" of {percent(lost['ceiling']['value'])}",
+        *(_interval(one) for one in changes),
+        f"{percent(calibration['ece'])} ({percent(calibration['calibrated']['mean'])})",
+        _interval(auroc),
+        _interval(calibration["accuracy_at_50"]),
+        ", ".join(_interval(recall[part]) for part in ("sensitivity", "specificity")),
+    ]
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    value = figure.get("value", figure.get("accuracy"))
+    if value is None:
+        return "-"
+    return f"{percent(value)} [{', '.join(percent(end) for end in figure['ci95'])}]"
+
+
+def sampled(arms: dict[str, Any]) -> Iterator[str]:
+    """The lines of the table of pass@k on open questions."""
+    for name, table in arms.items():
+        for model in ("base", "trained")[name != next(iter(arms)) :]:
+            for modality, found in table["open"]["sampled"][model].items():
+                ks = [k for k in found["ci95"] if int(k[5:]) <= found["samples"] // 2]
+                cells = [
+                    f"{percent(found[k])} [{', '.join(percent(end) for end in found['ci95'][k])}]"
+                    for k in ks
+                ]
+                if (name, model, modality) == (
+                    next(iter(arms)),
+                    "base",
+                    next(iter(table["chance"])),
+                ):
+                    yield " | ".join(["| model", "modality", *ks]) + " |"
+                    yield "|" + "---|" * (2 + len(ks))
+                yield (
+                    " | ".join([f"| {'base' if model == 'base' else name}", modality, *cells])
+                    + " |"
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required=True, nargs="+", type=Path)
+    parser.add_argument("--samples", type=int, default=32)
+    options = parser.parse_args()
+    first, *others = options.run
+    arms: dict[str, Any] = {}
+    for run in options.run:
+        for file in first.glob("predictions/base-*") if run in others else ():
+            (run / "predictions").mkdir(exist_ok=True)
+            shutil.copy(file, run / "predictions")
+        table = evaluated(run, "--controls", "full")
+        drawn = ("--samples", str(options.samples), "--prompt", "open", "--controls", "none")
+        found = evaluated(run, *drawn)
+        config = json.loads((run / "config.json").read_text())["config"]
+        arms[run.name] = {
+            "of": {name: config[name] for name in SETTINGS},
+            **({"held": held(table)} if run == first else {}),
+            **{name: without_curves(table[name]) for name in KEPT},
+            "open": {name: found[name] for name in ("sampled", "sampled_gains", "verdicts")},
+        }
+        RESULTS.write_text(json.dumps(arms, indent=1) + "\n")
+    print("\n".join([*markdown(arms), "", *sampled(arms), ""]))
+    for name, table in arms.items():
+        print(name, *table["verdicts"], *table["open"]["verdicts"], sep="\n    ")
+    print(json.dumps(arms[first.name]["held"], indent=1))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python tests/campaigns/real.py --data omnimedvqa:FOLDER
 
-The shipped tiny model, pretrained on phantoms, trained on the MRI questions: by GRPO, by supervised
-training, by GRPO from that; and a random small model in the hub's own form, for the path alone.
-What is done already is not run again. Writes tests/campaigns/results/real.json. A tiny model need
-not be good at this; the table must be right about how good it is.
+The shipped tiny model, pretrained on phantoms, trained on the MRI questions: by GRPO, with its
+controls (without images, on permuted answers, for the format alone); by supervised training, and by
+GRPO from that; and a random small model in the hub's own form, for the path alone. All controls of
+evaluation are asked. What is done already is not run again. Writes
+tests/campaigns/results/real.json. A tiny model need not be good at this; the table must be right
+about how good it is.
 """
 
 import argparse
@@ -30,6 +32,9 @@ def arms(out: Path, tokenizer: Path | None) -> dict[str, list[str]]:
     short = ["--steps", "20", "--max-completion-length", "16", "--prompts-per-step", "4"]
     return {
         "grpo": [],
+        "grpo-blind": ["--blind"],
+        "grpo-shuffled-answers": ["--shuffle-answers"],
+        "grpo-format-only": ["--reward", "format"],
         "sft": ["--method", "sft"],
         "sft-then-grpo": ["--init", f"sft:{out / 'sft'}"],
         "random-hub-form": ["--model", str(hub), *short, "--eval-size", "40"],
@@ -57,7 +62,8 @@ def main() -> None:
         what = ["--data", options.data, "--modality", "MRI", "--group-size", "8"]
         if not (place / "summary.json").exists():
             run(["train.py", "--recipe", "phantom", *what, *flags, "--out", str(place)])
-        seconds = run(["evaluate.py", "--run", str(place), "--ood", "CT,XRAY", "--json", str(file)])
+        asked = ["--run", str(place), "--ood", "CT,XRAY", "--controls", "full"]
+        seconds = run(["evaluate.py", *asked, "--json", str(file)])
         table = json.loads(file.read_text())
         trained = json.loads((place / "summary.json").read_text())
         found[name] = {

@@ -153,6 +153,9 @@ class Table:
         yield
         self.training = True
 
+    def out_of_memory(self, error: Exception) -> bool:
+        return False
+
     def parameters(self) -> list[Tensor]:
         return [self.table]
 

@@ -83,7 +83,8 @@ def test_attention_by_groups_and_blocks_equals_one_dense_mask(monkeypatch):
         assert not failures(check_attention, passes), most
 
 
-def check_attention(lengths: list[list[int]]) -> None:
+def attention_case(lengths: list[list[int]]):
+    """(group, part) of every token of a pass; queries, keys and values; the result's gradient."""
     segments = [
         (g, part)
         for g, group in enumerate(lengths)
@@ -93,7 +94,11 @@ def check_attention(lengths: list[list[int]]) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(len(segments), heads, 8) for heads in (6, 2, 2)]
     given = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
-    slope = torch.randn(len(segments), 48, generator=generator)
+    return segments, given, torch.randn(len(segments), 48, generator=generator)
+
+
+def check_attention(lengths: list[list[int]]) -> None:
+    segments, given, slope = attention_case(lengths)
     found, expected = TreeAttention(lengths)(0, *given), dense(segments, *given)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     of_found, of_expected = (

@@ -122,7 +122,8 @@ def explained(policy: Policy, c: Config, reward=reward) -> str:
     (step,) = steps(policy, lambda *_: QUESTIONS[0], reward, c)
     facts = {"question": "Which side?", "options": ("left", "right\x1b[2J"), "gold": "B"}
     facts |= {"modality": "MRI", "id": "one"}
-    return explanation(policy, step, c, lambda example: (facts, []))
+    pieces = policy.chat.pieces
+    return explanation(policy, step, c, lambda example: (facts, []), pieces, page=None)
 
 
 @pytest.mark.parametrize("mu", [1, 3])
@@ -162,8 +163,7 @@ def test_equal_rewards_explain_nothing(fresh):
 
 
 def test_what_is_typed_holds_but_for_what_makes_it_one_step():
-    typed = ["--explain", "--group-size", "6", "--steps", "9", "--method", "sft"]
+    typed = ["--group-size", "6", "--steps", "9", "--method", "sft"]
     c = Config.from_flags(one_step(typed))
     assert (c.group_size, c.steps, c.method, c.prompts_per_step) == (6, 1, "grpo", 1)
     assert (c.recipe, c.kl_coef) == ("phantom", 0.04)
-    assert "explain" not in vars(c)

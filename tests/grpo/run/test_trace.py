@@ -136,6 +136,17 @@ def test_a_completion_has_its_text_tokens_reward_and_advantage(fresh, tmp_path):
         assert one["parts"] == {"sum": one["reward"], "some": None if i % 2 else 1.0}
 
 
+def test_a_step_without_a_baseline_is_recorded_too(fresh, tmp_path):
+    """Its advantages are its rewards: one memory, which a safetensors file cannot hold twice."""
+    c = config(baseline="none", scale_rewards="none")
+    policy = randomise(fresh())
+    (step,) = steps(policy, draw, reward, c)
+    assert step.advantages.data_ptr() == step.rollout.rewards.data_ptr(), "nothing is shared"
+    write_trace(tmp_path, step, c, describe, policy.chat.pieces)
+    _, tensors = read(tmp_path)
+    assert torch.equal(tensors["advantages"], tensors["rewards"])
+
+
 def test_layers_make_up_the_norm_of_the_gradient_and_only_of_a_traced_step(fresh):
     c = config(steps=2, trace_steps="2", updates_per_rollout=2)
     first, second = steps(randomise(fresh()), draw, reward, c)

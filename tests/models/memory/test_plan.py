@@ -20,7 +20,7 @@ from grpo.settings.errors import UsageError
 from models.chat import Chat
 from models.memory import plan
 from models.memory.fitting import MOST, Peaks, Sizes, fitting
-from models.memory.plan import available, longest_prompt, memory_flags, read_limit, resident
+from models.memory.plan import available, longest_prompt, program_flags, read_limit, resident
 from models.open_policy import load_policy, without_weights
 from models.tree import plan_passes
 from tests.benchmarks.memory import make_config
@@ -30,7 +30,7 @@ from tests.tiny import NoiseImage, Question
 TINY = ["--recipe", "phantom", "--train-size", "8", "--prompts-per-step", "2", "--group-size", "2"]
 TINY += ["--max-completion-length", "8", "--steps", "1", "--device", "cpu", "--cache", "none"]
 TINY += ["--eval-size", "0", "--threads", "1"]
-NOT_ASKED = {"dry_run": False, "memory_limit": None}
+NOT_ASKED = {"explain": False, "page": None, "dry_run": False, "memory_limit": None}
 SIZES = Sizes(prompt=50, size=10, length=56, prompts=3, budget=1000, longest=900)
 
 
@@ -213,7 +213,7 @@ def test_a_default_run_makes_no_plan_and_auto_one_from_a_billion_parameters_on(
         monkeypatch.setattr(plan, "LARGE", large)
         monkeypatch.setattr(plan, "available", lambda device: room)
         config = config_of(2, 8, "--cache", str(tmp_path), *more)
-        given = (config, None, [QUESTION], None, largest_step, memory_flags([])[0], 1)
+        given = (config, None, [QUESTION], None, largest_step, program_flags([])[0], 1)
         return plan.plan_memory(*given)[0].gradient_checkpointing == "on"
 
     assert planned_for(1 << 40, "--model", "phantom") is False
@@ -247,11 +247,11 @@ def test_memory_of_a_cpu_is_what_is_free_and_its_own():
 
 
 def test_the_flags_are_read():
-    assert memory_flags(["--steps", "1"]) == (Namespace(**NOT_ASKED), ["--steps", "1"])
+    assert program_flags(["--steps", "1"]) == (Namespace(**NOT_ASKED), ["--steps", "1"])
     given = {"40GB": 40 * 10**9, "40GiB": 40 << 30, "24000MB": 24 * 10**9, "0.5 gb": 5 * 10**8}
     assert {text: read_limit(text) for text in given} == given
     for text in ("40", "GB", "-3GB", "40 TB", "4e1GB", "nanGB", "0GB", "40GB!", "٤GB", "", "--x"):
         with pytest.raises(UsageError, match="--memory-limit") as failed:
-            memory_flags(["--dry-run", "--memory-limit", text])
+            program_flags(["--dry-run", "--memory-limit", text])
         assert "such as 40GB" in str(failed.value)
         assert "\n" not in str(failed.value)
