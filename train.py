@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.controls.altered import blank_image
 from data.example import columns, in_all_ways
 from data.load import fingerprint, is_drawn, with_names
 from data.showing import asked_and_gold, described
@@ -83,8 +84,7 @@ def train(config: Config, given: Namespace) -> str:
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
     restore(point, policy, optimizer, begun_with)
-    # A resumed run counts the seconds that it had taken before.
-    started -= point.seconds
+    started -= point.seconds  # those that a resumed run had taken before
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)
@@ -94,10 +94,10 @@ def train(config: Config, given: Namespace) -> str:
 
     label = f"{config.recipe}-{config.modality}-g{config.group_size}"
     run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
-    checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
+    checkpoints = Checkpointer(run, policy, optimizer, config, begun_with, started)
     progress = Progress(config, asked_and_gold, before=history(run))
     with Stop(run, config.quiet) as stop:
-        recorder = Recorder(checkpointer, stop, progress, described, policy.chat.pieces)
+        recorder = Recorder(checkpoints, stop, progress, described, policy.chat.pieces, blank_image)
         with recorder.recording():
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):

@@ -82,6 +82,7 @@ class Step:
     updates: list[Update] = field(default_factory=list)
     suspects: list[Example] = field(default_factory=list)  # whose pass spoilt the gradient
     cuts: int = 0  # how often memory ran out, and its passes were made smaller
+    scored: dict[str, Tensor] = field(default_factory=dict)  # (N,) each, of --trace-blind
 
 
 class Clock:
@@ -110,6 +111,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "reward": rollout.rewards.mean().item(),
         "reward_std": rollout.rewards.std(dim=1).mean().item(),
         **{f"rewards/{name}/mean": part.nanmean().item() for name, part in rollout.parts.items()},
+        "same_text": sum(len(set(texts)) == 1 for texts in rollout.texts) / len(rollout.texts),
         "groups_redrawn": float(rollout.redrawn),
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),

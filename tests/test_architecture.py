@@ -28,8 +28,10 @@ OURS = {
     "models": ("models", "grpo.settings"),
     "data": ("data", "grpo.settings"),
 }
-# What a file may import of others inside its functions: when a judge is asked for, on a terminal.
+# What a file may import of others inside its functions: when a judge is asked for, on a terminal,
+# when runs are compared.
 LAZY = {
+    "grpo/report/comparison.py": ("rewards",),
     "grpo/run/terminal.py": ("tqdm",),
     "rewards/judges/endpoint.py": ("huggingface_hub", "httpx"),
     "rewards/judges/local.py": ("torch", "transformers"),

@@ -203,7 +203,7 @@ def test_what_is_too_long_to_run_knows_its_flags(
 
 
 def test_every_flag_named_is_a_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    for program in ("train.py", "evaluate.py", "-m grpo.reproduce"):
+    for program in ("train.py", "evaluate.py", "-m grpo.reproduce", "-m grpo.report"):
         with pytest.raises(SystemExit, match="0"):
             call(f"{program} --help")
     known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) | TORCHRUNS

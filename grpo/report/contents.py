@@ -1,18 +1,24 @@
 """The contents of a run folder for the report, without its trace. No file is trusted."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from grpo.report import curves as charts
 from grpo.report import evaluation_table as sheets
 from grpo.report.checklist import checklist
 from grpo.report.token_table import DAMAGED
+from grpo.run.diagnoses import newly_true
+from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
+
+# Metrics that are 0 while all is well, and what else they say.
+ALERTS = {"skipped_updates": "a number was not finite: updates were left out"}
+ALERTS |= {"memory/cuts": "out of memory, and done again in halves"}
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -32,18 +38,39 @@ def contents(run: Path) -> dict[str, Any]:
         done = f"{last} of {config.get('steps')} steps"
         remarks.insert(0, f"Interrupted, or not finished: {done}, and no summary.json.")
     return {
+        "folder": run,
         "name": run.resolve().name,
         "config": config,
         "record": record,
         "settings": rows,
         "phantom": str(config.get("data")).partition(":")[0] == "phantom",
         "last_step": last,
-        "tiles": [*training_tiles(metrics), *accuracy_tiles(summary.get("results") or {})],
+        "metrics": metrics,
+        "results": summary.get("results") or {},
         "charts": list(charts.curves(metrics, str(config.get("modality")))),
+        "alerts": alerts(run, metrics, remarks),
         "evaluations": evaluations,
         "checklist": checklist(run),
         "remarks": remarks,
     }
+
+
+def alerts(run: Path, metrics: Sequence[Mapping[str, Any]], remarks: list[str]) -> list[Any]:
+    """Return (step, sentence) of all that was wrong, as the run's terminal said it.
+
+    Settings and metrics of another version add a remark.
+    """
+    said, history, last_true = [], [], {}
+    try:
+        config = Config.load(run / "config.json")
+        for found in metrics:
+            history.append({k: math.nan if v is None else v for k, v in found.items()})
+            texts = [text for name, text in ALERTS.items() if found.get(name)]
+            texts += newly_true(history, config, last_true)
+            said += [(found["step"], text) for text in texts]
+    except DAMAGED:
+        remarks.append("Settings or metrics are not those of this version: not all is diagnosed.")
+    return said
 
 
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -76,27 +103,3 @@ def read_evaluations(run: Path, remarks: list[str]) -> tuple[dict[str, Any], lis
         except DAMAGED:
             remarks.append(f"{file.name} cannot be read and is left out.")
     return summary, found
-
-
-def training_tiles(metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Yield name, means over the first and the last tenth of the steps, and which steps they are,
-    of a few metrics."""
-    for name, label in (
-        ("reward", "Reward"),
-        (charts.NO_SIGNAL, "Groups with signal"),
-        ("kl", "KL"),
-    ):
-        values = [value for _, value in charts.series(metrics, name)]
-        if values:
-            n = max(1, len(values) // 10)
-            steps = f"mean of the first and the last {n} steps" if n > 1 else "first and last step"
-            yield label, f"{fmean(values[:n]):.2g} → {fmean(values[-n:]):.2g}", steps
-
-
-def accuracy_tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield name, test accuracy before and after training, and its interval, of each modality."""
-    for modality, found in results.get("trained", {}).items():
-        shares = [sheets.percent(results[m][modality]["accuracy"]) for m in ("base", "trained")]
-        low, high = map(sheets.percent, found["ci95"])
-        interval = f"base → trained, 95 %: {low} to {high}"
-        yield f"{modality} accuracy", f"{' → '.join(shares)} %", interval

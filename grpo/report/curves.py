@@ -1,4 +1,4 @@
-"""Curves of a run as the numbers an inline SVG needs: points, ticks and a sentence in words."""
+"""Curves of runs as the numbers an inline SVG needs: points, marks and ticks."""
 
 import math
 import re
@@ -14,11 +14,13 @@ from torch.nn.functional import avg_pool1d
 
 Points = list[tuple[float, float]]  # (step, value)
 Line = tuple[str, Points]  # with its name
+Key = tuple[str, str, str]  # title of a chart, what the numbers are, name of a line
+Metrics = Sequence[Mapping[str, Any]]  # of each step
 
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
 MOST_POINTS = 240  # of a curve: more than a screen shows
-MOST_MARKS = 25  # a line of more points has no circles on them
+MOST_MARKS, FEW = 25, 6  # a line of more points than that has few marks
 
 NO_SIGNAL = "frac_reward_zero_std"
 # Title, what the numbers are, and the metrics, as a regular expression. A line has the name that is
@@ -29,7 +31,7 @@ CURVES = (
     ("Reward", "of all completions: mean, and std in a group", "(reward|reward_std)"),
     ("Reward by part", "mean, before its weight", "rewards/(.+)/mean"),
     ("Groups with signal", "share whose rewards differ", NO_SIGNAL),
-    ("KL to the reference", "k3 estimate, nats a token", "(kl)"),
+    ("KL to the reference", "k3 estimate, nats a token", "kl"),
     ("Completion length", "tokens", "completions/(mean|min|max)_length"),
     ("Truncated", "share of completions", "completions/clipped_ratio"),
     ("Clipped", "share of tokens without gradient, by bound", "clip_ratio/(low|high)_mean"),
@@ -41,23 +43,37 @@ CURVES = (
 )
 
 
-def curves(metrics: Sequence[Mapping[str, Any]], trained_on: str) -> Iterator[dict[str, Any]]:
+def curves(metrics: Metrics, trained_on: str) -> Iterator[dict[str, Any]]:
     """Yield a chart for each of CURVES whose metrics were logged in any step.
 
     `trained_on` is the modality that is validated under val/accuracy.
     """
-    logged = dict.fromkeys(name for step in metrics for name in step)
+    charts: dict[tuple[str, str], list[Line]] = {}
+    for (title, unit, name), points in logged(metrics, f"{trained_on}, trained on").items():
+        charts.setdefault((title, unit), []).append((name or title, points))
+    yield from (drawn(title, unit, lines) for (title, unit), lines in charts.items())
+
+
+def overlaid(runs: Mapping[str, Mapping[Key, Points]]) -> Iterator[dict[str, Any]]:
+    """Yield a chart for each metric that `logged` found in any run, a line for each that has it."""
+    for key in dict.fromkeys(chain.from_iterable(runs.values())):
+        lines = [(run, points[key]) for run, points in runs.items() if key in points]
+        title, unit, name = key
+        yield drawn(f"{title}: {name}" if name else title, unit, lines)
+
+
+def logged(metrics: Metrics, trained_on: str) -> dict[Key, Points]:
+    """Return the points of each metric of CURVES by title, unit and name of its line ("": none)."""
+    names, found = dict.fromkeys(name for step in metrics for name in step), {}
     for title, unit, pattern in CURVES:
-        lines = []
-        for match in filter(None, (re.fullmatch(pattern, name) for name in logged)):
-            (label,) = match.groups(f"{trained_on}, trained on") or (title,)
+        for match in filter(None, (re.fullmatch(pattern, name) for name in names)):
+            (name,) = match.groups(trained_on) or ("",)
             if points := series(metrics, match[0]):
-                lines.append((label, points))
-        if lines:
-            yield drawn(title, unit, lines)
+                found[title, unit, name] = points
+    return found
 
 
-def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+def series(metrics: Metrics, name: str) -> Points:
     """Return the finite values of a metric; for NO_SIGNAL, the share of groups with signal."""
     found = [(float(step["step"]), step.get(name)) for step in metrics]
     points = [(x, float(y)) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
@@ -67,14 +83,15 @@ def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
 def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
     """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values.
 
-    The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean. `words`
-    says in text what is drawn.
+    The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean.
     """
     steps, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
     first, last = min(steps), max(steps)
     low, high = min(0.0, *values), max(values)
     y_ticks = ticks(low, high if high > low else low + 1)
-    window = 2 * (max(len(points) for _, points in lines) // 50) + 1
+    longest = max(len(points) for _, points in lines)
+    window = 2 * (longest // 50) + 1
+    every = 1 if longest <= MOST_MARKS else longest // FEW
     across = partial(_scaled, first, last, LEFT, RIGHT)
     up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
@@ -85,11 +102,12 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
         {
             "name": name,
             "points": points,
-            "path": path(moving_mean(points, window)),
+            "path": path(means := moving_mean(points, window)),
             "faint": path(points) if window > 1 else "",
-            "marks": [(across(x), up(y)) for x, y in points if len(points) <= MOST_MARKS],
+            # Those of another line lie elsewhere.
+            "marks": [(across(x), up(y)) for x, y in means[i * every // len(lines) :: every]],
         }
-        for name, points in lines
+        for i, (name, points) in enumerate(lines)
     ]
     return {
         "title": title,
@@ -97,7 +115,6 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
         "lines": shapes,
         "x_ticks": [(across(x), number(x)) for x in ticks(first, last, True) if first <= x <= last],
         "y_ticks": [(up(y), number(y)) for y in y_ticks],
-        "words": in_words(title, unit, lines),
         "window": window,
     }
 
@@ -158,14 +175,3 @@ def number(x: Any) -> str:
         digits, power = f"{x:.3e}".split("e")
         return f"{float(digits):g}e{int(power)}"
     return f"{x:.4g}"
-
-
-def in_words(title: str, unit: str, lines: Sequence[Line]) -> str:
-    """Say what a chart shows, for readers who do not see it."""
-    said = []
-    for name, points in lines:
-        (first, start), (last, end) = points[0], points[-1]
-        low, high = (number(bound(y for _, y in points)) for bound in (min, max))
-        words = f"{number(start)} at step {number(first)}, {number(end)} at step {number(last)}"
-        said.append(f"{name} {words}, between {low} and {high}")
-    return f"{title} ({unit}): {'; '.join(said)}."

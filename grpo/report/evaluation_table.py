@@ -18,11 +18,9 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """
     old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
     rendered = table.get("rendered") or old
-    kinds = [row["kind"] for part in rendered["parts"] for row in part["rows"]]
     return {
         "name": name,
         **rendered,
-        "has_controls": "control" in kinds,
         "bars": list(_bars(table)),
         "table": table,
     }
@@ -34,8 +32,7 @@ def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for model, cells in table["results"].items():
             found = cells[modality]
             if found["accuracy"] is not None:
-                bar = {"model": model, "modality": modality, "chance": chance}
-                yield {**found, **bar, "said": measured(found)}
+                yield {**found, "model": model, "modality": modality, "chance": chance}
 
 
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -20,7 +20,6 @@ from torch import Tensor
 from grpo.loss import clip_bounds, clipped
 
 MOST_STEPS = 60  # traced steps of a page
-MOST_LAYERS = 12  # with the largest gradients
 IMAGE_BYTES = 300_000  # a larger image is left out
 PNG = b"\x89PNG\r\n\x1a\n"
 # What a damaged file may raise while it is read.
@@ -34,22 +33,22 @@ QUANTITIES = (
     ("r", "ratio", "away from 1", (0.01, 0.05, 0.1, 0.2)),
     ("e", "entropy", "nats", (0.1, 0.5, 1.0, 2.0)),
     ("l", "log-prob", "nats below 0", (0.1, 0.7, 2.3, 4.6)),
+    ("i", "image", "nats of log-prob that the image adds", (0.1, 0.5, 1.0, 2.0)),
 )
+NEEDS = {"k": "KL", "i": "image"}  # letter -> the row of a token's numbers that it shades
 # Row of a token's numbers -> tensor of the trace, (U, N) or (N,)
 TENSORS = {"log-prob": "logprobs", "old": "old_logprobs", "reference": "ref_logprobs"}
 TENSORS |= {"ratio": "ratio", "KL": "kl", "entropy": "entropy", "loss": "loss"}
+BLIND = "blind_logprobs"  # of --trace-blind, beside seen_logprobs
 
 
 @dataclass
 class Traced:
     """One traced step: its JSON, its tensors, and what is derived from them."""
 
+    step: int
     record: dict[str, Any]
     tensors: dict[str, Tensor]
-
-    @property
-    def step(self) -> int:
-        return int(self.record["step"])
 
     @cached_property
     def updates(self) -> list[int]:
@@ -78,7 +77,14 @@ class Traced:
         rows = {name: self.tensors[key] for name, key in TENSORS.items()}
         if not self.record["settings"].get("kl_coef"):
             del rows["reference"], rows["KL"]
+        if BLIND in self.tensors:
+            rows["image"] = self.tensors["seen_logprobs"] - self.tensors[BLIND]
         return rows | {"share in %": 100 * self.shares}
+
+    @cached_property
+    def rewards(self) -> list[list[float]]:
+        """B lists of G rewards."""
+        return [[float(c["reward"]) for c in g["completions"]] for g in self.record["groups"]]
 
 
 def traced_steps(run: Path) -> tuple[list[Traced], list[str]]:
@@ -93,37 +99,24 @@ def traced_steps(run: Path) -> tuple[list[Traced], list[str]]:
             found.append(read(file))
         except DAMAGED:
             remarks.append(f"trace/{file.name} cannot be read and is left out.")
+    if any(BLIND in traced.tensors for traced in found):  # perhaps not in all, after a --resume
+        for traced in found:
+            missing = torch.full_like(traced.tensors["weights"], math.nan)
+            traced.tensors = {BLIND: missing, "seen_logprobs": missing} | traced.tensors
     return sorted(found, key=lambda traced: traced.step), remarks
 
 
 def read(file: Path) -> Traced:
     """Return one traced step. Raises one of DAMAGED if a part of it is missing."""
     record = json.loads(file.read_text(encoding="utf-8"))
-    traced = Traced(record, load_file(file.with_suffix(".safetensors")))
-    heading(traced)
-    if not isinstance(record["groups"], list) or traced.shares.shape != traced.clipped[0].shape:
+    traced = Traced(int(record["step"]), record, load_file(file.with_suffix(".safetensors")))
+    sizes = {len(group) for group in traced.rewards}
+    if (
+        sizes - {traced.tensors["advantages"].shape[1]}
+        or traced.shares.shape != traced.clipped[0].shape
+    ):
         raise ValueError(f"{file}: its groups or its tensors are not those of a step")
     return traced
-
-
-def heading(traced: Traced) -> dict[str, Any]:
-    """Return what the page says of a step above its groups."""
-    record, groups = traced.record, traced.record["groups"]
-    metrics = record.get("metrics") or {}
-    updates = [(u + 1, record["updates"][u]) for u in traced.updates]
-    norms = updates[-1][1].get("grad_norm_by_layer") or {}
-    layers = [(layer, norm) for layer, norm in norms.items() if norm is not None]
-    return {
-        "step": traced.step,
-        "metrics": metrics,
-        "times": [(k.removeprefix("time/"), x) for k, x in metrics.items() if k[:5] == "time/"],
-        "groups": len(groups),
-        "signal": sum(not group["zero_variance"] for group in groups),
-        "updates": updates,
-        "layers": sorted(layers, key=itemgetter(1), reverse=True)[:MOST_LAYERS],
-        "all_layers": len(layers),
-        "left_out": record.get("groups_left_out", 0),
-    }
 
 
 def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
@@ -143,7 +136,7 @@ def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
         "images": [image_uri(folder, name) for name in told["images"]],
         "completions": completions,
         "marks": sorted(marks | ({"no signal"} if told["zero_variance"] else set())),
-        "rewards": sorted((found["reward"] for found in completions), reverse=True),
+        "rewards": sorted(traced.rewards[b], reverse=True),
     }
 
 
@@ -181,13 +174,14 @@ def tokens(traced: Traced, places: Tensor, texts: list[str]) -> Iterator[tuple[s
     last = {name: values[-1] for name, values in traced.tensors.items()}
     share = traced.shares[-1] * (~last["loss"].isnan()).sum()
     shaded = [share, last["kl"], last["ratio"] - 1, last["entropy"], -last["logprobs"]]
+    shaded += [traced.rows["image"]] if "image" in traced.rows else []
     by_letter = torch.stack(shaded)[:, places].T.tolist()  # n lists, in the order of QUANTITIES
     for t, (text, values) in enumerate(zip(texts, by_letter, strict=True)):
         bounds = [" low" * a + " high" * b for a, b in zip(low[t], high[t], strict=True)]
         rows = [text.replace("\n", "⏎").replace("\t", "⇥")]
         for name, numbers in found.items():
             rows.append(columns(numbers[t], bounds if name == "ratio" else None))
-        classes = [*map(shade, "skrel", values), "c" if any(bounds) else ""]
+        classes = [*map(shade, "skreli", values), "c" if any(bounds) else ""]
         yield " ".join(filter(None, classes)), "\n".join(rows), text.replace("\n", "⏎\n")
 
 

@@ -1,7 +1,7 @@
 """What is wrong with a run, as sentences with the number and the flag to change.
 
 A diagnosis is a function (history, config) -> sentence, or None if it does not hold. `history`
-holds the metrics of every step so far, and each step's `same_text` (the function below).
+holds the metrics of every step so far.
 """
 
 import math
@@ -10,7 +10,6 @@ from statistics import fmean, variance
 
 import torch
 
-from grpo.rollout import Rollout
 from grpo.settings.config import Config
 from grpo.settings.flags import flag, shown
 
@@ -127,11 +126,6 @@ def newly_true(history: History, config: Config, last_true: dict[str, int]) -> l
                 said.append(sentence)
             last_true[diagnosis.__name__] = step
     return said
-
-
-def same_text(rollout: Rollout) -> float:
-    """Return the share of groups whose completions are all the same text."""
-    return fmean(len(set(texts)) == 1 for texts in rollout.texts)
 
 
 def _mean(history: History, name: str, steps: int = WINDOW) -> float:

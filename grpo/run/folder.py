@@ -19,7 +19,7 @@ from grpo.settings.errors import UsageError, writing
 # cuda_graphs change it by rounding only.
 NO_SAY = ("out", "device", "threads", "cache", "trace_steps", "sample_every", "tensorboard")
 NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume", "gradient_checkpointing")
-NO_SAY += ("max_skipped_steps", "cuda_graphs")
+NO_SAY += ("max_skipped_steps", "cuda_graphs", "trace_blind")
 
 
 def check_out(config: Config) -> None:
@@ -58,6 +58,19 @@ def lock(folder: Path, name: str) -> int | None:
     owner = f"{name}.py, process {os.getpid()} on {os.uname().nodename},"
     os.write(handle, owner.ljust(200).encode())
     return handle
+
+
+def held(folder: Path, name: str) -> bool:
+    """Whether another process holds this lock; asking does not take it.
+
+    False where the file system has no locks.
+    """
+    with suppress(OSError), (folder / f"{name}.lock").open("rb") as file:
+        try:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
 
 
 def write_summary(run: Path, config: Config, table: dict[str, Any], started: float) -> None:

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from grpo.interfaces import Example
 from grpo.metrics import Step
-from grpo.run.diagnoses import History, newly_true, same_text
+from grpo.run.diagnoses import History, newly_true
 from grpo.run.terminal import Screen, visible
 from grpo.settings.config import Config
 
@@ -49,7 +49,6 @@ class Progress:
             return
         if self.sample_every and (done == 1 or done % self.sample_every == 0):
             self.screen.say(sampled(step, self.ask, self.screen.width()))
-        self.history[-1]["same_text"] = same_text(rollout)
         for sentence in newly_true(self.history, self.config, self.last_true):
             self.screen.say(f"step {done}: {sentence}")
 

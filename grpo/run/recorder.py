@@ -8,12 +8,13 @@ from itertools import takewhile
 from operator import itemgetter
 
 from grpo.distributed import gathered, rank
+from grpo.interfaces import Example
 from grpo.metrics import Step
 from grpo.run.checkpoint import Checkpointer, checkpoints, save_adapter
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import MetricsLog
 from grpo.run.progress import Progress
-from grpo.run.trace import Describe, write_trace
+from grpo.run.trace import Describe, score_blind, write_trace
 from grpo.settings.errors import SettingsError, UsageError, message
 
 
@@ -26,6 +27,7 @@ class Recorder:
     progress: Progress
     describe: Describe | None = None  # this and `pieces` are for write_trace; None: no traces
     pieces: Callable[..., list[str]] | None = None
+    blank: Callable[[Example], Example] | None = None  # a question with blank images
     stop_requested: bool = False
 
     @contextmanager
@@ -68,6 +70,8 @@ class Recorder:
             print(f"train.py: step {number}: {again}", file=sys.stderr)
         if sentence := skipped(step, self.progress.history, config.max_skipped_steps):
             print(f"train.py: {sentence}", file=sys.stderr)
+        if config.trace_blind and step.rollout and number in config.traced_steps:
+            score_blind(step, self.checkpointer.policy, config, self.blank)
         if self.describe and step.rollout and not rank() and number in config.traced_steps:
             write_trace(self.checkpointer.run / "trace", step, config, self.describe, self.pieces)
         self.log.add(step.metrics)

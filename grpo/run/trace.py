@@ -3,13 +3,15 @@
     trace/step-000010.json          questions, completions, rewards, settings, metrics; written last
     trace/step-000010.safetensors   row, token_ids, weights, old_logprobs, ref_logprobs (N,);
                                     rewards, advantages (B, G); and of every update
-                                    logprobs, ratio, kl, entropy, loss (U, N)
+                                    logprobs, ratio, kl, entropy, loss (U, N);
+                                    with --trace-blind seen_logprobs and blind_logprobs (N,)
     trace/images/0123456789abcdef.png
 
 The tokens of completion i are those with row == i, in order. The numbers are the float32 numbers
 that the loop computed with, so its loss and the loss's derivative follow from the file alone. NaN
 means that the token's group took no pass (equal rewards and no KL term), or that there is no
-reference (kl_coef 0).
+reference (kl_coef 0). `seen_logprobs` and `blind_logprobs` are both by the policy as the step left
+it: with the images, and with blank images of the same sizes.
 
 Sizes: at most the first 64 groups of a step are written ("groups_left_out" counts the others). A
 token takes 28 + 20 U bytes in safetensors and about 20 in JSON; an image takes at most 200 kB.
@@ -19,6 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from grpo.interfaces import Example
+from grpo.distributed import summed
+from grpo.interfaces import Example, Policy
+from grpo.loop import reference_pass
 from grpo.loss import clip_bounds
-from grpo.metrics import PER_TOKEN, Step
+from grpo.metrics import PER_TOKEN, Step, Tokens
+from grpo.passes import Passes
 from grpo.run.atomic import write_whole
 from grpo.run.metrics_log import finite
 from grpo.settings.config import Config
@@ -76,6 +82,25 @@ def write_trace(
     write_whole(folder / f"{name}.json", json.dumps(record).encode())
 
 
+def score_blind(
+    step: Step, policy: Policy, config: Config, blank: Callable[[Example], Example]
+) -> None:
+    """Add `seen_logprobs` and `blind_logprobs` (N,) to a step, by the policy as it is now.
+
+    `blank(example)` is the question with blank images. Every process calls this, and computes its
+    share.
+    """
+    groups = step.rollout.groups
+    prompts = policy.encode(list(map(blank, step.rollout.examples)))
+    blind = [replace(group, prompt=p) for group, p in zip(groups, prompts, strict=True)]
+    for name, asked in (("seen_logprobs", groups), ("blind_logprobs", blind)):
+        tokens = Tokens(step.weights, step.weights, policy.device)
+        passes = Passes(policy, asked, torch.ones(len(groups)))
+        with torch.no_grad():
+            passes.run(reference_pass, policy, config, tokens)
+        step.scored[name] = summed(tokens.ref_logprobs)
+
+
 def _tensors(step: Step) -> dict[str, Tensor]:
     """Return every tensor of the record, on the CPU, for the groups that are written."""
     rollout, ref = step.rollout, step.ref_logprobs
@@ -92,6 +117,7 @@ def _tensors(step: Step) -> dict[str, Tensor]:
     }
     for name in PER_TOKEN:  # (U, N)
         tensors[name] = torch.stack([getattr(update, name)[:n] for update in step.updates])
+    tensors |= {name: values[:n] for name, values in step.scored.items()}
     # Copies: a file holds no memory twice, and without a baseline the advantages are the rewards.
     whole = torch.contiguous_format
     return {name: tensor.cpu().clone(memory_format=whole) for name, tensor in tensors.items()}

@@ -59,7 +59,6 @@ Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
 
-
 _task = functools.partial(option, "what is trained")
 _data = functools.partial(option, "data")
 _draw = functools.partial(option, "rollout: B prompts a step, G completions of each")
@@ -153,6 +152,7 @@ class Config:
     max_pixels: int = _run(401_408, "Larger images are shrunk to it; 784 pixels a token.", ge=784)
     threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
     trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
+    trace_blind: bool = _run(False, "Traced steps also score completions with blank images.")
     sample_every: int | None = _run(None, "Steps between completions shown; none: 5 a run.", ge=0)
     tensorboard: bool = _run(False, "Also write the metrics for TensorBoard, in the run folder.")
     quiet: bool = _run(False, "Say nothing but errors and the last line.")

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/report.py RUN...
 
-Also builds the pages of made-up runs of 60 and of 2,000 steps, 20 of them traced, 16 groups of 8.
+Several are also compared on one page. Also builds the pages of made-up runs of 60 and of 2,000
+steps, 20 of them traced, 16 groups of 8.
 Writes tests/benchmarks/results/report.json, and a picture of each page beside --pictures.
 """
 
@@ -21,7 +22,7 @@ from tests.grpo.report.browser import PROGRAM, Browser
 from tests.grpo.report.runs import make_run
 
 
-def measured(run: Path, name: str, picture: Path | None) -> dict[str, Any]:
+def measured(run: Path | list[Path], name: str, picture: Path | None) -> dict[str, Any]:
     """Megabytes and seconds of a run's page, and the complaints of a browser that opens it."""
     start = time.perf_counter()
     page = report.page(run, 4_000_000)
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
     results = [measured(run, run.name, options.pictures) for run in options.runs]
+    if len(options.runs) > 1:
+        results.append(measured(options.runs, f"{len(options.runs)} runs compared", None))
     for steps in (60, 2000):
         with tempfile.TemporaryDirectory() as folder:
             traced = tuple(range(steps // 20, steps + 1, steps // 20))

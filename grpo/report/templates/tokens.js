@@ -3,6 +3,17 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const labels = document.querySelector("[data-rows]")?.dataset.rows.split("|");
 
+  // While the run trains: load the page again, and open again what was open.
+  const place = (part) => part.id || part.querySelector("[id]")?.id;
+  const { open = [] } = history.state ?? {};
+  for (const part of all("details")) part.open ||= open.includes(place(part) ?? "");
+  const again = () => {
+    const parts = all("details[open]").map(place);
+    history.replaceState({ chosen: document.getElementById("step-choice")?.value, open: parts }, "");
+    location.reload();
+  };
+  if (document.body.dataset.reload) setTimeout(again, 1000 * document.body.dataset.reload);
+
   // One stop of the Tab key a completion; the arrow keys go on from there.
   for (const tokens of all(".tokens"))
     for (const token of all("i", tokens).slice(1)) token.tabIndex = -1;

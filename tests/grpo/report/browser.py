@@ -104,10 +104,11 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
 
     def press(self, key: str) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            code = {"Tab": 9, "ArrowRight": 39, "ArrowLeft": 37, "End": 35, " ": 32}[key]
+        codes = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "End": 35}
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind, more in (("keyDown" if text else "rawKeyDown", text), ("keyUp", {})):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
-                      windowsVirtualKeyCode=code)  # fmt: skip
+                      windowsVirtualKeyCode=codes[key], **more)  # fmt: skip
 
     def complaints(self) -> list[str]:
         """What the console was told of errors, and what the page asked the network for."""

@@ -148,6 +148,77 @@ def test_a_ticked_mark_leaves_the_groups_that_have_it(
     assert seen(page) == [group for group in left if group != "1-2"]
 
 
+def test_the_search_looks_into_questions_and_completions_of_all_steps(page: Browser) -> None:
+    def typed(words: str) -> str:
+        page.js(f"document.querySelector('#search').value = {json.dumps(words)}")
+        page.js("document.querySelector('#search').dispatchEvent(new Event('input'))")
+        return page.js("document.querySelector('#count').textContent")
+
+    assert typed("of IMAGE 2  is") == "1 of 3 groups here, 2 in other steps"
+    assert seen(page) == ["1-2"]
+    assert typed("one lesion : large CYST") == "3 of 3 groups here, 6 in other steps"
+    assert typed("nowhere") == "0 of 3 groups here, 0 in other steps"
+    assert typed("") == "3 of 3 groups here, 6 in other steps"
+
+
+def test_a_search_goes_to_the_step_that_has_it(browser: Browser, run: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(run, tmp_path / "mine"))
+    record = json.loads((mine / "trace/step-000060.json").read_text())
+    record["groups"][1]["completions"][2]["tokens"][3] = "zebra\n"
+    (mine / "trace/step-000060.json").write_text(json.dumps(record))
+    (mine / "report.html").write_text(report.page(mine, 4_000_000), encoding="utf-8")
+    browser.open(mine / "report.html")
+    browser.js("document.querySelector('#search').value = 'Zebra'")
+    browser.js("document.querySelector('#search').dispatchEvent(new Event('input'))")
+
+    assert seen(browser) == ["60-1"]
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_bin_of_rewards_opens_its_groups_by_keyboard(
+    browser: Browser, run: Path, scripts: bool
+) -> None:
+    browser.open(run / "report.html", scripts=scripts)
+    group = "document.querySelector('#g60-1').closest('.group')"
+    assert not browser.js(f"{group}.open")
+    if scripts:
+        choose(browser, "#type", "presence")  # a filter that would hide the group
+    browser.js("document.querySelector('[href=\\'#step-60\\']').focus()")
+    browser.press("Tab")  # the first bin of step 60
+    browser.press("Enter")
+    assert browser.js("document.activeElement.parentNode.open")
+    browser.press("Tab")
+    browser.press("Tab")  # its second group
+    assert browser.js("document.activeElement.hash") == "#g60-1"
+    browser.press("Enter")
+    browser.js("new Promise((done) => setTimeout(done, 50))")
+
+    assert browser.js(f"{group}.open")
+    assert browser.js(f"{group}.checkVisibility()")
+    assert browser.js("document.querySelector('#step-60').open")
+    assert browser.complaints() == []
+
+
+def test_the_open_page_loads_itself_again_and_keeps_what_is_open(
+    browser: Browser, run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(report.page(run, 4_000_000, True), encoding="utf-8")
+    browser.open(file)
+    click(browser, "#after")
+    browser.js("document.querySelector('#g30-2').closest('.group').open = true")
+    file.write_text(report.page(run, 4_000_000), encoding="utf-8")
+    browser.events.clear()
+    while not any(event.get("method") == "Page.loadEventFired" for event in browser.events):
+        browser.events.append(browser._read())
+
+    assert browser.js("document.body.dataset.reload === undefined")
+    assert seen(browser) == ["30-0", "30-1", "30-2"]
+    assert browser.js("document.querySelector('#g30-2').closest('.group').open")
+    assert not browser.js("document.querySelector('#g30-1').closest('.group').open")
+    assert browser.complaints() == []
+
+
 def test_tokens_are_shaded_by_the_chosen_quantity_with_a_line_for_its_size(page: Browser) -> None:
     style = "getComputedStyle(document.querySelector('#step-1 .tokens .{}')).{}"
     assert page.js(style.format("s1", "borderBottomWidth")) == "1px"

@@ -180,10 +180,3 @@ def test_it_is_said_once_until_it_has_been_false_for_a_while():
     gap = AGAIN - 8
     assert steps_said((30, 0.06), (gap, 0.0), (30, 0.06)) == [WINDOW]
     assert steps_said((30, 0.06), (gap + 1, 0.0), (30, 0.06)) == [WINDOW, 30 + gap + 1 + 9]
-
-
-def test_equal_completions_are_equal_texts():
-    class Rollout:
-        texts = (["a", "a"], ["a", "b"], ["c", "c"], ["a", "a "])
-
-    assert diagnoses.same_text(Rollout()) == 0.5
