@@ -83,7 +83,7 @@
   };
 
   document.addEventListener("input", show);
-  document.getElementById("reset").addEventListener("click", () => (form.reset(), show()));
+  document.getElementById("restore").addEventListener("click", () => (form.reset(), show()));
   form.addEventListener("submit", (event) => event.preventDefault());
   show();
 })();

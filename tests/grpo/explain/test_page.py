@@ -135,7 +135,7 @@ def opened(browser: Browser, run: Path) -> Browser:
 def test_the_page_computes_what_the_loss_computes(opened: Browser, run: Path) -> None:
     wrong, largest = [], 0.0
     for moved in MOVED:
-        opened.js("document.getElementById('reset').click()")
+        opened.js("document.getElementById('restore').click()")
         move(opened, moved)
         shown = opened.js(f"{TAKEN}.map((i) => [i.className, i.dataset.v])")
         rows, acts = expected(run, moved)
@@ -165,7 +165,7 @@ def test_what_is_moved_is_named_and_reset_brings_the_real_numbers_back(opened: B
     move(opened, {"kl_coef": 0.3, "reward of o_2": 5})
     assert opened.js(MOVED_BY_YOU) == "kl_coef, reward of o_2"
     assert opened.js(NUMBERS) != real
-    opened.js("document.getElementById('reset').click()")
+    opened.js("document.getElementById('restore').click()")
 
     assert opened.js(MOVED_BY_YOU) == "nothing"
     assert opened.js(NUMBERS) == real
