@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.distributed import rank
+from grpo.report.model_card import write_card
 from grpo.run.atomic import write_json
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, writing
@@ -63,14 +64,17 @@ def lock(folder: Path, name: str) -> int | None:
 def write_summary(run: Path, config: Config, table: dict[str, Any], started: float) -> None:
     """Write summary.json, which says that the run is finished: `table` (its scores, data, memory)
     and time. `started` is the time.monotonic() of the run's start."""
-    summary = {
-        **table,
-        "privileged": config.method == "sft" and config.sft_target == "reasoning",
-        "steps": config.steps,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    privileged = config.method == "sft" and config.sft_target == "reasoning"
+    table = table | {"privileged": privileged, "steps": config.steps}
     if not rank():
-        write_json(run / "summary.json", summary)
+        seconds = round(time.monotonic() - started, 1)
+        write_table(run, run / "summary.json", table | {"seconds": seconds})
+
+
+def write_table(run: Path, file: Path, table: dict[str, Any]) -> None:
+    """Write a table as JSON, then the adapter's model card again, which quotes the run's tables."""
+    write_json(file, table)
+    write_card(run)
 
 
 def finished(run: Path, steps: int) -> bool:
