@@ -28,7 +28,7 @@ from grpo.run.checkpoint import Checkpointer, Point, origin, restore
 from grpo.run.folder import write_summary
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.machine import memory_metrics, peak_memory
-from grpo.run.metrics_log import history
+from grpo.run.metrics_log import history, reporting
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.run.resume import going_on, open_run, starting_point
@@ -83,8 +83,7 @@ def train(config: Config, given: Namespace) -> str:
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
     restore(point, policy, optimizer, begun_with)
-    # A resumed run counts the seconds that it had taken before.
-    started -= point.seconds
+    started -= point.seconds  # a resumed run counts those that it had taken before
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)
@@ -92,12 +91,11 @@ def train(config: Config, given: Namespace) -> str:
     if given.explain:
         return explanation(policy, next(steps), config, described, policy.chat.pieces, given.page)
 
-    label = f"{config.recipe}-{config.modality}-g{config.group_size}"
-    run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
+    run = open_run(config, policy, point, map(vars, sorted(skipped, key=str)))
     checkpointer = Checkpointer(run, policy, optimizer, config, begun_with, started)
     progress = Progress(config, asked_and_gold, before=history(run))
-    with Stop(run, config.quiet) as stop:
-        recorder = Recorder(checkpointer, stop, progress, described, policy.chat.pieces)
+    with Stop(run, config.quiet) as stop, reporting(run, config) as trackers:
+        recorder = Recorder(checkpointer, stop, progress, trackers, described, policy.chat.pieces)
         with recorder.recording():
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):
@@ -109,6 +107,7 @@ def train(config: Config, given: Namespace) -> str:
                 if recorder.stop_requested:  # leaving the recorder saves, then ends the run
                     break
         table = score_run(policy, config, tests, run)
+        trackers.scores(table, config.steps + 1)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")
     measured = {"data": data, "peak_mb": peak_memory(policy.device)}
     write_summary(run, config, table | measured, started)

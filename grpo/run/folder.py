@@ -20,7 +20,7 @@ from grpo.settings.errors import UsageError, writing
 # cuda_graphs change it by rounding only.
 NO_SAY = ("out", "device", "threads", "cache", "trace_steps", "sample_every", "tensorboard")
 NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume", "gradient_checkpointing")
-NO_SAY += ("max_skipped_steps", "cuda_graphs")
+NO_SAY += ("max_skipped_steps", "cuda_graphs", "report_to")
 
 
 def check_out(config: Config) -> None:

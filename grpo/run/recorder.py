@@ -11,7 +11,7 @@ from grpo.distributed import gathered, rank
 from grpo.metrics import Step
 from grpo.run.checkpoint import Checkpointer, checkpoints, save_adapter
 from grpo.run.interrupt import Halted, Stop
-from grpo.run.metrics_log import MetricsLog
+from grpo.run.metrics_log import MetricsLog, Trackers
 from grpo.run.progress import Progress
 from grpo.run.trace import Describe, write_trace
 from grpo.settings.errors import SettingsError, UsageError, message
@@ -24,6 +24,7 @@ class Recorder:
     checkpointer: Checkpointer
     stop: Stop
     progress: Progress
+    trackers: Trackers
     describe: Describe | None = None  # this and `pieces` are for write_trace; None: no traces
     pieces: Callable[..., list[str]] | None = None
     stop_requested: bool = False
@@ -37,7 +38,7 @@ class Recorder:
         """
         checkpointer, run = self.checkpointer, self.checkpointer.run
         try:
-            with MetricsLog(run, checkpointer.config) as self.log, closing(self.progress):
+            with MetricsLog(run) as self.log, closing(self.progress):
                 checkpointer.note(len(self.progress.history), self.log.lines.tell())
                 yield self
             if self.stop_requested:
@@ -71,6 +72,7 @@ class Recorder:
         if self.describe and step.rollout and not rank() and number in config.traced_steps:
             write_trace(self.checkpointer.run / "trace", step, config, self.describe, self.pieces)
         self.log.add(step.metrics)
+        self.trackers.step(step.metrics)
         self.progress.show(step)
         self.checkpointer.note(number, self.log.lines.tell())
         self.stop_requested = self.stop.wanted()

@@ -59,7 +59,6 @@ Schedule = Literal["constant", "linear"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
 
-
 _task = functools.partial(option, "what is trained")
 _data = functools.partial(option, "data")
 _draw = functools.partial(option, "rollout: B prompts a step, G completions of each")
@@ -154,7 +153,8 @@ class Config:
     threads: int = _run(0, "CPU threads; 0 for torch's own choice.", ge=0)
     trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
     sample_every: int | None = _run(None, "Steps between completions shown; none: 5 a run.", ge=0)
-    tensorboard: bool = _run(False, "Also write the metrics for TensorBoard, in the run folder.")
+    report_to: str = _run("none", "Also to tensorboard, wandb, trackio: a comma list, or none.")
+    tensorboard: bool = _run(False, "The same as --report-to tensorboard.")
     quiet: bool = _run(False, "Say nothing but errors and the last line.")
 
     def __post_init__(self) -> None:
