@@ -18,8 +18,8 @@ from data.example import VQAExample, columns, in_all_ways, sliced, users_questio
 from data.load import LeftOut, Refusal, fingerprint, is_drawn, with_names
 from grpo.distributed import by_all, gathered, processes, rank
 from grpo.report.checklist import checklist
-from grpo.run.atomic import write_json, write_whole
-from grpo.run.folder import lock, newest_run, row_name, same_but_seed
+from grpo.run.atomic import write_whole
+from grpo.run.folder import lock, newest_run, row_name, same_but_seed, write_table
 from grpo.run.terminal import in_batches
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import exit_on_usage_error
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(options: Options, config: Config, folder: Path, table: dict[str, Any]) -> None:
     """Write the table down, then print it."""
     if not rank():
-        write_json(Path(options.json or folder / "evaluation.json"), table)
+        write_table(folder, Path(options.json or folder / "evaluation.json"), table)
         if options.markdown:
             write_whole(Path(options.markdown), text.markdown(table).encode())
     controls = ["on permuted answers"] * config.shuffle_answers + ["without images"] * config.blind

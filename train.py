@@ -29,7 +29,7 @@ from grpo.run.checkpoint import Checkpointer, Point, origin, restore
 from grpo.run.folder import write_summary
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.machine import memory_metrics, peak_memory
-from grpo.run.metrics_log import history
+from grpo.run.metrics_log import history, reporting
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.run.resume import going_on, open_run, starting_point
@@ -61,9 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: Config, given: Namespace) -> str:
-    """Rewards, questions, policy, the steps, the scores; returns what to print at the end: of a dry
-    run the plan of its memory, of --explain, which makes no run folder, a text about the first
-    step. `given` are the flags that are no settings."""
+    """Rewards, questions, policy, the steps, the scores; returns what to print at the end. --dry-run
+    and --explain, among the flags `given` that are no settings, make no run folder."""
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
     point = Point() if given.explain else starting_point(config)
@@ -84,7 +83,7 @@ def train(config: Config, given: Namespace) -> str:
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
     restore(point, policy, optimizer, begun_with)
-    started -= point.seconds  # those that a resumed run had taken before
+    started -= point.seconds  # a resumed run counts those that it had taken before
     draw = training_draw(examples, config)
     draw = prefetching(draw, policy.prefetch, share, config.prompts_per_step, config.steps)
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)
@@ -92,12 +91,12 @@ def train(config: Config, given: Namespace) -> str:
     if given.explain:
         return explanation(policy, next(steps), config, described, policy.chat.pieces, given.page)
 
-    label = f"{config.recipe}-{config.modality}-g{config.group_size}"
-    run = open_run(config, policy, label, point, map(vars, sorted(skipped, key=str)))
+    run = open_run(config, policy, point, map(vars, sorted(skipped, key=str)))
     checkpoints = Checkpointer(run, policy, optimizer, config, begun_with, started)
     progress = Progress(config, asked_and_gold, before=history(run))
-    with Stop(run, config.quiet) as stop:
-        recorder = Recorder(checkpoints, stop, progress, described, policy.chat.pieces, blank_image)
+    with Stop(run, config.quiet) as stop, reporting(run, config) as trackers:
+        shown = described, policy.chat.pieces, blank_image
+        recorder = Recorder(checkpoints, stop, progress, trackers, *shown)
         with recorder.recording():
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):
@@ -109,6 +108,7 @@ def train(config: Config, given: Namespace) -> str:
                 if recorder.stop_requested:  # leaving the recorder saves, then ends the run
                     break
         table = score_run(policy, config, tests, run)
+        trackers.scores(table, config.steps + 1)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")
     measured = {"data": data, "peak_mb": peak_memory(policy.device)}
     write_summary(run, config, table | measured, started)

@@ -43,8 +43,8 @@ def kept(run: Path) -> dict[str, Any]:
         if (
             file.is_dir()
             or file.suffix == ".lock"
-            or name in ("config.json", "arm.json")
-            or name.startswith("tensorboard")
+            or name in ("config.json", "arm.json", "reported.json")
+            or name.startswith(("tensorboard", "wandb"))
         ):
             continue
         if file.name in ("state.json", "SHA256SUMS", "summary.json", "metrics.jsonl"):

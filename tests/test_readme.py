@@ -52,7 +52,7 @@ ONLY_CHECKED = {  # how a command starts: why it is not run
     "tests/gpu/": "test_measure.py of its folder runs it",
     **dict.fromkeys(("tests/campaigns/", "tests/benchmarks/", "tests/conformance/"), BY_HAND),
 }
-TORCHRUNS = {"--shutdown-timeout"}
+OF_OTHERS = {"--shutdown-timeout", "--signal", "--requeue", "--open-mode"}  # torchrun, SLURM
 SHORT = "--steps 2 --eval-size 12 --recipe phantom --device cpu"
 SHORTENED = {
     "train.py": SHORT,
@@ -206,11 +206,11 @@ def test_every_flag_named_is_a_programs(capsys: pytest.CaptureFixture[str]) -> N
     for program in ("train.py", "evaluate.py", "-m grpo.reproduce", "-m grpo.report"):
         with pytest.raises(SystemExit, match="0"):
             call(f"{program} --help")
-    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) | TORCHRUNS
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) | OF_OTHERS
     wrong = []
     for name, text in TEXTS.items():
         code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*", text, re.MULTILINE)
-        ours = [piece for piece in code if not re.search(r"torchrun|tests/|pip ", piece)]
+        ours = [piece for piece in code if not re.search(r"torchrun|tests/|pip |#SBATCH", piece)]
         named = {flag for piece in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", piece)}
         flags = {flag.replace("_", "-") for flag in named}  # both spellings are accepted
         wrong += [f"{name}: {flag}" for flag in sorted(flags - known)]

@@ -33,12 +33,9 @@ def write_page(run: Path, file: str) -> None:
 def page(run: Path) -> str:
     """Return the page. Raises UsageError as `write_page` does."""
     try:
-        traced, b = [
-            (traced, b)
-            for traced in token_table.traced_steps(run)[0]
-            for b, group in enumerate(traced.record["groups"])
-            if not group["zero_variance"]
-        ][-1]
+        steps, _ = token_table.traced_steps(run)
+        groups = [(t, b, g) for t in steps for b, g in enumerate(t.record["groups"])]
+        traced, b, _ = [group for group in groups if not group[2]["zero_variance"]][-1]
         group = token_table.group(traced, b, run / "trace")
         at = traced.tensors["row"] // len(group["completions"]) == b  # (N,)
         flat = {name: traced.tensors[name][..., at].tolist() for name in FLAT}

@@ -18,12 +18,7 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """
     old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
     rendered = table.get("rendered") or old
-    return {
-        "name": name,
-        **rendered,
-        "bars": list(_bars(table)),
-        "table": table,
-    }
+    return {"name": name, **rendered, "bars": list(_bars(table)), "table": table}
 
 
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -88,10 +88,9 @@ def page(runs: Path | Sequence[Path], most_bytes: int, trains: bool = False) -> 
     runs = [runs] if isinstance(runs, Path) else runs
     environment = make_environment()
     environment.globals["reload"] = RELOAD if trains else 0
+    make = of_several if len(runs) > 1 else of_one
     try:
-        if len(runs) > 1:
-            return of_several(runs, environment, most_bytes)
-        return of_one(runs[0], environment, most_bytes)
+        return make(runs, environment, most_bytes)
     except UsageError:
         raise
     except (*DAMAGED, TemplateError) as error:
@@ -110,8 +109,9 @@ def of_several(runs: Sequence[Path], environment: Environment, most_bytes: int) 
     return text
 
 
-def of_one(run: Path, environment: Environment, most_bytes: int) -> str:
-    """Return the page of a run; it counts groups that do not fit."""
+def of_one(runs: Sequence[Path], environment: Environment, most_bytes: int) -> str:
+    """Return the page of the one run; it counts groups that do not fit."""
+    (run,) = runs
     told = contents(run)
     steps, remarks = inspector.traced_steps(run)
     told["remarks"] += remarks

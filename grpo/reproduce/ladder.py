@@ -17,6 +17,7 @@ from grpo import advantages, loss
 from grpo.reproduce.paper_tables import Arm, Table
 
 FIFTH = "--updates-per-rollout 3 --kl-coef 0.04"
+GSPO_BOUNDS = "--epsilon 3e-4 --epsilon-high 4e-4"
 # A rung: its flags, the function that it changes or adds, and what stands in the lines to print.
 RUNGS = {
     "REINFORCE": ("--baseline none --scale-rewards none", loss.Objective, "REINFORCE"),
@@ -27,11 +28,7 @@ RUNGS = {
     "DAPO": (f"{FIFTH} --loss dapo --clip-eps-high 0.28", loss.token_weights, '"dapo"'),
     "Dr. GRPO": (f"{FIFTH} --loss dr_grpo --scale-rewards none", loss.token_weights, '"dr_grpo"'),
     "GDPO": (f"{FIFTH} --combine-rewards normalized", advantages.gdpo_advantages, ""),
-    "GSPO": (
-        f"{FIFTH} --ratio sequence --epsilon 3e-4 --epsilon-high 4e-4",
-        loss.sequence_ratio,
-        "",
-    ),
+    "GSPO": (f"{FIFTH} --ratio sequence {GSPO_BOUNDS}", loss.sequence_ratio, ""),
     "CISPO": (f"{FIFTH} --surrogate cispo --loss dapo --clip-eps-high 4", loss.cispo_surrogate, ""),
 }
 LADDER = Table(

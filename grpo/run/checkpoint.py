@@ -25,6 +25,7 @@ from safetensors.torch import save as serialized
 
 from grpo.distributed import rank
 from grpo.interfaces import Policy
+from grpo.report.model_card import write_card
 from grpo.run.atomic import check_folder, remove_folder, sweep, sync, write_folder
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, writing
@@ -84,13 +85,8 @@ class Checkpointer:
                 remove_folder(old)
 
     def _write(self, folder: Path) -> None:
-        state = {
-            "format": FORMAT,
-            "step": self.step,
-            "metrics_bytes": self.metrics_bytes,
-            "origin": self.origin,
-            "seconds": time.monotonic() - self.started,
-        }
+        state = {"format": FORMAT, "step": self.step, "metrics_bytes": self.metrics_bytes}
+        state |= {"origin": self.origin, "seconds": time.monotonic() - self.started}
         self.policy.save(folder / "adapter")
         moments = serialized(_moments(self.policy, self.optimizer))
         (folder / "optimizer.safetensors").write_bytes(moments)
@@ -98,10 +94,12 @@ class Checkpointer:
 
 
 def save_adapter(run: Path, policy: Policy) -> None:
-    """Write the run's adapter folder, which evaluation reads. Raises UsageError."""
+    """Write the run's adapter folder, which evaluation reads, with a model card. Raises
+    UsageError."""
     if not rank():
         with writing(f"{run}/adapter", "make room there"):
             policy.save(run / "adapter")
+            write_card(run)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.distributed import rank
+from grpo.report.model_card import write_card
 from grpo.run.atomic import write_json
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, writing
@@ -19,7 +20,7 @@ from grpo.settings.errors import UsageError, writing
 # cuda_graphs change it by rounding only.
 NO_SAY = ("out", "device", "threads", "cache", "trace_steps", "sample_every", "tensorboard")
 NO_SAY += ("quiet", "save_every", "keep_checkpoints", "resume", "gradient_checkpointing")
-NO_SAY += ("max_skipped_steps", "cuda_graphs", "trace_blind")
+NO_SAY += ("max_skipped_steps", "cuda_graphs", "trace_blind", "report_to")
 
 
 def check_out(config: Config) -> None:
@@ -76,14 +77,17 @@ def held(folder: Path, name: str) -> bool:
 def write_summary(run: Path, config: Config, table: dict[str, Any], started: float) -> None:
     """Write summary.json, which says that the run is finished: `table` (its scores, data, memory)
     and time. `started` is the time.monotonic() of the run's start."""
-    summary = {
-        **table,
-        "privileged": config.method == "sft" and config.sft_target == "reasoning",
-        "steps": config.steps,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    privileged = config.method == "sft" and config.sft_target == "reasoning"
+    table = table | {"privileged": privileged, "steps": config.steps}
     if not rank():
-        write_json(run / "summary.json", summary)
+        seconds = round(time.monotonic() - started, 1)
+        write_table(run, run / "summary.json", table | {"seconds": seconds})
+
+
+def write_table(run: Path, file: Path, table: dict[str, Any]) -> None:
+    """Write a table as JSON, then the adapter's model card again, which quotes the run's tables."""
+    write_json(file, table)
+    write_card(run)
 
 
 def finished(run: Path, steps: int) -> bool:

@@ -19,12 +19,8 @@ PACKAGES = ("torch", "transformers", "peft", "safetensors", "pillow", "numpy")
 def machinery(policy: Policy) -> dict[str, dict[str, Any]]:
     """What the bits of a run depend on beside its settings: `resolved` (what the flags left to
     "auto") and `versions`."""
-    resolved = {
-        "device": str(policy.device),
-        "dtype": str(policy.dtype).removeprefix("torch."),
-        "gradient_checkpointing": policy.checkpointing,
-        "threads": torch.get_num_threads(),
-    }
+    resolved = {"device": str(policy.device), "dtype": str(policy.dtype).removeprefix("torch.")}
+    resolved |= {"gradient_checkpointing": policy.checkpointing, "threads": torch.get_num_threads()}
     versions = {name: version(name) for name in PACKAGES}
     return {"resolved": resolved, "versions": versions | {"python": platform.python_version()}}
 

@@ -12,7 +12,7 @@ from grpo.interfaces import Example
 from grpo.metrics import Step
 from grpo.run.checkpoint import Checkpointer, checkpoints, save_adapter
 from grpo.run.interrupt import Halted, Stop
-from grpo.run.metrics_log import MetricsLog
+from grpo.run.metrics_log import MetricsLog, Trackers
 from grpo.run.progress import Progress
 from grpo.run.trace import Describe, score_blind, write_trace
 from grpo.settings.errors import SettingsError, UsageError, message
@@ -25,6 +25,7 @@ class Recorder:
     checkpointer: Checkpointer
     stop: Stop
     progress: Progress
+    trackers: Trackers
     describe: Describe | None = None  # this and `pieces` are for write_trace; None: no traces
     pieces: Callable[..., list[str]] | None = None
     blank: Callable[[Example], Example] | None = None  # a question with blank images
@@ -39,7 +40,7 @@ class Recorder:
         """
         checkpointer, run = self.checkpointer, self.checkpointer.run
         try:
-            with MetricsLog(run, checkpointer.config) as self.log, closing(self.progress):
+            with MetricsLog(run) as self.log, closing(self.progress):
                 checkpointer.note(len(self.progress.history), self.log.lines.tell())
                 yield self
             if self.stop_requested:
@@ -75,6 +76,7 @@ class Recorder:
         if self.describe and step.rollout and not rank() and number in config.traced_steps:
             write_trace(self.checkpointer.run / "trace", step, config, self.describe, self.pieces)
         self.log.add(step.metrics)
+        self.trackers.step(step.metrics)
         self.progress.show(step)
         self.checkpointer.note(number, self.log.lines.tell())
         self.stop_requested = self.stop.wanted()

@@ -15,7 +15,7 @@ from grpo.run.atomic import write_json, write_whole
 from grpo.run.checkpoint import FOLDER, Point, cut_back, newest, opened
 from grpo.run.folder import NO_SAY, check_out, finished, lock
 from grpo.run.machine import git_commit, machinery, warn_of_changes
-from grpo.run.metrics_log import check_tensorboard
+from grpo.run.metrics_log import check_trackers
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError, writing
 from grpo.settings.flags import flag, shown
@@ -23,7 +23,7 @@ from grpo.settings.flags import flag, shown
 
 def starting_point(config: Config) -> Point:
     """Where --resume says that the run begins. Raises UsageError before any file is touched."""
-    check_tensorboard(config)
+    check_trackers(config)
     if not config.resume:
         check_out(config)
         return Point()
@@ -52,15 +52,16 @@ def starting_point(config: Config) -> Point:
 
 
 def open_run(
-    config: Config, policy: Policy, label: str, point: Point, skipped: Iterable[dict[str, Any]]
+    config: Config, policy: Policy, point: Point, skipped: Iterable[dict[str, Any]]
 ) -> Path:
     """The run's folder as its first step finds it: new, or without the steps after
     `point`. The first process makes it, with config.json (the settings, and what the machine made
     of "auto") and skipped.jsonl (the rows of the data that were left out).
 
-    A new folder is --out or runs/<date>-<label>. Of a run that goes on, prints in one line what of
-    the machine has changed since. Raises UsageError.
+    A new folder is --out or runs/<date>-<recipe>-<modality>-g<G>. Of a run that goes on, prints in
+    one line what of the machine has changed since. Raises UsageError.
     """
+    label = f"{config.recipe}-{config.modality}-g{config.group_size}"
     dated = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{label}"
     run, now = point.run or Path(config.out or dated), machinery(policy)
     with writing(f"--out {run}", "name another folder"):

@@ -154,7 +154,8 @@ class Config:
     trace_steps: str = _run("auto", "Steps to record token by token, as 1,2,50; 0: none; auto: 20.")
     trace_blind: bool = _run(False, "Traced steps also score completions with blank images.")
     sample_every: int | None = _run(None, "Steps between completions shown; none: 5 a run.", ge=0)
-    tensorboard: bool = _run(False, "Also write the metrics for TensorBoard, in the run folder.")
+    report_to: str = _run("none", "Also to tensorboard, wandb, trackio: a comma list, or none.")
+    tensorboard: bool = _run(False, "The same as --report-to tensorboard.")
     quiet: bool = _run(False, "Say nothing but errors and the last line.")
 
     def __post_init__(self) -> None:
@@ -163,8 +164,7 @@ class Config:
             problem = "a group needs at least 2 completions to compare"
             raise UsageError(f"--group-size {self.group_size}: {problem}; use --group-size 8")
         if self.eval_every and not self.val_size:
-            problem = "nothing to validate on with --val-size 0"
-            raise UsageError(f"--eval-every {self.eval_every}: {problem}; use --val-size 100")
+            raise UsageError(f"--eval-every {self.eval_every}: nothing to ask; use --val-size 100")
         scale = self.baseline, self.scale_rewards
         if self.combine_rewards == "normalized" and scale != ("group", "group"):
             raise UsageError("--combine-rewards normalized: leave --baseline, --scale-rewards out")

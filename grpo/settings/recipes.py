@@ -112,22 +112,13 @@ def cuda_bytes(device: str) -> float | None:
 
 # Second spellings of flags, for users of TRL: its name -> ours, where the two differ.
 TRL_NAMES = {
-    "num_generations": "group_size",
-    "beta": "kl_coef",
-    "epsilon": "clip_eps",
-    "epsilon_high": "clip_eps_high",
-    "num_iterations": "updates_per_rollout",
-    "delta": "clip_delta",
-    "importance_sampling_level": "ratio",
-    "use_bias_correction_kl": "kl",
-    "mask_truncated_completions": "mask_truncated",
-    "multi_objective_aggregation": "combine_rewards",
-    "loss_type": "loss",
-    "output_dir": "out",
-    "save_steps": "save_every",
-    "save_total_limit": "keep_checkpoints",
+    "num_generations": "group_size", "beta": "kl_coef", "num_iterations": "updates_per_rollout",
+    "epsilon": "clip_eps", "epsilon_high": "clip_eps_high", "delta": "clip_delta",
+    "importance_sampling_level": "ratio", "use_bias_correction_kl": "kl", "loss_type": "loss",
+    "mask_truncated_completions": "mask_truncated", "output_dir": "out", "save_steps": "save_every",
+    "multi_objective_aggregation": "combine_rewards", "save_total_limit": "keep_checkpoints",
     "resume_from_checkpoint": "resume",
-}
+}  # fmt: skip
 # TRL's values of a setting, in lower case -> ours, where the two differ.
 TRL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("loss", "cispo"): {"loss": "dapo", "surrogate": "cispo"},

@@ -186,7 +186,7 @@ def test_open_instruct_648_seeds_are_kept_and_spread_is_reported(fresh, tmp_path
     runs = [oracle.watched(fresh(), config(seed=seed))[1][0][1] for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
-    open_run(config(seed=7, out=str(tmp_path)), fresh(), "label", Point(), [])
+    open_run(config(seed=7, out=str(tmp_path)), fresh(), Point(), [])
     assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 7
     scores = [0.61, 0.66, 0.72]
     half = 4.302653 * statistics.stdev(scores) / math.sqrt(3)  # Student's t, 2 degrees of freedom
@@ -206,7 +206,7 @@ def test_trl_2045_texts_and_metrics_are_on_disk_without_any_service(fresh, tmp_p
     Here, each step is a line of a file, traced steps keep every text, and the page needs no net."""
     c = config(steps=2, trace_steps="1,2")
     steps, _ = oracle.watched(policy := fresh(), c)
-    with MetricsLog(tmp_path, c) as record:
+    with MetricsLog(tmp_path) as record:
         for step in steps:
             record.add(step.metrics)
             write_trace(tmp_path / "trace", step, c, lambda e: ({"id": e.id}, []),

@@ -148,7 +148,7 @@ def test_a_run_is_not_put_where_something_else_lies(
     def begin(argv: list[str]) -> None:
         config = Config(out=str(where))
         check_out(config)
-        open_run(config, trained, "run", Point(), [])
+        open_run(config, trained, Point(), [])
 
     assert "--out" in said(begin, [], capsys)
     if kind == "a file":
@@ -161,7 +161,7 @@ def test_a_folder_without_permission_is_one_line(
 ) -> None:
     tmp_path.chmod(0o500)
     config = Config(out=str(tmp_path / "run"))
-    said(lambda _: open_run(config, trained, "run", Point(), []), [], capsys)
+    said(lambda _: open_run(config, trained, Point(), []), [], capsys)
 
 
 def test_answers_to_other_data_lie_in_a_folder_with_a_name_that_fits(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from grpo.loop import grpo
 from grpo.optim import adamw
 from grpo.run.checkpoint import Checkpointer, cut_back, newest, restore
 from grpo.run.interrupt import Stop
-from grpo.run.metrics_log import history
+from grpo.run.metrics_log import Trackers, history
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from grpo.settings.config import Config
@@ -62,7 +62,8 @@ def go(c: Config, run: Path, policy: Policy, look: Callable = lambda step: None)
 def recorder(run: Path, policy: Policy, optimizer: torch.optim.AdamW, c: Config) -> Any:
     checkpointer = Checkpointer(run, policy, optimizer, c, "origin", time.monotonic())
     progress = Progress(c, vars, before=history(run))
-    return Recorder(checkpointer, Stop(run, quiet=True), progress).recording()
+    stop, trackers = Stop(run, quiet=True), Trackers(run)
+    return Recorder(checkpointer, stop, progress, trackers).recording()
 
 
 def metrics(run: Path) -> list[dict]:

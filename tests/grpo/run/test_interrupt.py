@@ -12,6 +12,7 @@ from grpo.optim import adamw
 from grpo.run import interrupt
 from grpo.run.checkpoint import Checkpointer, newest
 from grpo.run.interrupt import Halted, Stop
+from grpo.run.metrics_log import Trackers
 from grpo.run.progress import Progress
 from grpo.run.recorder import Recorder
 from tests.grpo.cases import config, draw, reward
@@ -42,7 +43,8 @@ def test_a_stopped_run_whose_adapter_cannot_be_written_can_go_on(fresh, tmp_path
 
     def run(stop: Stop) -> None:
         progress = Progress(c, lambda question: {})
-        with Recorder(checkpointer, stop, progress).recording() as record:
+        trackers = Trackers(tmp_path)
+        with Recorder(checkpointer, stop, progress, trackers).recording() as record:
             for step in grpo(policy, optimizer, draw, reward, c):
                 signal.raise_signal(signal.SIGTERM)
                 record.record(step)
@@ -59,7 +61,8 @@ def test_an_error_while_files_open_or_close_names_the_command(fresh, tmp_path):
     def run(steps: Iterator) -> None:
         checkpointer = Checkpointer(tmp_path, policy, optimizer, c, "origin", time.monotonic())
         progress = Progress(c, lambda question: {})
-        recorder = Recorder(checkpointer, Stop(tmp_path, quiet=True), progress)
+        stop, trackers = Stop(tmp_path, quiet=True), Trackers(tmp_path)
+        recorder = Recorder(checkpointer, stop, progress, trackers)
         with recorder.recording():
             for step in steps:
                 recorder.record(step)

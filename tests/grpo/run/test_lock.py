@@ -121,12 +121,12 @@ def test_two_runs_that_begin_together_do_not_share_a_folder(
     config = Config(out=str(tmp_path), recipe="phantom")
     owner = locked(tmp_path, "train")
     with pytest.raises(UsageError, match="is writing there"):
-        open_run(config, trained, "label", Point(), [])
+        open_run(config, trained, Point(), [])
     owner.kill()
     owner.wait(60)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="a run lies there already"):
-        open_run(config, trained, "label", Point(), [])
+        open_run(config, trained, Point(), [])
     assert not (tmp_path / "config.json").exists()
 
 
@@ -134,7 +134,7 @@ def test_what_evaluate_writes_has_a_lock_of_its_own(
     tmp_path: Path, trained: Policy, locked: Locked
 ) -> None:
     config = Config(out=str(tmp_path), recipe="phantom")
-    open_run(config, trained, "label", Point(), [])
+    open_run(config, trained, Point(), [])
     locked(tmp_path, "evaluate")
     before = files(tmp_path)
     none: Tests = {}
@@ -143,7 +143,7 @@ def test_what_evaluate_writes_has_a_lock_of_its_own(
     assert files(tmp_path) == before
     (tmp_path / "evaluation.json").write_text("{}")  # which going on would delete
     with pytest.raises(UsageError, match="is writing there"):
-        open_run(config, trained, "label", Point(tmp_path), [])
+        open_run(config, trained, Point(tmp_path), [])
     assert (tmp_path / "evaluation.json").exists()
 
 
@@ -168,7 +168,7 @@ def test_a_kill_while_the_settings_are_written_leaves_those_before(
     tmp_path: Path, trained: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(out=str(tmp_path), recipe="phantom")
-    open_run(config, trained, "label", Point(), [])
+    open_run(config, trained, Point(), [])
     before = (tmp_path / "config.json").read_bytes()
 
     def half(path: Path, content: bytes) -> None:
@@ -178,5 +178,5 @@ def test_a_kill_while_the_settings_are_written_leaves_those_before(
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(KeyboardInterrupt):
-        open_run(config, trained, "label", Point(tmp_path), [])
+        open_run(config, trained, Point(tmp_path), [])
     assert (tmp_path / "config.json").read_bytes() == before

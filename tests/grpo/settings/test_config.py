@@ -37,6 +37,7 @@ OTHER = {
     "save_every": "24", "keep_checkpoints": "3", "pass_rates": "rates.jsonl", "keep": "0.1,0.9",
     "overlong_cache": "25", "baseline": "none", "kl": "k3-corrected", "clip_delta": "4.5",
     "combine_rewards": "normalized", "ratio": "sequence", "surrogate": "cispo",
+    "report_to": "wandb,trackio",
 }  # fmt: skip
 # What else has to be typed with a value above.
 WITH = {"baseline": ["--scale-rewards", "none"]}
