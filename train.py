@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: Config, given: Namespace) -> str:
-    """Rewards, questions, policy, the steps, the scores; returns what to print at the end. --dry-run
-    and --explain, among the flags `given` that are no settings, make no run folder."""
+    """Rewards, questions, policy, steps, scores; returns what to print at the end. --dry-run and
+    --explain, among the flags `given` that are no settings, make no run folder."""
     started = time.monotonic()
     config = replace(config, model=starting_model(config.model, config.init))
     point = Point() if given.explain else starting_point(config)

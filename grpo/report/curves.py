@@ -166,12 +166,9 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 def number(x: Any) -> str:
     """Return a number with four digits at most; "-" for what is none, or not finite.
 
-    >>> number(0.07868262), number(2000.0), number(0.00015), number(None)
-    ('0.07868', '2000', '1.5e-4', '-')
+    >>> number(0.07868262), number(2000.0), number(0.000015), number(None)
+    ('0.07868', '2000', '1.5e-05', '-')
     """
     if not isinstance(x, int | float) or not abs(x) <= sys.float_info.max:  # NaN is not, either
         return "-"
-    if 0 < abs(x) < 1e-3:
-        digits, power = f"{x:.3e}".split("e")
-        return f"{float(digits):g}e{int(power)}"
     return f"{x:.4g}"

@@ -30,6 +30,5 @@ def recurring(steps: Sequence[Traced]) -> dict[str, list[tuple[Any, ...]]]:
     found = defaultdict(list)
     for traced in steps:
         for b, group in enumerate(traced.record["groups"]):
-            asked = traced.step, b, traced.rewards[b], group["question"]
-            found[str(group["id"])].append(asked)
+            found[str(group["id"])].append((traced.step, b, traced.rewards[b], group["question"]))
     return {name: asked for name, asked in found.items() if len(asked) > 1}

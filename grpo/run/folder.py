@@ -30,8 +30,7 @@ def check_out(config: Config) -> None:
     out = f"--out {config.out}"
     with writing(out, "name another folder"), suppress(FileNotFoundError):
         if Path(config.out, "metrics.jsonl").stat().st_size:
-            remedy = "--resume auto, or name another folder"
-            raise UsageError(f"{out}: a run lies there already; {remedy}")
+            raise UsageError(f"{out}: a run lies there already; --resume auto, or another folder")
 
 
 def lock(folder: Path, name: str) -> int | None:
@@ -101,8 +100,7 @@ def newest_run(root: Path = Path("runs")) -> Path:
     """The run under `root` that finished last. Raises UsageError if none has."""
     runs = sorted(root.glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
     if not runs:
-        remedy = "train one: python train.py --modality MRI"
-        raise UsageError(f"no finished run under {root}/; {remedy}")
+        raise UsageError(f"no finished run under {root}/; first: python train.py --modality MRI")
     return runs[-1].parent
 
 

@@ -75,8 +75,7 @@ def open_run(
                 run.mkdir(parents=True, exist_ok=config.out is not None)
                 lock(run, "train")
                 check_out(config)  # again: another run may have come and gone meanwhile
-            record = {**config.record(), **now, "git_commit": git_commit()}
-            write_json(run / "config.json", record)
+            write_json(run / "config.json", config.record() | now | {"git_commit": git_commit()})
             lines = "".join(json.dumps(row) + "\n" for row in skipped)
             write_whole(run / "skipped.jsonl", lines.encode())
     return Path(gathered(str(run))[0])

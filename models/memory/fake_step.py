@@ -131,5 +131,4 @@ def fake_step(
     frozen = sum(p.nbytes for p in parts.model.parameters() if not p.requires_grad)
     fewer = policy.sizes.largest_pass()[0] - sum(group.row_length for group in half)
     slope = (peaks["update"] - peaks.pop("fewer")) / max(1, fewer)
-    known = {"weights": frozen, "held": watch.held, "phases": peaks, "slope": slope}
-    return Peaks(**vars(policy.sizes), **known)
+    return Peaks(**vars(policy.sizes), weights=frozen, held=watch.held, phases=peaks, slope=slope)

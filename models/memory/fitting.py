@@ -95,10 +95,8 @@ def fitting(
 def table(peaks: dict[bool, Peaks], beside: dict[str, int]) -> Iterator[str]:
     """What is held when, in MB: without checkpointing, or with it, or both."""
     for on, known in peaks.items():
-        rows = {
-            "weights": known.weights,
-            "adapters, gradients, moments": known.held - known.weights,
-        }
+        rows = {"weights": known.weights}
+        rows |= {"adapters, gradients, moments": known.held - known.weights}
         rows |= {f"above them, in {n}": peak - known.held for n, peak in known.phases.items()}
         rows |= beside | {"peak, planned": known.peak + sum(beside.values())}
         tokens = f"the largest pass has {known.largest_pass()[0]:,} tokens"

@@ -194,7 +194,7 @@ BAD = {
     "--diversity direct,aloud": (
         "unknown choice; use one of reason, explain, direct, open, or none"
     ),
-    "--eval-every 5 --val-size 0": "nothing to validate on with --val-size 0; use --val-size 100",
+    "--eval-every 5 --val-size 0": "nothing to ask; use --val-size 100",
     "--shuffle-answers --reward format=1,findings=1": "findings tells what images show; omit it",
     "--shuffle-answers --method sft --sft-target reasoning": (
         "reasoning tells what images show; omit it"
