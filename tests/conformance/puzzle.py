@@ -25,11 +25,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.conformance.mutate import ROOT, Mutation, copied, every_mutation, put_into  # noqa: E402
-from tests.conformance.symptoms import (  # noqa: E402
+from tests.conformance.mutate import ROOT, Mutation, copied, every_mutation, put_into
+from tests.conformance.symptoms import (
     SEED,
     STEPS,
     TRAINING,
@@ -130,7 +129,7 @@ def place(mutation: Mutation) -> Place:
 
 
 def function_at(text: str, line: int) -> str:
-    """The name of the innermost function of a module around a line, with its class.
+    """The innermost function of a module around a line, with its class; "" if there is none.
 
     >>> function_at("class A:\\n    def f(self):\\n        return 1", 3)
     'A.f'
@@ -142,13 +141,13 @@ def function_at(text: str, line: int) -> str:
         inner = [node for node in inner if node.lineno <= line <= node.end_lineno]
         level = min(inner, key=lambda node: node.lineno, default=None)
         names += [level.name] if level else []
-    return ".".join(names) or "none: it is a line of the module"
+    return ".".join(names)
 
 
 def hints(where: Place) -> list[str]:
     return [
         f"The file is {where.file}.",
-        f"The function is {where.function}.",
+        f"The function is {where.function}." if where.function else "It is in no function.",
         f"The line is {where.line}, in the checkout: {where.text}",
     ]
 
@@ -161,9 +160,9 @@ def revealed(mutation: Mutation, found: Iterable[Symptom]) -> Iterator[str]:
     readme = Path(__file__).with_name("README.md").read_text("utf-8")
     pattern = rf"^\| \d+[^|]*\| (.+?) \| (.+?) \| .*`(test_{mutation.thread}_\w+)`"
     if row := re.search(pattern, readme, re.MULTILINE):
-        yield f"It comes from {row[1]}: {row[2]}. Here {row[3]} fails."
+        yield f"The test {row[3]} fails. It is kept for {row[1]}: {row[2]}."
     else:
-        yield f"No other project's thread tells of it. Here these tests fail: {mutation.thread}"
+        yield f"No other project's thread tells of it. The tests that fail: {mutation.thread}"
     yield "What gave it away:"
     yield from symptoms_shown(found)
 
@@ -174,18 +173,19 @@ def ask(mutation: Mutation, found: Iterable[Symptom], lines: Iterable[str]) -> I
     yield "Where is the bug? Type a file or a function; or hint, reveal, quit."
     for line in lines:
         guess = line.strip()
+        words = re.findall(r"[\w./]+", guess)
+        in_file = bool({where.file, Path(where.file).name} & {*words})
+        right = where.function.rpartition(".")[2] in re.findall(r"\w+", guess)
         if guess == "quit":
             return
-        if guess == "hint" and left:
-            yield left.pop(0)
-        elif guess == "reveal" or where.function.rpartition(".")[2] in re.findall(r"\w+", guess):
+        if guess == "reveal" or right or (in_file and not where.function):
             yield from ["Right."] * (guess != "reveal")
             yield from (*left, *revealed(mutation, found))
             return
-        elif where.file in guess or Path(where.file).name in guess.split():
-            yield "The file is right. Which function?"
+        if guess == "hint":
+            yield left.pop(0) if left else "No more hints: try reveal."
         else:
-            yield "No more hints: try reveal." if guess == "hint" else "No, it is not there."
+            yield "The file is right. Which function?" if in_file else "No, it is not there."
 
 
 def show_symptoms(mutation: Mutation, sane: Sequence[Curves]) -> Iterator[str]:
