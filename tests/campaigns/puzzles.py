@@ -4,9 +4,9 @@
     python tests/campaigns/puzzles.py --only GSPO     bugs with this word in the name
 
 Trains five sane seeds, whose ranges are what a bug must leave, and five more as controls: a symptom
-that a control has is a false alarm, and the results hold their number. One traced run finds the
-lines that training enters; the bugs of mutate.py elsewhere are no candidates. Then every candidate
-trains once, in chance order. A run that breaks off is no puzzle. Writes
+that a control has is a false alarm, and the results hold them. One traced run finds the lines that
+training enters; the bugs of mutate.py elsewhere are no candidates. Then every candidate trains, in
+chance order: one step, and 30 if that shows nothing. A run that breaks off is no puzzle. Writes
 tests/conformance/results/puzzles.json after each run, anew if setting or weights have changed.
 """
 
@@ -30,7 +30,6 @@ from tests.conformance.mutate import Mutation, copied, every_mutation, exit_code
 from tests.conformance.puzzle import place  # noqa: E402
 from tests.conformance.symptoms import (  # noqa: E402
     LIST,
-    MACHINE,
     SEED,
     STEPS,
     TRAINING,
@@ -40,6 +39,7 @@ from tests.conformance.symptoms import (  # noqa: E402
     start_forks,
     symptoms,
     train,
+    training,
     weights,
 )
 
@@ -68,12 +68,10 @@ def train_traced(copy: Path, words: list[str], said: Path) -> None:
 
 
 def lines_that_run(copy: Path, folder: Path) -> Lines:
-    short = TRAINING.replace(f"steps {STEPS}", "steps 3")
-    words = f"{short}{MACHINE} --seed {SEED} --out {folder / 'traced'}".split()
     said = folder / "traced.txt"
-    if exit_code(train_traced, copy, words, said) != 0:
-        sys.exit(f"puzzles.py: the traced run broke off: {said.read_text()[-500:]}")
-    return json.loads(said.with_suffix(".json").read_text())
+    if exit_code(train_traced, copy, training(folder / "traced", SEED, 3), said) != 0:
+        sys.exit(f"puzzles.py: the traced run broke off: {said.read_text('utf-8')[-500:]}")
+    return json.loads(said.with_suffix(".json").read_text("utf-8"))
 
 
 def runs(mutation: Mutation, lines: Lines) -> bool:
@@ -88,16 +86,20 @@ def runs(mutation: Mutation, lines: Lines) -> bool:
     return bool({*statement} & {*lines.get(mutation.file, [])})
 
 
-def sane_runs(record: dict[str, Any], copy: Path, folder: Path) -> dict[str, Curves]:
-    """Train the sane seeds and the controls into the record; returns the controls' curves."""
-    found = {str(seed): run(copy, folder / f"sane-{seed}", seed) for seed in (*SANE, *CONTROLS)}
-    record["sane"] = {str(seed): rounded(found[str(seed)]) for seed in SANE}
-    controls = {str(seed): found[str(seed)] for seed in CONTROLS}
-    record["controls"] = {
-        seed: symptoms(curves, record["sane"].values()) for seed, curves in controls.items()
-    }
-    record["without a bug"] = rounded(controls[str(SEED)])
-    return controls
+def sane_runs(record: dict[str, Any], copy: Path, folder: Path) -> None:
+    """Train the sane seeds and the controls that the record lacks."""
+    sane, controls = record.setdefault("sane", {}), record.setdefault("controls", {})
+    for seed in map(str, SANE):
+        if seed not in sane:
+            sane[seed] = rounded(run(copy, folder / f"sane-{seed}", int(seed)))
+            keep(record)
+    for seed in map(str, CONTROLS):
+        if seed not in controls:
+            curves = rounded(run(copy, folder / f"control-{seed}", int(seed)))
+            controls[seed] = symptoms(curves, sane.values())
+            if int(seed) == SEED:
+                record["without a bug"] = curves
+            keep(record)
 
 
 def rounded(curves: Curves) -> Curves:
@@ -105,17 +107,19 @@ def rounded(curves: Curves) -> Curves:
 
 
 def bug_row(mutation: Mutation, record: dict[str, Any], copy: Path, out: Path) -> dict[str, Any]:
-    """Train with a bug; the row of the list."""
-    start = time.monotonic()
+    """Train with a bug; the row of the list. One step is enough if its figures are symptoms."""
+    start, sane = time.monotonic(), record["sane"].values()
     with put_into(copy, mutation):
-        curves = run(copy, out)
-    found = symptoms(curves, record["sane"].values()) if curves else []
+        for steps in (1, STEPS):
+            curves = run(copy, out.with_name(f"{out.name}-{steps}"), SEED, steps)
+            if not curves or (found := symptoms(curves, sane)):
+                break
+    found = found if curves else []
     outcome = "symptoms" if found else "within the range" if curves else "broke off"
     if rounded(curves) == record["without a bug"]:
         outcome = "no difference"
-    seconds = round(time.monotonic() - start, 1)
-    row = {"name": mutation.name, "outcome": outcome, "symptoms": found[:MOST]}
-    return row | {"number": len(found), "seconds": seconds}
+    row = {"name": mutation.name, "outcome": outcome, "steps": steps, "symptoms": found[:MOST]}
+    return row | {"number": len(found), "seconds": round(time.monotonic() - start, 1)}
 
 
 def keep(record: dict[str, Any]) -> None:
@@ -136,12 +140,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy = copied(folder / "copy")
-        if "sane" not in record:
-            sane_runs(record, copy, folder)
+        sane_runs(record, copy, folder)
+        if "candidates" not in record:
             lines = lines_that_run(copy, folder)
-            candidates = [m.name for m in every_mutation() if runs(m, lines)]
-            record |= {"candidates": random.Random(0).sample(candidates, len(candidates))}
-            record["bugs"] = []
+            found = [m.name for m in every_mutation() if runs(m, lines)]
+            record |= {"candidates": random.Random(0).sample(found, len(found)), "bugs": []}
             keep(record)
         known = {m.name: m for m in every_mutation()}
         done = {row["name"] for row in record["bugs"]}

@@ -195,7 +195,7 @@ def show_symptoms(mutation: Mutation, sane: Sequence[Curves]) -> Iterator[str]:
         normal = explained(copy, Path(folder) / "sane.txt")
         with put_into(copy, mutation):
             curves, changed = run(copy, out), explained(copy, Path(folder) / "bug.txt")
-        yield f"A bug is in a copy of the project: train.py {TRAINING} --seed {SEED}"
+        yield f"A copy of the project has a bug: train.py {TRAINING} --steps {STEPS} --seed {SEED}"
         yield "\n1. Curves, and the mean of five sane seeds below each"
         if curves:
             yield from curves_shown(curves, sane)
