@@ -83,11 +83,11 @@ def suite(copy: Path, tests: list[str], output: Path) -> None:
     sys.exit(int(pytest.main([*options, *tests])))
 
 
-def exit_code(work: Callable[..., None], *arguments: object) -> int | None:
-    """That of a process which does `work` with `arguments`; None if it had to be killed."""
+def exit_code(work: Callable[..., None], *arguments: object, limit: int = SECONDS) -> int | None:
+    """That of a process which does `work` with `arguments`; None if it was killed at the limit."""
     process = FORKS.Process(target=work, args=arguments)
     process.start()
-    process.join(SECONDS)
+    process.join(limit)
     if process.is_alive():
         process.kill()
         return None

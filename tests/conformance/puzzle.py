@@ -188,8 +188,9 @@ def ask(mutation: Mutation, found: Iterable[Symptom], lines: Iterable[str]) -> I
             yield "The file is right. Which function?" if in_file else "No, it is not there."
 
 
-def show_symptoms(mutation: Mutation, sane: Sequence[Curves]) -> Iterator[str]:
+def show_symptoms(mutation: Mutation, record: dict[str, Any]) -> Iterator[str]:
     """Yield the symptoms of a bug; it trains in a copy of the checkout, which goes afterwards."""
+    sane = [*record["sane"].values()]
     with tempfile.TemporaryDirectory() as folder:
         copy, out = copied(Path(folder) / "copy"), Path(folder) / "run"
         normal = explained(copy, Path(folder) / "sane.txt")
@@ -200,7 +201,7 @@ def show_symptoms(mutation: Mutation, sane: Sequence[Curves]) -> Iterator[str]:
         if curves:
             yield from curves_shown(curves, sane)
             yield "   Outside the range of the sane seeds:"
-            yield from symptoms_shown(symptoms(curves, sane))
+            yield from symptoms_shown(symptoms(curves, sane, record["noisy"]))
             yield f"\n2. A group of step {STEPS}"
             yield from group_shown(out / f"trace/step-{STEPS:06d}.json")
         else:
@@ -232,7 +233,7 @@ def main() -> None:
     if record["weights"] != weights():
         print("The list was made with other weights; tests/campaigns/puzzles.py makes it again.")
     print(f"Puzzle {seed}. Three short runs, half a minute ...", flush=True)
-    print(*show_symptoms(mutation, record["sane"].values()), sep="\n", flush=True)
+    print(*show_symptoms(mutation, record), sep="\n", flush=True)
     found = [Symptom(*one) for one in row["symptoms"]]
     print()
     if options.reveal or options.hints:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import resource
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ SETTING += " --max-completion-length 32 --train-size 240 --val-size 0"
 MACHINE = " --device cpu --threads 1 --cache none --quiet"
 TRAINING = f"{SETTING} --eval-size 0 --save-every 0"
 NO_SYMPTOM = ("step", "time/", "memory/")  # they depend on the machine
+CPU_SECONDS, LIMIT = 100, 3600  # of a run: ten times what it takes; of waiting for it
 ROUNDING = 1e-5  # a difference up to this is no symptom
 
 Curves = dict[str, list[float]]  # a value a step, by the metric's name
@@ -41,6 +43,7 @@ def start_forks() -> None:
 
 def train(copy: Path, words: Sequence[str], said: Path) -> None:
     """train.py of the copy, in this process; `said` is the file for what it says."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     enter(copy, said)
     from train import main
 
@@ -55,7 +58,8 @@ def training(out: Path, seed: int, steps: int) -> list[str]:
 
 def run(copy: Path, out: Path, seed: int = SEED, steps: int = STEPS) -> Curves:
     """The curves of a run, whose folder is `out`; {} if training breaks off."""
-    if exit_code(train, copy, training(out, seed, steps), out.with_suffix(".txt")) != 0:
+    words, said = training(out, seed, steps), out.with_suffix(".txt")
+    if exit_code(train, copy, words, said, limit=LIMIT) != 0:
         return {}
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     names = [name for name in steps[0] if not name.startswith(NO_SYMPTOM)]
@@ -65,7 +69,8 @@ def run(copy: Path, out: Path, seed: int = SEED, steps: int = STEPS) -> Curves:
 
 def explained(copy: Path, said: Path) -> list[str]:
     """The lines of the copy's `train.py --explain`, or of the error that ends it."""
-    exit_code(train, copy, f"--explain {SETTING}{MACHINE} --seed {SEED}".split(), said)
+    words = f"--explain {SETTING}{MACHINE} --seed {SEED}".split()
+    exit_code(train, copy, words, said, limit=LIMIT)
     return said.read_text("utf-8").splitlines()
 
 
@@ -81,9 +86,10 @@ def figures(curves: Curves) -> dict[str, float]:
     return found
 
 
-def symptoms(curves: Curves, sane: Iterable[Curves]) -> list[Symptom]:
+def symptoms(curves: Curves, sane: Iterable[Curves], noisy: Collection[str] = ()) -> list[Symptom]:
     """The figures outside the range of the sane seeds by more than the range's own width, the
     farthest first: the next sane seed lies outside the range of five itself one time in three.
+    `noisy` figures are left out.
 
     >>> sane = [{"kl": [0.0, 0.2]}, {"kl": [0.0, 0.4]}]
     >>> symptoms({"kl": [0.0, 0.5]}, sane), symptoms({"kl": [0.3, 0.3]}, sane)[0].figure
@@ -91,6 +97,8 @@ def symptoms(curves: Curves, sane: Iterable[Curves]) -> list[Symptom]:
     """
     found, normal = [], [figures(one) for one in sane]
     for name, value in figures(curves).items():
+        if name in noisy:
+            continue
         low, high = (end(one[name] for one in normal) for end in (min, max))
         width = max(high - low, ROUNDING)
         beyond = max(low - value, value - high) / width if math.isfinite(value) else math.inf
