@@ -127,12 +127,14 @@ def test_a_bug_without_a_thread_names_the_tests_that_see_it():
     assert "tests/grpo/test_variants.py" in said
 
 
-def test_a_symptom_lies_outside_the_range_by_more_than_its_width():
-    sane = [{"kl": [0.0, x]} for x in (0.2, 0.3, 0.4)]  # means 0.1 to 0.2
-    cases = ((0.2, False), (0.6, False), (0.61, True), (-0.01, True), (float("nan"), True))
+def test_a_symptom_lies_outside_the_range_by_more_than_two_widths():
+    sane = [{"kl": [0.0, x]} for x in (0.4, 0.5, 0.6)]  # means 0.2 to 0.3
+    cases = ((0.02, False), (0.98, False), (1.02, True), (-0.02, True), (float("nan"), True))
     for end, expected in cases:
         found = [one for one in symptoms({"kl": [0.0, end]}, sane) if one.figure == "kl, mean"]
         assert bool(found) == expected, end
+    assert symptoms({"kl": [0.0, 9.0]}, sane, {"kl, mean", "kl, last 10 steps"}) == []
+    assert len(symptoms({"kl": [0.0, 0.8]}, sane, widths=0.9)) == 2
     rounding = [{"kl": [1e-6, 1e-6]}] * 3
     assert symptoms({"kl": [2e-6, 0.0]}, rounding) == []
     assert json.dumps(symptoms({"kl": [1.0, 1.0]}, rounding)[0])[:15] == '["kl at step 1"'

@@ -3,11 +3,11 @@
     python tests/campaigns/puzzles.py                 goes on where it was stopped
     python tests/campaigns/puzzles.py --only GSPO     bugs with this word in the name
 
-Trains five sane seeds, whose ranges are what a bug must leave, and three more as controls, among
-them the seed of the bugs: a figure with which a control leaves the range is noisy, and no symptom.
-One traced run finds the lines that training enters; the bugs of mutate.py elsewhere are no
-candidates. Then every candidate trains for one step, in chance order, and those that show nothing
-for 30. A run that breaks off is no puzzle.
+Trains five sane seeds, whose ranges a bug must leave by two widths, and three more as controls,
+among them the seed of the bugs: a figure in which a control leaves them by one width is noisy and
+no symptom. One traced run finds the lines that training enters; the bugs of mutate.py elsewhere are
+no candidates. Then every candidate trains for one step, and those that show nothing for 30. A run
+that breaks off is no puzzle.
 
 Writes tests/conformance/results/puzzles.json after each run, anew if setting or weights changed.
 """
@@ -16,7 +16,6 @@ import argparse
 import ast
 import json
 import os
-import random
 import sys
 import tempfile
 import threading
@@ -36,6 +35,7 @@ from tests.conformance.symptoms import (  # noqa: E402
     SEED,
     STEPS,
     TRAINING,
+    WIDTHS,
     Curves,
     read_list,
     run,
@@ -108,7 +108,7 @@ def train_controls(record: dict[str, Any], copy: Path, folder: Path) -> None:
     for seed in CONTROLS:
         if str(seed) not in controls:
             curves = rounded(run(copy, folder / f"control-{seed}", seed))
-            controls[str(seed)] = symptoms(curves, record["sane"].values())
+            controls[str(seed)] = symptoms(curves, record["sane"].values(), widths=WIDTHS / 2)
             if seed == SEED:
                 record["without a bug"] = curves
             record["noisy"] = sorted({one[0] for found in controls.values() for one in found})
@@ -131,7 +131,7 @@ def train_bug(
     if rounded(curves) == record.get("without a bug"):
         outcome = "no difference"
     row = {"name": name, "outcome": outcome, "steps": steps, "symptoms": found[:MOST]}
-    return row | {"number": len(found), "seconds": round(time.monotonic() - start, 1)}
+    return row | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def train_bugs(steps: int, record: dict[str, Any], copy: Path, folder: Path, only: str) -> None:
@@ -169,8 +169,9 @@ def main() -> None:
         train_controls(record, copy, folder)
         if "candidates" not in record:
             lines = lines_that_run(copy, folder)
-            found = [name for name, mutation in KNOWN.items() if runs(mutation, lines)]
-            record |= {"candidates": random.Random(0).sample(found, len(found)), "bugs": []}
+            found = [mutation for mutation in KNOWN.values() if runs(mutation, lines)]
+            found.sort(key=lambda mutation: mutation.file, reverse=True)
+            record |= {"candidates": [mutation.name for mutation in found], "bugs": []}
             keep(record)
         train_bugs(1, record, copy, folder, options.only)
         train_bugs(STEPS, record, copy, folder, options.only)

@@ -21,8 +21,9 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -57,15 +58,15 @@ class Place(NamedTuple):
 
 def symptoms_shown(found: Iterable[Symptom]) -> Iterator[str]:
     for name, value, low, high in found:
-        yield f"   {name:<49} {value:<12.4g} sane {low:.4g} to {high:.4g}"
+        yield f"   {name:<53} {value:<11.4g} sane {low:.4g} to {high:.4g}"
 
 
 def curves_shown(here: Curves, sane: Sequence[Curves]) -> Iterator[str]:
-    """Yield each curve of the bug above the mean of the sane seeds, to the same scale."""
+    """Yield each curve of the bug above the median of the sane seeds, to the same scale."""
     yield f"{'':<43}{f'steps 1 to {STEPS}':<32}{'step 1':<11}{'mean':<11}last 10"
     for name in CURVES:
-        mean = [fmean(values) for values in zip(*(one[name] for one in sane), strict=True)]
-        rows = {"bug": here[name], "sane": mean}
+        middle = [median(values) for values in zip(*(one[name] for one in sane), strict=True)]
+        rows = {"bug": here[name], "sane": middle}
         finite = [x for row in rows.values() for x in row if math.isfinite(x)]
         for label, row in rows.items():
             ends = "".join(f"{x:<11.4g}" for x in (row[0], fmean(row), fmean(row[-10:])))
@@ -110,11 +111,12 @@ def group_shown(trace: Path) -> Iterator[str]:
 
 
 def explained_shown(here: Sequence[str], sane: Sequence[str]) -> Iterator[str]:
-    """Yield the lines in which the two texts differ."""
+    """Yield the lines in which the two texts differ, a sane one and the bug's in turn."""
     for tag, i, j, k, m in SequenceMatcher(None, sane, here, autojunk=False).get_opcodes():
         if tag != "equal":
-            yield from (f"   sane {line}" for line in sane[i:j])
-            yield from (f"   bug  {line}" for line in here[k:m])
+            for normal, changed in zip_longest(sane[i:j], here[k:m]):
+                yield from [f"   sane {normal}"] * (normal is not None)
+                yield from [f"   bug  {changed}"] * (changed is not None)
     if list(here) == list(sane):
         yield "   no difference"
 
@@ -197,7 +199,7 @@ def show_symptoms(mutation: Mutation, record: dict[str, Any]) -> Iterator[str]:
         with put_into(copy, mutation):
             curves, changed = run(copy, out), explained(copy, Path(folder) / "bug.txt")
         yield f"A copy of the project has a bug: train.py {TRAINING} --steps {STEPS} --seed {SEED}"
-        yield "\n1. Curves, and the mean of five sane seeds below each"
+        yield "\n1. Curves, and the median of five sane seeds below each"
         if curves:
             yield from curves_shown(curves, sane)
             yield "   Outside the range of the sane seeds:"

@@ -24,6 +24,7 @@ MACHINE = " --device cpu --threads 1 --cache none --quiet"
 TRAINING = f"{SETTING} --eval-size 0 --save-every 0"
 NO_SYMPTOM = ("step", "time/", "memory/")  # they depend on the machine
 CPU_SECONDS, LIMIT = 100, 3600  # of a run: ten times what it takes; of waiting for it
+WIDTHS = 2.0
 ROUNDING = 1e-5  # a difference up to this is no symptom
 
 Curves = dict[str, list[float]]  # a value a step, by the metric's name
@@ -86,13 +87,15 @@ def figures(curves: Curves) -> dict[str, float]:
     return found
 
 
-def symptoms(curves: Curves, sane: Iterable[Curves], noisy: Collection[str] = ()) -> list[Symptom]:
-    """The figures outside the range of the sane seeds by more than the range's own width, the
-    farthest first: the next sane seed lies outside the range of five itself one time in three.
-    `noisy` figures are left out.
+def symptoms(
+    curves: Curves, sane: Iterable[Curves], noisy: Collection[str] = (), widths: float = WIDTHS
+) -> list[Symptom]:
+    """The figures that are not `noisy` and lie outside the range of the sane seeds by more than so
+    many `widths` of the range, the farthest first. The next sane seed itself lies outside the range
+    of five one time in three, but hardly ever so far.
 
     >>> sane = [{"kl": [0.0, 0.2]}, {"kl": [0.0, 0.4]}]
-    >>> symptoms({"kl": [0.0, 0.5]}, sane), symptoms({"kl": [0.3, 0.3]}, sane)[0].figure
+    >>> symptoms({"kl": [0.0, 0.7]}, sane), symptoms({"kl": [0.3, 0.3]}, sane)[0].figure
     ([], 'kl at step 1')
     """
     found, normal = [], [figures(one) for one in sane]
@@ -102,7 +105,7 @@ def symptoms(curves: Curves, sane: Iterable[Curves], noisy: Collection[str] = ()
         low, high = (end(one[name] for one in normal) for end in (min, max))
         width = max(high - low, ROUNDING)
         beyond = max(low - value, value - high) / width if math.isfinite(value) else math.inf
-        if beyond > 1:
+        if beyond > widths:
             found.append((beyond, Symptom(name, value, low, high)))
     return [one for _, one in sorted(found, key=lambda pair: -pair[0])]
 
