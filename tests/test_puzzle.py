@@ -60,6 +60,12 @@ def test_the_list_has_puzzles_enough_and_each_can_be_put_in():
     assert {row["name"] for row in record["bugs"]} <= {*record["candidates"]} <= {*KNOWN}
 
 
+def test_the_manual_counts_the_list():
+    record = read_list()
+    text = (ROOT / "tests/conformance/README.md").read_text("utf-8")
+    assert f"lists {len(puzzles(record))} of the {len(record['candidates'])} bugs" in text
+
+
 def test_ten_seeds_in_a_row_are_ten_puzzles():
     names = [row["name"] for row in puzzles(read_list())]
     assert len({*names[:10]}) == 10
