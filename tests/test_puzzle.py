@@ -141,6 +141,7 @@ def test_a_symptom_lies_outside_the_range_by_more_than_two_widths():
         assert bool(found) == expected, end
     assert symptoms({"kl": [0.0, 9.0]}, sane, {"kl, mean", "kl, last 10 steps"}) == []
     assert len(symptoms({"kl": [0.0, 0.8]}, sane, widths=0.9)) == 2
+    assert symptoms({"new": [9.0]}, sane) == []
     rounding = [{"kl": [1e-6, 1e-6]}] * 3
     assert symptoms({"kl": [2e-6, 0.0]}, rounding) == []
     assert json.dumps(symptoms({"kl": [1.0, 1.0]}, rounding)[0])[:15] == '["kl at step 1"'
