@@ -1,7 +1,7 @@
 """Does the suite bite? Put one small bug at a time into a copy of the project and run the tests.
 
     python tests/conformance/mutate.py                     all of them: half an hour of two cores
-    python tests/conformance/mutate.py --only temperature  those with this word in the name
+    python tests/conformance/mutate.py --only GSPO delta   those with one of the words in the name
     python tests/conformance/mutate.py --check             only see that each can be put in
 
 Writes results/mutations.json: name, file, the test that failed first, seconds. Exits with 1 where
@@ -9,6 +9,7 @@ a bug survives. Nothing but the copy is changed.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -62,54 +64,88 @@ def tests_of(thread: str) -> list[str]:
     return names and [*names, "-k", f"test_{thread}_"]
 
 
-def suite(copy: Path, tests: list[str], output: Path) -> None:
-    """Run pytest in this process; its report is in `output` afterwards."""
+def enter(copy: Path, output: Path) -> None:
+    """Make this process one of the copy's: its folder, its modules; its output goes to a file."""
     os.chdir(copy)
     sys.path[:] = [str(copy), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
     sys.dont_write_bytecode = True
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        import pytest
 
-        options = ["-x", "-q", "--no-header", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
-        code = int(pytest.main([*options, *tests]))
-    sys.exit(code)
+
+def suite(copy: Path, tests: list[str], output: Path) -> None:
+    """Run pytest in this process; its report is in `output` afterwards."""
+    enter(copy, output)
+    import pytest
+
+    options = ["-x", "-q", "--no-header", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
+    sys.exit(int(pytest.main([*options, *tests])))
+
+
+def exit_code(work: Callable[..., None], *arguments: object, limit: int = SECONDS) -> int | None:
+    """That of a process which does `work` with `arguments`; None if it was killed at the limit."""
+    process = FORKS.Process(target=work, args=arguments)
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        return None
+    return process.exitcode
 
 
 def killed_by(copy: Path, tests: list[str]) -> str:
     """The first test that fails in the copy; "" where all pass."""
     output = copy.with_suffix(".txt")
-    process = FORKS.Process(target=suite, args=(copy, tests, output))
-    process.start()
-    process.join(SECONDS)
-    if process.is_alive():
-        process.kill()
+    code = exit_code(suite, copy, tests, output)
+    if code is None:
         return f"no end within {SECONDS} s"
-    if process.exitcode == 0:
+    if code == 0:
         return ""
     report = output.read_text()
-    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/\S*?::)?(\S+)", report, re.MULTILINE)
-    return failed[1] if failed else f"exit {process.exitcode}: {report[-300:]}"
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/\S*?::)?(.+?)(?: - .*)?$", report, re.MULTILINE)
+    return failed[1] if failed else f"exit {code}: {report[-300:]}"
 
 
-def tried(mutation: Mutation, copies: Queue[Path]) -> Row:
-    """Put the bug into a copy that is free, test it, and take the bug out."""
-    copy, start = copies.get(), time.monotonic()
+@contextlib.contextmanager
+def put_into(copy: Path, mutation: Mutation) -> Iterator[None]:
+    """While it is entered, the copy has the bug."""
     place = copy / mutation.file
     sound = place.read_text(encoding="utf-8")
     mutated = sound.replace(mutation.old, mutation.new)
     compile(mutated, mutation.file, "exec")  # a syntax error would prove nothing
     place.write_text(mutated, encoding="utf-8")
     try:
-        test = mutation.thread and killed_by(copy, tests_of(mutation.thread))
-        test = test or killed_by(copy, ["tests/conformance"])
+        yield
     finally:
         place.write_text(sound, encoding="utf-8")
+
+
+def tried(mutation: Mutation, copies: Queue[Path]) -> Row:
+    """Put the bug into a copy that is free, test it, and take the bug out."""
+    copy, start = copies.get(), time.monotonic()
+    try:
+        with put_into(copy, mutation):
+            test = mutation.thread and killed_by(copy, tests_of(mutation.thread))
+            test = test or killed_by(copy, ["tests/conformance"])
+    finally:
         copies.put(copy)
     seconds = round(time.monotonic() - start, 1)
     print(f"{seconds:6.1f} s  {mutation.name}: {test or 'SURVIVED'}", flush=True)
     return {"name": mutation.name, "file": mutation.file, "killed_by": test, "seconds": seconds}
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the project as `folder`, which is made."""
+    return Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
+
+
+def every_mutation() -> list[Mutation]:
+    sys.path.insert(0, str(ROOT))
+    from tests.conformance.mutations import MUTATIONS
+    from tests.conformance.mutations_of_programs import PROGRAMS
+
+    return [Mutation(*row) for row in (*MUTATIONS, *PROGRAMS)]
 
 
 def keep(rows: dict[str, Row], names: list[str]) -> None:
@@ -123,16 +159,12 @@ def keep(rows: dict[str, Row], names: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="only bugs with this word in the name")
+    parser.add_argument("--only", nargs="+", default=[""], help="only bugs with one of these words")
     parser.add_argument("--check", action="store_true", help="only see that each can be put in")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    from tests.conformance.mutations import MUTATIONS
-    from tests.conformance.mutations_of_programs import PROGRAMS
-
-    every = [*MUTATIONS, *PROGRAMS]
-    mutations = [Mutation(*row) for row in every if options.only in row[0]]
+    every = every_mutation()
+    mutations = [m for m in every if any(word in m.name for word in options.only)]
     if misfits := list(filter(None, [mutation.misfit() for mutation in mutations])):
         sys.exit("\n".join(["mutate.py: some bugs cannot be put in", *misfits]))
     if options.check:
@@ -144,11 +176,11 @@ def main() -> None:
     copies: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         for i in range(options.jobs):
-            copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(i), ignore=LEFT_OUT)))
+            copies.put(copied(Path(folder) / str(i)))
         rows = {}
         for row in pool.map(lambda mutation: tried(mutation, copies), mutations):
             rows[row["name"]] = row
-            keep(rows, [name for name, *_ in every])
+            keep(rows, [m.name for m in every])
         if test := tried(SOUND, copies)["killed_by"]:
             sys.exit(f"mutate.py: {test} fails without any bug: mend it, and try again")
     survivors = [name for name, row in rows.items() if not row["killed_by"]]

@@ -1,6 +1,7 @@
 """Small bugs, as (name, thread, file, old text, new text): what peers had, what a slip could make.
 
-The test of that thread is tried first, as it is the one that ought to see the bug.
+The test of that thread is tried first, as it is the one that ought to see the bug. In place of a
+thread, the variants of the loss name the test files that see theirs.
 The old text must occur exactly once in its file; it is kept short, so that it survives editing.
 """
 
@@ -9,6 +10,8 @@ from tests.conformance.mutations_of_models import LAW, LOOP, MODELS, ROLLOUT, TR
 LOSS, OPTIM = "grpo/loss.py", "grpo/optim.py"
 ADVANTAGES, PARSE = "grpo/advantages.py", "rewards/answers.py"
 METRICS, REWARDS = "grpo/metrics.py", "rewards/scoring.py"
+RULES, RULES_TESTS = "rewards/rules.py", "tests/rewards/test_rules.py"
+VARIANT_TESTS = "tests/grpo/test_variants.py tests/grpo/test_advantages.py"
 
 MUTATIONS = [
     *MODELS,
@@ -16,8 +19,8 @@ MUTATIONS = [
     ("log-ratio not held", "nemo_rl_874", LOSS,
      "(numerator - denominator).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)",
      "(numerator - denominator)"),
-    ("clip at the wrong side", "trl_3144", LOSS, "return torch.min(ratio.clamp(",
-     "return torch.max(ratio.clamp("),
+    ("clip at the wrong side", "trl_3144", LOSS, "return torch.min(ratio * advantages",
+     "return torch.max(ratio * advantages"),
     ("no clip", "trl_3144", LOSS, "ratio.clamp(1 - clip_eps, 1 + clip_eps_high)", "ratio"),
     ("the upper bound ignored", "trl_3144", LOSS, "1 - clip_eps, 1 + clip_eps_high)",
      "1 - clip_eps, 1 + clip_eps)"),
@@ -44,6 +47,52 @@ MUTATIONS = [
      "rows * max_completion_length, dtype", "rows * int(lengths.max()), dtype"),
     ("weights of grpo not by length", "vlm_r1_280", LOSS, '"grpo": rows * lengths.double()',
      '"grpo": rows * lengths.double().mean().expand(rows)'),
+    # Variants of the loss and of the advantages
+    ("delta bounds nothing", VARIANT_TESTS, LOSS,
+     "ratio if delta == inf else ratio.clamp(max=delta)", "ratio"),
+    ("where delta acts is not counted", VARIANT_TESTS, LOSS,
+     " | (ratio > delta) & (advantages < 0)", ""),
+    ("CISPO's weight has a gradient", VARIANT_TESTS, LOSS, "ratio.detach().clamp(max=",
+     "ratio.clamp(max="),
+    ("CISPO bounds the low side too", VARIANT_TESTS, LOSS, "clamp(max=1 + clip_eps_high) *",
+     "clamp(1 - clip_eps_high, 1 + clip_eps_high) *"),
+    ("CISPO counts clips that it does not make", VARIANT_TESTS, LOSS,
+     'inf if kind == "cispo" else clip_eps', "clip_eps"),
+    ("GSPO's ratio is the product of the tokens'", VARIANT_TESTS, LOSS, "part.mean().expand_as",
+     "part.sum().expand_as"),
+    ("GSPO's ratio is the mean of the tokens'", VARIANT_TESTS, LOSS, "part.mean().expand_as",
+     "part.exp().mean().log().expand_as"),
+    ("one ratio for all sequences of a pass", VARIANT_TESTS, LOSS, ".split(lengths)",
+     ".split(sum(lengths))"),
+    ("the KL's correction has no gradient", VARIANT_TESTS, LOSS, "return ratio * k3_kl(",
+     "return ratio.detach() * k3_kl("),
+    ("cut completions have a loss", VARIANT_TESTS, LOSS, "((kept > 0) / denominator)",
+     "((lengths > 0) / denominator)"),
+    ("cut completions leave the mean", VARIANT_TESTS, LOSS, '"grpo": rows * lengths.double()',
+     '"grpo": (kept > 0).sum() * lengths.double()'),
+    ("cut completions count among dapo's tokens", VARIANT_TESTS, LOSS,
+     '"dapo": kept.sum().clamp(min=1)', '"dapo": lengths.sum()'),
+    ("REINFORCE with a baseline that was switched off", VARIANT_TESTS, LOSS,
+     '("none", "sum"): lambda r, _: r,',
+     '("none", "sum"): lambda r, _: group_advantages(r, "none"),'),
+    ("the batch's std taken in each group", VARIANT_TESTS, ADVANTAGES,
+     "advantages / (rewards.std() +", "advantages / (rewards.std(1, keepdim=True) +"),
+    ("GDPO forgets the rewards' weights", VARIANT_TESTS, ADVANTAGES,
+     "weights.get(k, 1.0) * normalised", "normalised"),
+    ("GDPO normalises each reward over all groups", VARIANT_TESTS, ADVANTAGES,
+     "normalised(part.double(), 1)", "normalised(part.double().view(1, -1), 1).view_as(part)"),
+    ("GDPO does not normalise the sum", VARIANT_TESTS, ADVANTAGES,
+     "normalised(total.view(1, -1), 1).view_as(total)", "total"),
+    ("a reward that is NaN spoils GDPO's sum", VARIANT_TESTS, ADVANTAGES, ".nansum(dim=0)",
+     ".sum(dim=0)"),
+    ("a reward that is NaN counts in GDPO's std", VARIANT_TESTS, ADVANTAGES,
+     "(~values.isnan()).sum(dim, keepdim=True) - 1", "values.shape[dim] - 1"),
+    ("GDPO's groups without signal contribute", VARIANT_TESTS, ADVANTAGES,
+     ".masked_fill(silent, 0.0).float()", ".float()"),
+    ("overlong charges from the first token on", RULES_TESTS, RULES,
+     "(longest - cache - len(ids)) / cache", "-len(ids) / longest"),
+    ("overlong does not stop at -1", RULES_TESTS, RULES, "max(-1.0, min(0.0, value))",
+     "min(0.0, value)"),
     # Groups
     ("biased std", "ms_swift_3980", ADVANTAGES, "rewards.std(dim=1, keepdim=True)",
      "rewards.std(dim=1, keepdim=True, unbiased=False)"),
