@@ -111,7 +111,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "reward": rollout.rewards.mean().item(),
         "reward_std": rollout.rewards.std(dim=1).mean().item(),
         **{f"rewards/{name}/mean": part.nanmean().item() for name, part in rollout.parts.items()},
-        "same_text": sum(len(set(texts)) == 1 for texts in rollout.texts) / len(rollout.texts),
+        "frac_same_text": sum(len(set(texts)) == 1 for texts in rollout.texts) / len(rollout.texts),
         "groups_redrawn": float(rollout.redrawn),
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),

@@ -47,7 +47,7 @@ def never_applies(history: History, config: Config) -> str | None:
 
 def equal_completions(history: History, config: Config) -> str | None:
     """In a quarter of the groups or more, all completions are the same text."""
-    share = _mean(history, "same_text")
+    share = _mean(history, "frac_same_text")
     found = f"in {100 * share:.0f} % of groups all completions are equal"
     return f"{found}: raise {_now(config, 'temperature')}" if share >= 0.25 else None
 

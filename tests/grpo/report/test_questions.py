@@ -101,7 +101,7 @@ def test_diagnoses_are_those_of_the_terminal_with_their_steps(run: Path, tmp_pat
     mine = Path(shutil.copytree(run, tmp_path / "mine"))
     lines = list(map(json.loads, (mine / "metrics.jsonl").read_text().splitlines()))
     for i, step in enumerate(lines):
-        step |= {"completions/clipped_ratio": 0.5, "same_text": float(i > 40), "kl": None}
+        step |= {"completions/clipped_ratio": 0.5, "frac_same_text": float(i > 40), "kl": None}
         step |= {"skipped_updates": float(i == 20), "memory/cuts": int(i == 30)}
     (mine / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config, said, last = Config.load(mine / "config.json"), [], {}

@@ -26,7 +26,7 @@ HEALTHY = {
     "frac_reward_zero_std": 0.1,
     "completions/clipped_ratio": 0.0,
     "kl": 0.01,
-    "same_text": 0.0,
+    "frac_same_text": 0.0,
 }
 
 
@@ -71,9 +71,9 @@ CASES = {  # diagnosis: what it is said of, and with which words; what it is not
         ],
     ),
     "equal_completions": (
-        flat(same_text=0.3),
+        flat(frac_same_text=0.3),
         ["in 30 % of groups all completions are equal", "--temperature (now 0.9)"],
-        [flat(same_text=0.24), flat(same_text=0.0, frac_reward_zero_std=1.0)],
+        [flat(frac_same_text=0.24), flat(frac_same_text=0.0, frac_reward_zero_std=1.0)],
     ),
     "truncated": (
         flat(**{"completions/clipped_ratio": 0.06}),

@@ -17,7 +17,7 @@ import torch
 import train
 from data.example import VQAExample
 from data.showing import asked_and_gold
-from grpo.metrics import Step
+from grpo.metrics import Step, rollout_metrics
 from grpo.rollout import Rollout
 from grpo.run import terminal as screens
 from grpo.run.progress import Progress, sampled, what_changed
@@ -52,7 +52,8 @@ def step(n: int, text: str = "<answer>B</answer>", question: str = "Which?", **m
     parts = {"format": rewards.clone(), "findings": torch.full((2, 2), torch.nan)}
     rollout = Rollout([example] * 2, groups, [[text, "B"], ["B", "A"]], rewards, parts)
     advantages = torch.tensor([[0.7071, -0.7071], [0.0, 0.0]])
-    return Step({"step": n, **METRICS, **metrics}, rollout, advantages)
+    same = {"frac_same_text": rollout_metrics(rollout)["frac_same_text"]}
+    return Step({"step": n, **METRICS, **same, **metrics}, rollout, advantages)
 
 
 def run(config: Config, *steps: Step) -> None:
