@@ -54,7 +54,7 @@ def card(run: Path) -> str:
 def command(config: Config) -> str:
     """Return the command line whose settings are those of `config`.
 
-    >>> command(Config(recipe="phantom", steps=6, blind=True, out="runs/a"))
+    >>> command(Config.from_flags("--recipe phantom --steps 6 --blind --out runs/a".split()))
     'python train.py --recipe phantom --modality MRI --blind --steps 6'
     """
     words = ["python", "train.py", "--recipe", config.recipe, "--modality", config.modality]

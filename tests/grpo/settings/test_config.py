@@ -43,7 +43,7 @@ OTHER = {
 WITH = {"baseline": ["--scale-rewards", "none"]}
 # Flags without a value.
 BARE = ["strict", "shuffle_options", "shuffle_answers", "blind", "mask_truncated", "tensorboard"]
-BARE += ["quiet"]
+BARE += ["trace_blind", "quiet"]
 
 
 def flags(*argv: str) -> Config:
