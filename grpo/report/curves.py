@@ -167,8 +167,8 @@ def number(x: Any) -> str:
     """Return a number with four digits at most; "-" for what is none, or not finite.
 
     >>> number(0.07868262), number(2000.0), number(0.000015), number(None)
-    ('0.07868', '2000', '1.5e-05', '-')
+    ('0.07868', '2000', '1.5e-5', '-')
     """
     if not isinstance(x, int | float) or not abs(x) <= sys.float_info.max:  # NaN is not, either
         return "-"
-    return f"{x:.4g}"
+    return f"{x:.4g}".replace("e-0", "e-")
