@@ -36,9 +36,10 @@ from grpo.run.resume import going_on, open_run, starting_point
 from grpo.run.steps import largest_step
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError, exit_on_usage_error, hushed
+from grpo.settings.options import program_flags
 from grpo.sft import sft
 from models.images.prefetch import prefetching
-from models.memory.plan import plan_memory, program_flags
+from models.memory.plan import plan_memory
 from models.open_policy import open_policy, refusal, starting_adapter, starting_model
 from rewards.evaluation.text import gains
 from rewards.judges.judge import open_judges
@@ -69,7 +70,6 @@ def train(config: Config, given: Namespace) -> str:
     if point.finished:
         return f"{point.run}: is finished. Next: python evaluate.py --run {point.run}"
     config = replace(config, out=str(point.run) if point.run else config.out)
-
     judges, reward = open_rewards(config)
     examples, validation, tests, skipped = load_questions(config, refusal(config))
     target = sft_target(config, examples)
@@ -79,6 +79,7 @@ def train(config: Config, given: Namespace) -> str:
     if given.dry_run:
         return plan
     policy = open_policy(opened, adapter)
+    pieces = policy.chat.pieces
     connect(policy.device)
     optimizer = adamw(policy.parameters(), config)
     begun_with = origin(fingerprint(examples), adapter)
@@ -89,14 +90,13 @@ def train(config: Config, given: Namespace) -> str:
     method, by = (sft, target) if config.method == "sft" else (grpo, reward)
     steps = method(policy, optimizer, draw, by, config, point.step)
     if given.explain:
-        return explanation(policy, next(steps), config, described, policy.chat.pieces, given.page)
+        return explanation(policy, next(steps), config, described, pieces, given.page)
 
     run = open_run(config, policy, point, map(vars, sorted(skipped, key=str)))
     checkpoints = Checkpointer(run, policy, optimizer, config, begun_with, started)
     progress = Progress(config, asked_and_gold, before=history(run))
     with Stop(run, config.quiet) as stop, reporting(run, config) as trackers:
-        shown = described, policy.chat.pieces, blank_image
-        recorder = Recorder(checkpoints, stop, progress, trackers, *shown)
+        recorder = Recorder(checkpoints, stop, progress, trackers, described, pieces, blank_image)
         with recorder.recording():
             for step in steps:
                 if config.due(config.eval_every, step.metrics["step"]):

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
 from grpo.report.token_table import DAMAGED
+from grpo.run.terminal import visible
 
 LOADER = FileSystemLoader(Path(__file__).with_name("templates"))
 FILES = ("config", "adapter/base", "evaluation", "summary")
@@ -22,13 +23,13 @@ def checklist(run: Path) -> list[list[str]]:
     """Return the six items: the name of each, then its facts, a line each."""
     form = Environment(undefined=ChainableUndefined, trim_blocks=True, loader=LOADER)
     form.finalize = _fact
-    known: dict[str, Any] = {Path(name).name: read_json(run / f"{name}.json") for name in FILES}
+    known = files(run)
     weights = run / "adapter" / "adapter_model.safetensors"
     known["adapter"] = sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
     prompts: dict[str, str] = {}
     for file in sorted(run.glob("trace/*.json")):
         with suppress(*DAMAGED):
-            prompts |= {group["asked"]: group["prompt"] for group in read_json(file)["groups"]}
+            prompts |= {group["asked"]: group["prompt"] for group in _read(file)["groups"]}
     text = form.get_template("checklist.txt").render(known, prompts=prompts)
     return [item.split("\n") for item in text.strip().split("\n\n")]
 
@@ -37,10 +38,15 @@ def _fact(value: Any) -> Any:
     """Return a value as the form shows it, a text on one line; a prompt, marked safe, has more."""
     if isinstance(value, Undefined | None):
         return "MISSING"
-    return value.replace("\n", "\\n") if type(value) is str else value
+    return visible(value) if type(value) is str else value
 
 
-def read_json(file: Path) -> Any:
+def files(run: Path) -> dict[str, Any]:
+    """Return what the FILES of a run hold, by name without folder."""
+    return {Path(name).name: _read(run / f"{name}.json") for name in FILES}
+
+
+def _read(file: Path) -> Any:
     """Return what a JSON file holds; nothing if it cannot be read."""
     with suppress(*DAMAGED):
         return json.loads(file.read_text(encoding="utf-8"))

@@ -60,9 +60,10 @@ def cells(run: Run) -> Iterator[tuple[tuple[str, str, str], str]]:
     """Yield (modality, model, name of the row) and cell of a run's first evaluation."""
     model = ""
     for sheet in run["evaluations"][:1]:
+        named = [*sheet["table"]["chance"], UNSEEN]  # the last only if there is such a mean
         for row in chain.from_iterable(part["rows"] for part in sheet["parts"][:1]):
             model = row["name"] if row["kind"] == "model" else model
-            for modality, cell in zip([*sheet["table"]["chance"], UNSEEN], row["full"]):  # noqa: B905
+            for modality, cell in zip(named, row["full"], strict=False):
                 yield (modality, model, row["name"]), cell
 
 
@@ -71,7 +72,7 @@ def differences(runs: Sequence[Run], modality: str, remarks: list[str]) -> Itera
 
     A run that shares no answered question with the first adds a remark.
     """
-    from rewards.evaluation.rows import points
+    from rewards.evaluation.rows import p_value, points
     from rewards.evaluation.scores import gain
 
     (first, own), *others = ((run["name"], answers(run, modality)) for run in runs)
@@ -81,7 +82,7 @@ def differences(runs: Sequence[Run], modality: str, remarks: list[str]) -> Itera
         pairs = [own[key] for key in shared], [theirs[key] for key in shared]
         for figure in FIGURES:
             x = gain(*pairs, figure) if shared else None
-            said = f"{points(x)}, p {x['mcnemar_p']:.1g}, n {len(shared)}" if x else "-"
+            said = f"{points(x)}, p {p_value(x['mcnemar_p'])}, n {len(shared)}" if x else "-"
             found[figure].append(said)
         if not shared:
             problem = f"{first} and {name} share no answered question, so nothing is paired"

@@ -8,17 +8,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from grpo.report import curves as charts
 from grpo.report import evaluation_table as sheets
-from grpo.report.checklist import checklist
 from grpo.report.token_table import DAMAGED
-from grpo.run.diagnoses import newly_true
+from grpo.run.diagnoses import ALERTS, newly_true
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
-
-# Metrics that are 0 while all is well, and what else they say.
-ALERTS = {"skipped_updates": "a number was not finite: updates were left out"}
-ALERTS |= {"memory/cuts": "out of memory, and done again in halves"}
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -47,10 +41,8 @@ def contents(run: Path) -> dict[str, Any]:
         "last_step": last,
         "metrics": metrics,
         "results": summary.get("results") or {},
-        "charts": list(charts.curves(metrics, str(config.get("modality")))),
         "alerts": alerts(run, metrics, remarks),
         "evaluations": evaluations,
-        "checklist": checklist(run),
         "remarks": remarks,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from grpo.report.checklist import LOADER, checklist, read_json
+from grpo.report.checklist import LOADER, checklist, files
 from grpo.report.token_table import DAMAGED
 from grpo.run.atomic import write_whole
 from grpo.run.metrics_log import history
@@ -39,16 +39,14 @@ def write_card(run: Path) -> None:
 
 def card(run: Path) -> str:
     """Return the card of a run. Raises one of DAMAGED or jinja2's TemplateError."""
-    config, known = Config.load(run / "config.json"), {"steps": len(history(run))}
+    config, known = Config.load(run / "config.json"), files(run)
+    known |= {"record": known["config"], "steps": len(history(run)), "items": checklist(run)}
     form = Environment(loader=LOADER, undefined=StrictUndefined, finalize=in_markdown)
     form.trim_blocks = form.lstrip_blocks = True
     form.filters["visible"], form.policies["json.dumps_kwargs"] = visible, {"ensure_ascii": False}
-    known |= {name: read_json(run / f"{name}.json") for name in ("evaluation", "summary")}
-    known |= {"base": read_json(run / "adapter" / "base.json"), "items": checklist(run)}
-    known["record"] = read_json(run / "config.json")
     known["on_hub"] = HUB_ID.fullmatch(config.model) and not Path(config.model).exists()
-    template = form.get_template("model_card.md")
-    return template.render(known, config=config, command=command(config))
+    known |= {"config": config, "command": command(config)}
+    return form.get_template("model_card.md").render(known)
 
 
 def command(config: Config) -> str:

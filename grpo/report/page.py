@@ -26,6 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from grpo.report import curves as charts
 from grpo.report import token_table as inspector
+from grpo.report.checklist import checklist
 from grpo.report.comparison import comparison
 from grpo.report.contents import contents
 from grpo.report.questions import histogram, recurring
@@ -113,11 +114,12 @@ def of_one(runs: Sequence[Path], environment: Environment, most_bytes: int) -> s
     """Return the page of the one run; it counts groups that do not fit."""
     (run,) = runs
     told = contents(run)
+    told["charts"] = list(charts.curves(told["metrics"], str(told["config"].get("modality"))))
     steps, remarks = inspector.traced_steps(run)
     told["remarks"] += remarks
     rows = ["token", *steps[0].rows] if steps else []
     shaded = [q for q in inspector.QUANTITIES if inspector.NEEDS.get(q[0], "token") in rows]
-    told |= {"traced": steps, "rows": rows, "quantities": shaded}
+    told |= {"traced": steps, "rows": rows, "quantities": shaded, "checklist": checklist(run)}
     told |= {"histogram": histogram(steps), "questions": recurring(steps)}
     told["shown"] = {traced.step: {} for traced in steps}
     room = most_bytes - len(render(environment, told, steps).encode()) - REMARK_ROOM

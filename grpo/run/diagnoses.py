@@ -20,6 +20,9 @@ TREND = 30  # steps in each of two means that are compared: a step of 4 groups i
 MOST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.02}  # of log-probs by sampler and by scorer
 EARLY = 3  # steps after which a reward that never applied is said
 AGAIN = 30  # steps that a diagnosis must not hold for before it is said again
+# Metrics that are 0 while all is well, and what else they say.
+ALERTS = {"skipped_updates": "a number was not finite: updates were left out"}
+ALERTS |= {"memory/cuts": "out of memory, and done again in halves"}
 
 
 def no_signal(history: History, config: Config) -> str | None:

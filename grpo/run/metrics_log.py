@@ -62,7 +62,7 @@ def check_trackers(config: Config) -> list[str]:
     one and for one that is not installed."""
     named = names_in(config.report_to, "--report-to ")
     check_names("report_to", named, TRACKERS, ", a comma list, or none")
-    names = [name for name in TRACKERS if name in named or getattr(config, name, False)]
+    names = [n for n in TRACKERS if n in named or (n == "tensorboard" and config.tensorboard)]
     if missing := [name for name in names if not find_spec(name)]:
         problem = f"--report-to {missing[0]}: the package {missing[0]} is not installed"
         raise UsageError(f"{problem}; pip install {missing[0]}, or leave it out")

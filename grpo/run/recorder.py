@@ -11,6 +11,7 @@ from grpo.distributed import gathered, rank
 from grpo.interfaces import Example
 from grpo.metrics import Step
 from grpo.run.checkpoint import Checkpointer, checkpoints, save_adapter
+from grpo.run.diagnoses import ALERTS
 from grpo.run.interrupt import Halted, Stop
 from grpo.run.metrics_log import MetricsLog, Trackers
 from grpo.run.progress import Progress
@@ -67,7 +68,7 @@ class Recorder:
         """
         number, config = int(step.metrics["step"]), self.checkpointer.config
         if step.metrics.get("memory/cuts"):
-            again = "out of memory, and done again in halves; --dry-run says what fits at once"
+            again = f"{ALERTS['memory/cuts']}; --dry-run says what fits at once"
             print(f"train.py: step {number}: {again}", file=sys.stderr)
         if sentence := skipped(step, self.progress.history, config.max_skipped_steps):
             print(f"train.py: {sentence}", file=sys.stderr)

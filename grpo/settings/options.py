@@ -1,8 +1,11 @@
-"""The flags of evaluate.py."""
+"""The flags of evaluate.py, and those of train.py that are no settings of a run."""
 
+import argparse
 import dataclasses
 import functools
+import re
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from grpo.settings.config import Dtype, Switch, Way
@@ -15,6 +18,7 @@ _one = functools.partial(option, "one question about one picture")
 _out = functools.partial(option, "output")
 _run = functools.partial(option, "machine")
 METRICS = ("perplexity", "reasoning", "correctness", "similarity", "faithfulness")
+UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}  # of --memory-limit
 AS_RUN = "run"  # the run's own value, for the settings to which "none" is a value
 
 
@@ -111,3 +115,37 @@ class Options:
         values = {name: getattr(self, name) for name in names}
         values["prompt"] = self.ways[0] if self.ways else None
         return {name: value for name, value in values.items() if value not in (None, AS_RUN)}
+
+
+def program_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of train.py that are no settings of a run, as --dry-run, and the other words.
+    Raises UsageError.
+
+    >>> program_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
+    (Namespace(explain=False, page=None, dry_run=True, memory_limit=40000000000), ['--steps', '1'])
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--explain", action="store_true")
+    parser.add_argument("--page", nargs="?", const="")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
+    found, rest = parser.parse_known_args(words)
+    if found.memory_limit is not None:
+        found.memory_limit = read_limit(found.memory_limit)
+    if found.page is not None and not (found.page and found.explain):
+        raise UsageError("--page: needs --explain and a file, as --explain --page group.html")
+    check_file("--page", found.page)
+    return found, rest
+
+
+def read_limit(text: str) -> int:
+    """Bytes of 40GB (10^9 bytes each), 40GiB (2^30), 24000MB or MiB. Raises UsageError.
+
+    >>> read_limit("1.5GB"), read_limit("1 mib")
+    (1500000000, 1048576)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.ASCII | re.IGNORECASE)
+    if found and (size := int(float(found[1]) * UNITS[found[2].lower()])):
+        return size
+    wanted = "expected an amount and its unit, such as 40GB, 40GiB or 24000MB"
+    raise UsageError(f"{f'--memory-limit {text}'.rstrip()}: {wanted}")

@@ -7,12 +7,11 @@ A plan has three fake steps at most: the largest step without checkpointing, the
 one with the largest group that fits. Between steps, memory is a line in the tokens of a pass.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,7 +25,6 @@ import torch
 
 from grpo.settings.config import Config, cache_folder
 from grpo.settings.errors import UsageError
-from grpo.settings.flags import check_file
 from models.chat import Chat, Example
 from models.device import pick_device
 from models.images.features import MEMORY_LIMIT, image_tokens
@@ -41,7 +39,6 @@ LARGE = 1_000_000_000  # parameters from which checkpointing "auto" makes a plan
 # graph on its own stream (0.2 GB), and free blocks too small for the next tensor, 2 or 3 % of
 # 40 GB. Estimated: none of it was measured on a GPU.
 RESERVE = 2 << 30
-UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 # Where a container says how much memory it may have ("max": no limit).
 CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
 
@@ -52,12 +49,12 @@ def plan_memory(
     questions: Sequence[Example],
     target: Callable[[Any], str],
     step: Callable[[Policy, Config, Example, str], None],
-    asked: argparse.Namespace,
+    asked: Namespace,
     processes: int,
 ) -> tuple[Config, str]:
     """The settings to open the policy with, and what --dry-run prints.
 
-    There is a plan if a flag (see `program_flags`) or checkpointing "auto" needs one: "auto" then
+    There is a plan if a flag of `asked` or checkpointing "auto" needs one: "auto" then
     becomes on or off. Warns of a run that will not fit. `step` runs one step with a policy,
     settings, a question, and a text as its completion. `target` says what a supervised run
     imitates; each of the `processes` takes its share of a step's prompts. Raises UsageError as
@@ -139,40 +136,6 @@ def longest_prompt(
         return example, len(chat.encode(example.prompt, images)[0]), sum(images)
 
     return max(map(measured, examples), key=itemgetter(1))
-
-
-def program_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of train.py that are no settings of a run, as --dry-run, and the other words.
-    Raises UsageError.
-
-    >>> program_flags(["--dry-run", "--steps", "1", "--memory-limit", "40GB"])
-    (Namespace(explain=False, page=None, dry_run=True, memory_limit=40000000000), ['--steps', '1'])
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--explain", action="store_true")
-    parser.add_argument("--page", nargs="?", const="")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true")
-    parser.add_argument("--memory-limit", "--memory_limit", nargs="?", const="")
-    found, rest = parser.parse_known_args(words)
-    if found.memory_limit is not None:
-        found.memory_limit = read_limit(found.memory_limit)
-    if found.page is not None and not (found.page and found.explain):
-        raise UsageError("--page: needs --explain and a file, as --explain --page group.html")
-    check_file("--page", found.page)
-    return found, rest
-
-
-def read_limit(text: str) -> int:
-    """Bytes of 40GB (10^9 bytes each), 40GiB (2^30), 24000MB or MiB. Raises UsageError.
-
-    >>> read_limit("1.5GB"), read_limit("1 mib")
-    (1500000000, 1048576)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.ASCII | re.IGNORECASE)
-    if found and (size := int(float(found[1]) * UNITS[found[2].lower()])):
-        return size
-    wanted = "expected an amount and its unit, such as 40GB, 40GiB or 24000MB"
-    raise UsageError(f"{f'--memory-limit {text}'.rstrip()}: {wanted}")
 
 
 def available(device: torch.device) -> int:

@@ -59,8 +59,7 @@ def _row(label: str, cells: list[str], name: str = "", kind: str = "", full: Any
 def _gains(gains: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     strict, forced = ([gain[part] for gain in gains] for part in ("accuracy", "forced_choice"))
     yield _row("  - base", list(map(points, strict)), "minus base, points")
-    tests = (gain["mcnemar_p"] for gain in strict)
-    yield _row("  McNemar p", [f"{p:.1g}" if p else "<1e-323" for p in tests])
+    yield _row("  McNemar p", [p_value(gain["mcnemar_p"]) for gain in strict])
     yield _row("  forced - base", list(map(points, forced)), "forced choice minus base")
 
 
@@ -178,3 +177,12 @@ def points(difference: Mapping[str, Any] | None) -> str:
         return "-"
     low, high = difference["ci95"]
     return f"{100 * difference['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with one digit; one too small for a double is 0, and shown as smaller.
+
+    >>> p_value(0.0312), p_value(0.0)
+    ('0.03', '<1e-323')
+    """
+    return f"{p:.1g}" if p else "<1e-323"

@@ -71,20 +71,30 @@ def without_curves(figures: Any) -> Any:
     return {k: without_curves(v) for k, v in figures.items() if k not in ("curve", "bins")}
 
 
+def rows(arms: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    """Name, table, model and modality of each row: the base of the first run, then every run."""
+    first = next(iter(arms.values()))
+    yield from (("base", first, "base", modality) for modality in first["chance"])
+    for name, table in arms.items():
+        yield from ((name, table, "trained", modality) for modality in table["chance"])
+
+
 def markdown(arms: dict[str, Any]) -> Iterator[str]:
     """The lines of the manual's table: base and then each run, by modality."""
-    columns = ["forced choice", "gain", "visual reliance", "blank changes", "shuffled changes"]
-    columns += ["ECE (calibrated)", "AUROC", "accuracy at 50 %", "sensitivity, specificity"]
-    yield " | ".join(["| model", "modality", *columns]) + " |"
-    yield "|" + "---|" * (2 + len(columns))
-    for name, table in arms.items():
-        for model in ("base", "trained")[name != next(iter(arms)) :]:
-            for modality in table["chance"]:
-                cells = _cells(table, model, modality)
-                yield (
-                    " | ".join([f"| {'base' if model == 'base' else name}", modality, *cells])
-                    + " |"
-                )
+    titles = ["forced choice", "gain", "visual reliance", "blank changes", "shuffled changes"]
+    titles += ["ECE (calibrated)", "AUROC", "accuracy at 50 %", "sensitivity, specificity"]
+    yield from _head(titles)
+    for name, table, model, modality in rows(arms):
+        yield _line([name, modality, *_cells(table, model, modality)])
+
+
+def _head(titles: list[str]) -> Iterator[str]:
+    yield _line(["model", "modality", *titles])
+    yield "|" + "---|" * (2 + len(titles))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cells(table: dict[str, Any], model: str, modality: str) -> list[str]:
@@ -116,26 +126,13 @@ def _interval(figure: dict[str, Any]) -> str:
 
 
 def sampled(arms: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table of pass@k on open questions."""
-    for name, table in arms.items():
-        for model in ("base", "trained")[name != next(iter(arms)) :]:
-            for modality, found in table["open"]["sampled"][model].items():
-                ks = [k for k in found["ci95"] if int(k[5:]) <= found["samples"] // 2]
-                cells = [
-                    f"{percent(found[k])} [{', '.join(percent(end) for end in found['ci95'][k])}]"
-                    for k in ks
-                ]
-                if (name, model, modality) == (
-                    next(iter(arms)),
-                    "base",
-                    next(iter(table["chance"])),
-                ):
-                    yield " | ".join(["| model", "modality", *ks]) + " |"
-                    yield "|" + "---|" * (2 + len(ks))
-                yield (
-                    " | ".join([f"| {'base' if model == 'base' else name}", modality, *cells])
-                    + " |"
-                )
+    """The lines of the table of pass@k on open questions, k up to half of the samples."""
+    for i, (name, table, model, modality) in enumerate(rows(arms)):
+        found = table["open"]["sampled"][model][modality]
+        ks = [k for k in found["ci95"] if int(k[5:]) <= found["samples"] // 2]
+        yield from _head(ks) if i == 0 else ()
+        values = ({"value": found[k], "ci95": found["ci95"][k]} for k in ks)
+        yield _line([name, modality, *map(_interval, values)])
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rewards.evaluation import text as render  # noqa: E402 (the path comes first)
+from tests.campaigns.controls import without_curves  # noqa: E402
 from tests.models.hub import make_hub_folder  # noqa: E402
 
 
@@ -71,7 +72,7 @@ def main() -> None:
             "train_seconds": trained["seconds"],
             "peak_mb": trained["peak_mb"],
             "evaluate_seconds": seconds,
-            "table": table,
+            "table": without_curves(table),
         }
         results.write_text(json.dumps(found, indent=1) + "\n")
         print(f"\n{name}\n{render.text(table)}", flush=True)

@@ -30,7 +30,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rewards.evaluation.rows import percent, points  # noqa: E402
+from rewards.evaluation.rows import p_value, percent, points  # noqa: E402
 from rewards.evaluation.scores import gain, mean_of  # noqa: E402
 from rewards.evaluation.statistics import holm, mcnemar, students_t  # noqa: E402
 
@@ -243,7 +243,7 @@ def _stated(arms: dict[str, Any]) -> str:
 
 
 def _gained(cell: dict[str, Any]) -> str:
-    return points(cell["gain"]) + (f", p {cell['holm_p']:.1g}" if "holm_p" in cell else "")
+    return points(cell["gain"]) + (f", p {p_value(cell['holm_p'])}" if "holm_p" in cell else "")
 
 
 def _together(arms: dict[str, Any]) -> str:

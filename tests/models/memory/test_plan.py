@@ -17,10 +17,11 @@ from data.load import load_split
 from grpo.run.steps import largest_step
 from grpo.settings.config import Config
 from grpo.settings.errors import UsageError
+from grpo.settings.options import program_flags, read_limit
 from models.chat import Chat
 from models.memory import plan
 from models.memory.fitting import MOST, Peaks, Sizes, fitting
-from models.memory.plan import available, longest_prompt, program_flags, read_limit, resident
+from models.memory.plan import available, longest_prompt, resident
 from models.open_policy import load_policy, without_weights
 from models.tree import plan_passes
 from tests.benchmarks.memory import make_config
