@@ -29,9 +29,13 @@ OURS = {
     "data": ("data", "grpo.settings"),
 }
 # What a file may import of others inside its functions: when a judge is asked for, on a terminal,
-# when runs are compared.
+# when a page, a card or a table is made of what rewards/ and data/ know.
 LAZY = {
     "grpo/report/comparison.py": ("rewards",),
+    "grpo/report/model_card.py": ("data",),
+    "grpo/report/page.py": ("rewards",),
+    "grpo/reproduce/ladder.py": ("rewards",),
+    "grpo/reproduce/markdown.py": ("rewards",),
     "grpo/run/terminal.py": ("tqdm",),
     "rewards/judges/endpoint.py": ("huggingface_hub", "httpx"),
     "rewards/judges/local.py": ("torch", "transformers"),

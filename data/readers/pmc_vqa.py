@@ -26,12 +26,8 @@ def read(path: Path) -> Listing:
 
 
 def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    return {
-        **_choices(raw),
-        **fields(raw, image="Figure_path", question="Question"),
-        "dataset": "PMC-VQA",
-        "split": split_named(file.name),
-    }
+    row = _choices(raw) | fields(raw, image="Figure_path", question="Question")
+    return {**row, "dataset": "PMC-VQA", "split": split_named(file.name)}
 
 
 def _files(folder: Path) -> list[Path]:

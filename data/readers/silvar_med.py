@@ -28,11 +28,9 @@ def read(folder: Path) -> Listing:
 
 
 def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    return {
-        **fields(raw, "id", "question", "answer", "modality", reasoning="answer", image="img_name"),
-        "dataset": "SilVar-Med",
-        "split": split_named(file.parent.name),
-    }
+    names = "id", "question", "answer", "modality"
+    row = fields(raw, *names, reasoning="answer", image="img_name")
+    return {**row, "dataset": "SilVar-Med", "split": split_named(file.parent.name)}
 
 
 def _pairs(file: Path) -> Iterator[tuple[int | str, Any]]:

@@ -26,9 +26,6 @@ def read(folder: Path) -> Listing:
 
 def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
     require(raw.get("q_lang", "en") == "en", NOT_ENGLISH)
-    return {
-        **fields(raw, "question", "answer", "answer_type", "modality"),
-        **fields(raw, id="qid", question_type="content_type", image="img_name"),
-        "dataset": "SLAKE",
-        "split": split_named(file.name),
-    }
+    renamed = {"id": "qid", "question_type": "content_type", "image": "img_name"}
+    row = fields(raw, "question", "answer", "answer_type", "modality", **renamed)
+    return {**row, "dataset": "SLAKE", "split": split_named(file.name)}

@@ -32,13 +32,9 @@ def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
     cells = [cell.strip() for cell in raw["line"].split("|", len(names) - 1)]
     require(len(cells) == len(names), f"line is not of the form {form}")
     row = dict(zip(names, cells, strict=True))
-    return {
-        **fields(row, "image", "question"),
-        "answer": row["answer"].split("#"),
-        "question_type": row.get("category", _category(file)),
-        "dataset": "VQA-Med-2019",
-        "split": split,
-    }
+    known = {"dataset": "VQA-Med-2019", "split": split, "answer": row["answer"].split("#")}
+    kind = row.get("category", _category(file))
+    return {**fields(row, "image", "question"), **known, "question_type": kind}
 
 
 def _is_read(file: Path) -> bool:

@@ -30,12 +30,9 @@ def read(path: Path) -> Listing:
 
 
 def _row(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    return {
-        **fields(raw, "question", "answer", "answer_type", "question_type", "modality", "image"),
-        **fields(raw, id="qid"),
-        "dataset": "VQA-RAD",
-        "split": split_named(file.name),
-    }
+    names = "question", "answer", "answer_type", "question_type", "modality", "image"
+    row = fields(raw, *names, id="qid")
+    return {**row, "dataset": "VQA-RAD", "split": split_named(file.name)}
 
 
 def _osf_row(raw: dict[str, Any], file: Path) -> dict[str, Any]:

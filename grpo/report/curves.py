@@ -19,6 +19,7 @@ Metrics = Sequence[Mapping[str, Any]]  # of each step
 
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
+STEP = "step"  # what a curve of training goes over
 MOST_POINTS = 240  # of a curve: more than a screen shows
 MOST_MARKS, FEW = 25, 6  # a line of more points than that has few marks
 
@@ -80,23 +81,26 @@ def series(metrics: Metrics, name: str) -> Points:
     return [(x, 1 - y) for x, y in points] if name == NO_SIGNAL else points
 
 
-def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
-    """Scale the lines to one plot. A long curve is drawn as a moving mean over its raw values.
+def drawn(title: str, unit: str, lines: list[Line], across: str = STEP) -> dict[str, Any]:
+    """Scale the lines to one plot over the steps, or over a share that is named by `across`.
+
+    A long curve over the steps is drawn as a moving mean over its raw values.
 
     The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean.
     """
-    steps, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
-    first, last = min(steps), max(steps)
+    xs, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
+    first, last = (min(xs), max(xs)) if across == STEP else (0.0, 1.0)
     low, high = min(0.0, *values), max(values)
+    x_ticks = ticks(first, last, across == STEP)
     y_ticks = ticks(low, high if high > low else low + 1)
     longest = max(len(points) for _, points in lines)
-    window = 2 * (longest // 50) + 1
+    window = 2 * (longest // 50) + 1 if across == STEP else 1
     every = 1 if longest <= MOST_MARKS else longest // FEW
-    across = partial(_scaled, first, last, LEFT, RIGHT)
+    right = partial(_scaled, first, last, LEFT, RIGHT)
     up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
     def path(points: Points) -> str:
-        return " ".join(f"{across(x):g},{up(y):g}" for x, y in thinned(points))
+        return " ".join(f"{right(x):g},{up(y):g}" for x, y in thinned(points))
 
     shapes = [
         {
@@ -105,7 +109,7 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
             "path": path(means := moving_mean(points, window)),
             "faint": path(points) if window > 1 else "",
             # Those of another line lie elsewhere.
-            "marks": [(across(x), up(y)) for x, y in means[i * every // len(lines) :: every]],
+            "marks": [(right(x), up(y)) for x, y in means[i * every // len(lines) :: every]],
         }
         for i, (name, points) in enumerate(lines)
     ]
@@ -113,7 +117,8 @@ def drawn(title: str, unit: str, lines: list[Line]) -> dict[str, Any]:
         "title": title,
         "unit": unit,
         "lines": shapes,
-        "x_ticks": [(across(x), number(x)) for x in ticks(first, last, True) if first <= x <= last],
+        "across": across,
+        "x_ticks": [(right(x), number(x)) for x in x_ticks if first <= x <= last],
         "y_ticks": [(up(y), number(y)) for y in y_ticks],
         "window": window,
     }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from grpo.report.curves import drawn, number
 from grpo.settings.config import Config
 from grpo.settings.flags import shown
 from grpo.settings.recipes import RECIPES
@@ -18,7 +19,8 @@ def evaluation(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """
     old = {"parts": [], "footnotes": [WITHOUT_ROWS, *table.get("verdicts", [])]}
     rendered = table.get("rendered") or old
-    return {"name": name, **rendered, "bars": list(_bars(table)), "table": table}
+    drawings = {"bars": list(_bars(table)), "charts": list(_calibration(table))}
+    return {"name": name, **rendered, **drawings, "table": table}
 
 
 def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -30,6 +32,22 @@ def _bars(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {**found, "model": model, "modality": modality, "chance": chance}
 
 
+def _calibration(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield reliability, and risk by coverage, on every modality: a line for each model."""
+    for modality in table["chance"]:
+        bins, risks = [("perfect calibration", [(0.0, 0.0), (1.0, 1.0)])], []
+        for model, cells in table.get("calibration", {}).items():
+            if x := cells.get(modality):
+                name = f"{model}: ECE {number(x['ece'])}"
+                name += f", if calibrated {number(x['calibrated']['mean'])}"
+                bins.append((name, [(b["confidence"], b["accuracy"]) for b in x["bins"]]))
+                risks.append((f"{model}: area {number(x['aurc']['value'])}", x["curve"]))
+        if risks:
+            yield drawn(f"Reliability, {modality}", "accuracy of 15 bins", bins, "confidence")
+            wrong = "share of wrong answers"
+            yield drawn(f"Risk and coverage, {modality}", wrong, risks, "coverage")
+
+
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return (setting, value, the recipe's value, whether it differs) of config.json."""
     config, changed = record["config"], record.get("overrides") or {}
@@ -38,20 +56,3 @@ def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
         (name, shown(value), shown(plain.get(name, "-")), name in changed)
         for name, value in config.items()
     ]
-
-
-def percent(share: float | None) -> str:
-    """Return a share in percent, "-" for None."""
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def measured(found: Mapping[str, Any]) -> str:
-    """Return an accuracy and its 95 % interval, in percent.
-
-    >>> measured({"accuracy": 0.5, "ci95": [0.4, 0.6]})
-    '50.0 [40.0, 60.0]'
-    """
-    if found["accuracy"] is None:
-        return "-"
-    low, high = map(percent, found["ci95"])
-    return f"{percent(found['accuracy'])} [{low}, {high}]"

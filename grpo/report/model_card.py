@@ -39,12 +39,15 @@ def write_card(run: Path) -> None:
 
 def card(run: Path) -> str:
     """Return the card of a run. Raises one of DAMAGED or jinja2's TemplateError."""
+    from data.readers.hub import HUB
+
     config, known = Config.load(run / "config.json"), files(run)
     known |= {"record": known["config"], "steps": len(history(run)), "items": checklist(run)}
     form = Environment(loader=LOADER, undefined=StrictUndefined, finalize=in_markdown)
     form.trim_blocks = form.lstrip_blocks = True
     form.filters["visible"], form.policies["json.dumps_kwargs"] = visible, {"ensure_ascii": False}
     known["on_hub"] = HUB_ID.fullmatch(config.model) and not Path(config.model).exists()
+    known["hub"] = {name: data.repo.partition("@")[0] for name, data in HUB.items()}
     known |= {"config": config, "command": command(config)}
     return form.get_template("model_card.md").render(known)
 

@@ -152,11 +152,13 @@ def groups_as_html(
 
 def make_environment() -> Environment:
     """Return jinja2 with escaping on, which makes every string legible before it escapes it."""
+    from rewards.evaluation.rows import measured, percent, points
+
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: legible(value) if type(value) is str else value
-    environment.filters |= {"number": charts.number}
+    environment.filters |= {f.__name__: f for f in (charts.number, measured, percent, points)}
     return environment
 
 

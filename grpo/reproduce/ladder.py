@@ -8,10 +8,8 @@ pairs of runs of equal seed, and the lines of grpo/loss.py or grpo/advantages.py
 
 import inspect
 from collections.abc import Iterator, Mapping
-from math import pi, sqrt
+from operator import sub
 from typing import Any
-
-import torch
 
 from grpo import advantages, loss
 from grpo.reproduce.paper_tables import Arm, Table
@@ -52,7 +50,7 @@ def rungs(arms: Mapping[str, Any]) -> Iterator[str]:
         other = names[min(i, names.index("+ KL"))]
         for figure in ("accuracy", "forced_choice") if {name, other} <= arms.keys() else ():
             new, old = (_of_seeds(arms[one]["evaluation"], figure) for one in (name, other))
-            differences[f"{name}, {figure}, to {other}"] = (new - old).tolist()
+            differences[f"{name}, {figure}, to {other}"] = list(map(sub, new, old))
     yield from verdicts(differences)
     for name, found in arms.items():
         _, function, part = RUNGS[name]
@@ -61,34 +59,29 @@ def rungs(arms: Mapping[str, Any]) -> Iterator[str]:
         yield "\n".join([f"{name}: {signal}:", *(f"    {x}" for x in code if x and part in x)])
 
 
-def _of_seeds(table: Mapping[str, Any], figure: str) -> torch.Tensor:
-    """Return a figure of the runs of an arm in points (seeds,), in the order of their seeds."""
+def _of_seeds(table: Mapping[str, Any], figure: str) -> list[float]:
+    """Return a figure of each run of an arm in points, in the order of the seeds."""
     runs = [cells[table["trained_on"]] for m, cells in table["results"].items() if m != "base"]
-    return 100 * torch.tensor([cell[figure] for cell in runs], dtype=torch.float64)
+    return [100 * cell[figure] for cell in runs]
 
 
 def verdicts(differences: Mapping[str, list[float]]) -> Iterator[str]:
-    """Yield a sentence for each difference, over n seeds, the surest first.
+    """Yield a sentence for each difference, over its seeds, the surest first.
 
-    Student's interval of the mean (1908), at the level at which Holm (1979, Scand. J. Stat. 6:65)
-    tests it: 1 - 0.05 / (m - k) for the k-th of m, k from 0. A difference is seen if its interval
-    and all before it exclude 0. T = sqrt(n - 1) tan(a), where a has the density cos(a)^(n - 2).
+    Student's interval of the mean, at the level at which Holm tests it: 1 - 0.05 / (m - k) for the
+    k-th of m, k from 0. A difference is seen if its interval and all before it exclude 0.
 
     >>> print(*verdicts({"a": [4.0, 5.0, 6.0]}), sep="; ")
     a: +5.0 [+2.5, +7.5]: a difference
     """
+    from rewards.evaluation.statistics import holm, student_p, students_t
+
     if min(map(len, differences.values()), default=0) < 2:
         yield "One seed, or one rung, has no intervals."
         return
-    values = torch.tensor([*differences.values()], dtype=torch.float64)  # (m, n)
-    (m, n), mean = values.shape, values.mean(dim=1)
-    angle = torch.linspace(0, pi / 2, 100_001, dtype=torch.float64)
-    law = torch.cumulative_trapezoid(angle.cos() ** (n - 2), angle)
-    at = torch.searchsorted(law, law[-1] * (1 - 0.05 / torch.arange(m, 0, -1)))
-    error = values.std(dim=1) / sqrt(n)
-    order = (error / mean.abs()).argsort()  # 0 / 0, no change in any pair, comes last
-    half = error[order] * sqrt(n - 1) * angle[at].tan()
-    seen = (mean[order].abs() > half).long().cumprod(0)
-    for i, x, h, yes in zip(order, mean[order], half, seen, strict=True):
-        said = "a difference" if yes else "no difference seen"
-        yield f"{[*differences][i]}: {x:+.1f} [{x - h:+.1f}, {x + h:+.1f}]: {said}"
+    p = {name: student_p(values) for name, values in differences.items()}
+    surest = sorted(p, key=p.__getitem__)
+    for k, (name, adjusted) in enumerate(zip(surest, holm(sorted(p.values())), strict=True)):
+        found = students_t(differences[name], 1 - 0.05 / (len(p) - k))
+        said = "a difference" if adjusted <= 0.05 else "no difference seen"
+        yield "{}: {:+z.1f} [{:+z.1f}, {:+z.1f}]: {}".format(name, *found, said)

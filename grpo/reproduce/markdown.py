@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.report.evaluation_table import measured, percent
 from grpo.reproduce.paper_tables import Table
 
 PHANTOMS = (
@@ -34,6 +33,8 @@ class Model:
 
     def forced_choice(self, modality: str) -> str:
         """Return forced choice in percent, and in brackets the points that training gained."""
+        from rewards.evaluation.rows import percent
+
         found = self.cells(self.evaluation)[modality]["forced_choice"]
         base = self.evaluation["results"][self.name.replace("trained", "base", 1)][modality]
         if found is None or self.name.startswith("base"):
@@ -82,6 +83,8 @@ def _models(done: dict[str, Any]) -> list[Model]:
 
 def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield the strict accuracy by modality, and forced choice, which needs no format."""
+    from rewards.evaluation.rows import measured, percent
+
     chance = models[0].evaluation["chance"]
     yield ["strict accuracy, %", *chance, *(f"{m}, forced choice (gain)" for m in chance)]
     yield ["chance", *map(percent, chance.values()), *[""] * len(chance)]
@@ -92,6 +95,8 @@ def _accuracies(models: Sequence[Model]) -> Iterator[list[str]]:
 
 def _figures(models: Sequence[Model]) -> Iterator[list[str]]:
     """Yield figures on the modality trained on: form, length, findings, letter bias, metrics."""
+    from rewards.evaluation.rows import percent
+
     asked = [figures for model in models for figures in model.evaluation["metrics"].values()]
     metrics = sorted({name for figures in asked for found in figures.values() for name in found})
     head = ["format, %", "length, tokens", "findings, %", "letter bias, %"]
@@ -122,6 +127,8 @@ def _unseen(models: Sequence[Model]) -> Iterator[list[str]]:
 
 
 def _by_modality(model: Model, data: str) -> Iterator[str]:
+    from rewards.evaluation.rows import measured, percent
+
     evaluation = model.unseen[data]
     cells = model.cells(evaluation)
     for modality, found in evaluation["results"][model.name].items():

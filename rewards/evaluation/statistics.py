@@ -7,6 +7,7 @@ import math
 import random
 import statistics
 from array import array
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -157,37 +158,49 @@ def majority(answers: Sequence[str | None]) -> str | None:
     return max(votes, key=votes.__getitem__, default=None)  # the first of equals
 
 
-def students_t(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean, low and high bound over a few seeds (Student 1908): mean -+ t * s / sqrt(n).
+def students_t(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return mean, low and high bound over n seeds (Student 1908): mean -+ t * s / sqrt(n).
+
+    P(|T| < t) is the level, for a Student variable T of n - 1 degrees of freedom.
 
     >>> [round(x, 3) for x in students_t([0.70, 0.72, 0.77])]  # t is 4.303 for 3 seeds
     [0.73, 0.64, 0.82]
     """
-    n, mean = len(values), statistics.fmean(values)
-    half = _t95(n - 1) * statistics.stdev(values) / math.sqrt(n)  # ValueError for one seed
+    mean, unit, dof = statistics.fmean(values), _per_tangent(values), len(values) - 1
+    part = math.pi / 2**54  # of a right angle; the chance grows with the angle
+    half = (
+        math.tan(part * bisect(range(2**53), level, key=lambda i: _student(part * i, dof))) * unit
+    )
     return mean, mean - half, mean + half
 
 
-def _t95(dof: int) -> float:
-    """Return the t with P(|T| < t) = 0.95 for a Student variable T of `dof` degrees of freedom.
+def student_p(values: Sequence[float]) -> float:
+    """Return the two-sided p of a mean of 0 over n seeds (Student 1908).
 
-    With t = sqrt(dof) tan(angle), P(|T| < t) is a finite sum of sines and cosines (Abramowitz and
-    Stegun 1964, 26.7.3 and 26.7.4) and grows with the angle, so bisection finds it.
-
-    >>> round(_t95(1), 3), round(_t95(2), 3), round(_t95(30), 3)
-    (12.706, 4.303, 2.042)
+    >>> round(student_p([4.0, 5.0, 6.0]), 4)  # t is 5 sqrt(3)
+    0.0131
     """
-    low, high, odd = 0.0, math.pi / 2, dof % 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        total, term = 0.0, (math.cos(angle) if odd else 1.0)
-        for power in range(odd, dof - 1, 2):  # term is cos(angle) ** power and its coefficient
-            total += term
-            term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-        part = math.sin(angle) * total
-        inside = (angle + part) * 2 / math.pi if odd else part
-        low, high = (angle, high) if inside < 0.95 else (low, angle)
-    return math.sqrt(dof) * math.tan(low)
+    angle = math.atan2(abs(statistics.fmean(values)), _per_tangent(values))
+    return 1 - _student(angle, len(values) - 1)
+
+
+def _per_tangent(values: Sequence[float]) -> float:
+    """Return what one of `_student`'s tangents is worth for n values: s sqrt(n - 1) / sqrt(n)."""
+    return statistics.stdev(values) * math.sqrt(1 - 1 / len(values))  # ValueError for one seed
+
+
+def _student(angle: float, dof: int) -> float:
+    """Return P(|T| < sqrt(dof) tan(angle)) for a Student variable T of `dof` degrees of freedom.
+
+    It is a finite sum of sines and cosines (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    odd = dof % 2
+    total, term = 0.0, (math.cos(angle) if odd else 1.0)
+    for power in range(odd, dof - 1, 2):  # term is cos(angle) ** power and its coefficient
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    part = math.sin(angle) * total
+    return (angle + part) * 2 / math.pi if odd else part
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

@@ -5,9 +5,10 @@ import re
 from html import unescape
 
 from grpo.report import evaluation_table as sheets
+from grpo.report.curves import ticks
 from grpo.report.page import page
 from rewards.evaluation import text as render
-from rewards.evaluation.rows import rendered
+from rewards.evaluation.rows import measured, rendered
 from rewards.evaluation.table import over_seeds, tabulate
 from tests.grpo.report.runs import cell, make_run, summary
 from tests.rewards.evaluation.test_table import answers, rows
@@ -94,7 +95,7 @@ def test_the_file_of_an_older_version_has_its_drawing_and_says_what_is_missing()
     assert found["parts"] == []
     assert "evaluate.py scores the run again" in found["footnotes"][0]
     assert found["footnotes"][1].startswith("XRAY: with a blank image")
-    bars = list(map(sheets.measured, found["bars"][:2]))
+    bars = list(map(measured, found["bars"][:2]))
     assert bars == ["10.0 [4.0, 16.0]", "72.0 [66.0, 78.0]"]
 
 
@@ -113,16 +114,19 @@ def test_the_page_draws_calibration_and_shows_recall_and_pass_at_k(tmp_path) -> 
     (run / "evaluation.json").write_text(json.dumps(table))
     text = page(run, 4_000_000)
 
-    for model, colour in (("base", 0), ("trained", 1)):
-        found = table["calibration"][model]["MRI"]
-        (one,) = found["bins"]  # equal confidences share a bin
-        point = f"{44 + 328 * one['confidence']:.1f},{168 - 146 * one['accuracy']:.1f}"
-        assert f'<polyline class="l{colour}" points="{point} "/>' in text
-        (whole,) = found["curve"]
-        assert f'points="372.0,{168 - 146 * whole[1]:.1f} "/>' in text
+    found = [table["calibration"][model]["MRI"] for model in ("base", "trained")]
+    assert '<polyline class="l0" points="44,168 372,22"/>' in text  # perfect calibration
+    highest = ticks(0, max(one["curve"][0][1] for one in found))[-1]
+    for colour, one in enumerate(found):
+        (bin,) = one["bins"]  # equal confidences share a bin
+        point = f"{44 + 328 * bin['confidence']:.4g},{168 - 146 * bin['accuracy']:g}"
+        assert f'<polyline class="l{colour + 1}" points="{point}"/>' in text
+        (whole,) = one["curve"]
+        point = f"372,{168 - 146 * whole[1] / highest:.4g}"
+        assert f'<polyline class="l{colour}" points="{point}"/>' in text
     shares = re.findall(r"<td>([^<]*)</td>", text[text.index('<table class="figures recall">') :])
     recall = table["recalls"]["trained"]["MRI"]["side"]["strict"]["recall"]["left"]
-    assert sheets.measured(recall) in shares
+    assert measured(recall) in shares
     guesses = re.search(r"guessing</th>(.*?)</tr>", text)[1]
     assert re.findall(r"[\d.]+", guesses) == ["50.0", "75.0", "93.8"]
     assert "+0.0 [-6.6, +6.6]" in text

@@ -14,6 +14,7 @@ from rewards.evaluation.statistics import (
     paired_interval,
     pass_at_k,
     poisson_binomial_tail,
+    student_p,
     students_t,
     wilson,
 )
@@ -230,6 +231,19 @@ def test_students_t_of_equal_seeds_has_no_width_and_of_one_seed_none_at_all():
     assert students_t([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="at least two"):
         students_t([0.5])
+
+
+def test_students_interval_at_level_1_minus_p_ends_at_0():
+    generator = random.Random(5)
+    for n in (2, 3, 4, 7, 12):
+        values = [generator.gauss(1.0, 2.0) for _ in range(n)]
+        _, *bounds = students_t(values, 1 - student_p(values))
+        assert min(map(abs, bounds)) < 1e-9
+
+
+def test_students_p_of_equal_seeds_is_0_and_of_no_difference_at_all_1():
+    assert student_p([2.0, 2.0, 2.0]) == 0
+    assert student_p([0.0, 0.0, 0.0]) == student_p([-1.0, 1.0]) == 1
 
 
 def test_holm_by_hand():
