@@ -54,10 +54,10 @@ def grpo_step(
     # 1/G sum_i 1/|o_i| sum_t, or another aggregation: one weight a token of the whole step
     weights = objective.weights(rollout.lengths, rollout.truncated)  # (N,)
     # No advantage: no policy gradient. Without a KL term their pass would add exact zeros.
-    live = advantages.any(dim=1) | (beta > 0)  # (B,)
-    scored = live[rollout.row // config.group_size]  # (N,) the tokens that go through a pass
+    in_gradient = advantages.any(dim=1) | (beta > 0)  # (B,)
+    in_pass = in_gradient[rollout.row // config.group_size]  # (N,) the tokens of these groups
     tokens = Tokens(weights, advantages.flatten()[rollout.row], policy.device)
-    passes = Passes(policy, rollout.groups, live)
+    passes = Passes(policy, rollout.groups, in_gradient)
 
     # log pi_ref(o_t): the policy as this run began
     if beta > 0:
@@ -74,10 +74,10 @@ def grpo_step(
         sum_gradients(policy.parameters())
         layers = norm_by_layer(policy.names, optimizer) if step + 1 in config.traced_steps else {}
         gradient = optimizer_step(optimizer, step, config, seen.numbers)
-        updates.append(Update(**seen.by_name(scored), **gradient, grad_norm_by_layer=layers))
+        updates.append(Update(**seen.by_name(in_pass), **gradient, grad_norm_by_layer=layers))
     clock.lap("update")
 
-    numbers = update_metrics(updates, rollout, advantages, scored, config)
+    numbers = update_metrics(updates, rollout, advantages, in_pass, config)
     return Step(
         metrics={"step": step + 1, **rollout_metrics(rollout), **numbers, **clock.times()},
         rollout=rollout,

@@ -45,10 +45,9 @@ class Seen:
         for name, value in values.items():
             self.numbers[PER_TOKEN.index(name), at] = value.detach()
 
-    def by_name(self, scored: Tensor) -> dict[str, Tensor]:
-        """(N,) each on the CPU, NaN for the tokens that took no pass: those not among `scored` (N,)
-        bool."""
-        return dict(zip(PER_TOKEN, self.numbers.cpu().where(scored, nan), strict=True))
+    def by_name(self, in_pass: Tensor) -> dict[str, Tensor]:
+        """(N,) each on the CPU, NaN for the tokens that took no pass: not `in_pass` (N,) bool."""
+        return dict(zip(PER_TOKEN, self.numbers.cpu().where(in_pass, nan), strict=True))
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Step:
     updates: list[Update] = field(default_factory=list)
     suspects: list[Example] = field(default_factory=list)  # whose pass spoilt the gradient
     cuts: int = 0  # how often memory ran out, and its passes were made smaller
-    scored: dict[str, Tensor] = field(default_factory=dict)  # (N,) each, of --trace-blind
+    image_logprobs: dict[str, Tensor] = field(default_factory=dict)  # (N,) each, of --trace-blind
 
 
 class Clock:
@@ -121,9 +120,9 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
 
 
 def update_metrics(
-    updates: Sequence[Update], rollout: Rollout, advantages: Tensor, scored: Tensor, config: Config
+    updates: Sequence[Update], rollout: Rollout, advantages: Tensor, in_pass: Tensor, config: Config
 ) -> Metrics:
-    """Means over the scored (N,) bool tokens, those of a pass, and over the mu updates of a step.
+    """Means over the tokens `in_pass` (N,) bool and over the mu updates of a step.
 
     `advantages` are (B, G). `clamped` is the share of tokens whose log-ratio, to the old policy or
     to the reference, was held at its bound. Without a KL term there is no `kl`.
@@ -131,13 +130,13 @@ def update_metrics(
     sampler is another program than the scorer (a cache, one token at a time), so it rounds
     otherwise; a large difference means that one of them is wrong, which the ratio cannot show.
     """
-    of_token = advantages.flatten()[rollout.row][scored]
-    each = [_update_metrics(update, scored, of_token, config) for update in updates]
+    of_token = advantages.flatten()[rollout.row][in_pass]
+    each = [_update_metrics(update, in_pass, of_token, config) for update in updates]
     means = {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
     means["frac_reward_zero_std"] = (~advantages.any(dim=1)).float().mean().item()
-    if not scored.any():
+    if not in_pass.any():
         return means
-    difference = (updates[0].logprobs - rollout.sampling_logprobs)[scored].abs()
+    difference = (updates[0].logprobs - rollout.sampling_logprobs)[in_pass].abs()
     name = "sampling/sampling_logp_difference"
     return means | {
         f"{name}/mean": difference.mean().item(),
@@ -145,19 +144,19 @@ def update_metrics(
     }
 
 
-def _update_metrics(update: Update, scored: Tensor, advantages: Tensor, config: Config) -> Metrics:
+def _update_metrics(update: Update, in_pass: Tensor, advantages: Tensor, config: Config) -> Metrics:
     gradient = {name: getattr(update, name) for name in GRADIENT}
-    if not scored.any():  # no group had signal
+    if not in_pass.any():  # no group had signal
         return {"loss": 0.0, **gradient}
-    ratio, kl = update.ratio[scored], update.kl[scored]
+    ratio, kl = update.ratio[in_pass], update.kl[in_pass]
     bounds = clip_bounds(config.clip_eps, config.clip_eps_high, config.clip_delta, config.surrogate)
     low, high = clipped(ratio, advantages, *bounds)
     limits = ratio.new_tensor([LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT])
     clamped = torch.isin(ratio, limits.exp()) | torch.isin(kl, k3_kl(limits, 0 * limits))
     return {
-        "loss": update.loss[scored].sum().item(),
+        "loss": update.loss[in_pass].sum().item(),
         **({"kl": kl.mean().item()} if config.kl_coef > 0 else {}),
-        "entropy": update.entropy[scored].mean().item(),
+        "entropy": update.entropy[in_pass].mean().item(),
         "ratio/mean": ratio.mean().item(),
         "ratio/max": ratio.max().item(),
         "ratio/clamped": clamped.float().mean().item(),

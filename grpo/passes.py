@@ -18,10 +18,10 @@ Pass = tuple[Groups, Tensor]  # groups, and the places (n,) of their tokens in (
 
 
 class Passes:
-    """This process's share of a step's live groups, in passes that fit into memory."""
+    """This process's share of the groups in a step's gradient, in passes that fit into memory."""
 
-    def __init__(self, policy: Policy, groups: Groups, live: Tensor) -> None:
-        """`live` (B,) says which of the groups have a part in the gradient."""
+    def __init__(self, policy: Policy, groups: Groups, in_gradient: Tensor) -> None:
+        """`in_gradient` (B,) says which of the groups have a part in the gradient."""
         self.policy = policy
         self.cuts = 0  # how often memory ran out
         self.suspects: list[int] = []  # the group that made the gradient not finite
@@ -29,7 +29,7 @@ class Passes:
         lengths = torch.tensor([sum(map(len, group.completions)) for group in groups])
         self._group_of = torch.repeat_interleave(lengths)  # (N,) the group of every token
         places = torch.arange(int(lengths.sum()), device=policy.device).split(lengths.tolist())
-        mine = share(live.nonzero().flatten().tolist())
+        mine = share(in_gradient.nonzero().flatten().tolist())
         self.plan: list[Pass] = []
         for chosen in policy.passes([groups[b] for b in mine]):
             # In the order of the step, so that `at` ascends as the tokens of `logprobs` do.

@@ -98,7 +98,7 @@ def score_blind(
         passes = Passes(policy, asked, torch.ones(len(groups)))
         with torch.no_grad():
             passes.run(reference_pass, policy, config, tokens)
-        step.scored[name] = summed(tokens.ref_logprobs)
+        step.image_logprobs[name] = summed(tokens.ref_logprobs)
 
 
 def _tensors(step: Step) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def _tensors(step: Step) -> dict[str, Tensor]:
     }
     for name in PER_TOKEN:  # (U, N)
         tensors[name] = torch.stack([getattr(update, name)[:n] for update in step.updates])
-    tensors |= {name: values[:n] for name, values in step.scored.items()}
+    tensors |= {name: values[:n] for name, values in step.image_logprobs.items()}
     # Copies: a file holds no memory twice, and without a baseline the advantages are the rewards.
     whole = torch.contiguous_format
     return {name: tensor.cpu().clone(memory_format=whole) for name, tensor in tensors.items()}

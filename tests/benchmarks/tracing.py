@@ -1,9 +1,10 @@
 """What tracing costs: steps of the default phantom run, every other one traced, medians of both.
 
-    python tests/benchmarks/tracing.py --steps 12
+    python tests/benchmarks/tracing.py --steps 12 [--trace-blind]
 
-Prints milliseconds of a plain and of a traced step, their ratio, and the share that tracing takes
-of a run which traces at its default. Processor time, so that other work on the machine says less.
+With --trace-blind a traced step also scores its completions with blank images. Prints milliseconds
+of a plain and of a traced step, their ratio, and the share that tracing takes of a run which traces
+at its default. Processor time, so that other work on the machine says less.
 """
 
 import argparse
@@ -16,12 +17,13 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from data.controls.altered import blank_image
 from data.load import load_split
 from data.showing import described
 from data.training_questions import question_order
 from grpo.loop import grpo
 from grpo.optim import adamw
-from grpo.run.trace import write_trace
+from grpo.run.trace import score_blind, write_trace
 from grpo.settings.config import Config
 from grpo.settings.recipes import RECIPES
 from models.open_policy import open_policy
@@ -39,6 +41,8 @@ def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
     for step in grpo(policy, optimizer, draw, reward, config):
         traced = int(step.metrics["step"]) in config.traced_steps
         if traced:
+            if config.trace_blind:
+                score_blind(step, policy, config, blank_image)
             write_trace(folder, step, config, described, policy.chat.pieces)
         yield traced, time.process_time() - start
         start = time.process_time()
@@ -47,11 +51,14 @@ def timed(config: Config, folder: Path) -> Iterator[tuple[bool, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=12)
-    steps = parser.parse_args().steps
+    parser.add_argument("--trace-blind", action="store_true")
+    options = parser.parse_args()
+    steps = options.steps
     default = Config(**RECIPES["phantom"], recipe="phantom", cache="none", device="cpu", threads=1)
     share = len(default.traced_steps) / default.steps
     every_other = ",".join(map(str, range(3, steps + 2, 2)))
     short = {**vars(default), "steps": steps + 1, "trace_steps": every_other}
+    short["trace_blind"] = options.trace_blind
     with tempfile.TemporaryDirectory() as folder:
         _, *times = timed(Config(**short), Path(folder))  # the first step also warms up
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.*")) / steps * 2
