@@ -3,10 +3,11 @@
     python tests/campaigns/controls.py --run runs/NAME [runs/OTHER ...] [--eval-size 1200]
 
 The first run is the one to be believed; those after it are controls of training, such as a run
-trained without images. Each is evaluated with `--controls full`, and open questions are sampled.
-The base is asked once. Writes tests/campaigns/results/controls.json, by run, with what must hold of
-the first: no control above chance (one-sided exact test, Holm, 0.01), the majority letter at chance
-exactly, and strict accuracy above the upper bound of every control. Prints the figures of all runs.
+trained without images. Each is evaluated with `--controls full`, and its questions are sampled,
+with their options and without. The base is asked once. Writes
+tests/campaigns/results/controls.json, by run, with what must hold of the first: no control above
+chance (one-sided exact test, Holm, 0.01), the majority letter at chance exactly, and strict
+accuracy above the upper bound of every control. Prints the figures of all runs.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from rewards.evaluation.table import ALPHA, BLIND, above_chance  # noqa: E402
 
 RESULTS = ROOT / "tests" / "campaigns" / "results" / "controls.json"
 KEPT = ("chance", "results", "gains", "controls", "reliance", "calibration", "recalls", "verdicts")
+SAMPLED = ("sampled", "sampled_gains", "verdicts")
 SETTINGS = ("recipe", "seed", "steps", "method", "reward", "blind", "shuffle_answers")
 
 
@@ -125,10 +127,10 @@ def _interval(figure: dict[str, Any]) -> str:
     return f"{percent(value)} [{', '.join(percent(end) for end in figure['ci95'])}]"
 
 
-def sampled(arms: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table of pass@k on open questions, k up to half of the samples."""
+def sampled(arms: dict[str, Any], way: str) -> Iterator[str]:
+    """The lines of the table of pass@k, "open" or with "options", k up to half of the samples."""
     for i, (name, table, model, modality) in enumerate(rows(arms)):
-        found = table["open"]["sampled"][model][modality]
+        found = table[way]["sampled"][model][modality]
         ks = [k for k in found["ci95"] if int(k[5:]) <= found["samples"] // 2]
         yield from _head(ks) if i == 0 else ()
         values = ({"value": found[k], "ci95": found["ci95"][k]} for k in ks)
@@ -148,17 +150,20 @@ def main() -> None:
             (run / "predictions").mkdir(exist_ok=True)
             shutil.copy(file, run / "predictions")
         table = evaluated(run, *size, "--controls", "full")
-        drawn = ("--samples", "32", "--prompt", "open", "--controls", "none")
-        found = evaluated(run, *size, *drawn)
+        drawn = ("--samples", "32", "--controls", "none")
+        ways = {"options": drawn, "open": (*drawn, "--prompt", "open")}
+        passes = {way: evaluated(run, *size, *flags) for way, flags in ways.items()}
         config = json.loads((run / "config.json").read_text())["config"]
         arms[run.name] = {
             "of": {name: config[name] for name in SETTINGS} | {"eval_size": options.eval_size},
             **({"held": held(table)} if run == first else {}),
             **{name: without_curves(table[name]) for name in KEPT},
-            "open": {name: found[name] for name in ("sampled", "sampled_gains", "verdicts")},
+            **{way: {name: found[name] for name in SAMPLED} for way, found in passes.items()},
         }
         RESULTS.write_text(json.dumps(arms, indent=1) + "\n")
-    print("\n".join([*markdown(arms), "", *sampled(arms), ""]))
+    print(
+        "\n".join([*markdown(arms), "", *sampled(arms, "options"), "", *sampled(arms, "open"), ""])
+    )
     for name, table in arms.items():
         print(name, *table["verdicts"], *table["open"]["verdicts"], sep="\n    ")
     print(json.dumps(arms[first.name]["held"], indent=1))
