@@ -87,8 +87,7 @@ def page(runs: Path | Sequence[Path], most_bytes: int, trains: bool = False) -> 
     Raises UsageError if a folder is no run, or so damaged that nothing can be shown.
     """
     runs = [runs] if isinstance(runs, Path) else runs
-    environment = make_environment()
-    environment.globals["reload"] = RELOAD if trains else 0
+    environment = make_environment(RELOAD if trains else 0)
     make = of_several if len(runs) > 1 else of_one
     try:
         return make(runs, environment, most_bytes)
@@ -150,14 +149,18 @@ def groups_as_html(
             told["remarks"].append(f"Group {b + 1} of traced step {traced.step} cannot be read.")
 
 
-def make_environment() -> Environment:
-    """Return jinja2 with escaping on, which makes every string legible before it escapes it."""
+def make_environment(reload: int = 0) -> Environment:
+    """Return jinja2 with escaping on, which makes every string legible before it escapes it.
+
+    If `reload` is not 0, an open page loads itself again every so many seconds.
+    """
     from rewards.evaluation.rows import measured, percent, points
 
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: legible(value) if type(value) is str else value
+    environment.globals["reload"] = reload
     environment.filters |= {f.__name__: f for f in (charts.number, measured, percent, points)}
     return environment
 
