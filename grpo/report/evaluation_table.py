@@ -44,8 +44,7 @@ def _calibration(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 risks.append((f"{model}: area {number(x['aurc']['value'])}", x["curve"]))
         if risks:
             yield drawn(f"Reliability, {modality}", "accuracy of 15 bins", bins, "confidence")
-            wrong = "share of wrong answers"
-            yield drawn(f"Risk and coverage, {modality}", wrong, risks, "coverage")
+            yield drawn(f"Risk and coverage, {modality}", "share that is wrong", risks, "coverage")
 
 
 def settings(record: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -72,7 +72,7 @@ def verdicts(differences: Mapping[str, list[float]]) -> Iterator[str]:
     k-th of m, k from 0. A difference is seen if its interval and all before it exclude 0.
 
     >>> print(*verdicts({"a": [4.0, 5.0, 6.0]}), sep="; ")
-    a: +5.0 [+2.5, +7.5]: a difference
+    a: +5.0 [+2.5, +7.5] at 95.0 %: a difference
     """
     from rewards.evaluation.statistics import holm, student_p, students_t
 
@@ -80,8 +80,9 @@ def verdicts(differences: Mapping[str, list[float]]) -> Iterator[str]:
         yield "One seed, or one rung, has no intervals."
         return
     p = {name: student_p(values) for name, values in differences.items()}
-    surest = sorted(p, key=p.__getitem__)
-    for k, (name, adjusted) in enumerate(zip(surest, holm(sorted(p.values())), strict=True)):
-        found = students_t(differences[name], 1 - 0.05 / (len(p) - k))
+    levels = [1 - 0.05 / left for left in range(len(p), 0, -1)]
+    tested = zip(sorted(p, key=p.__getitem__), levels, holm(sorted(p.values())), strict=True)
+    for name, level, adjusted in tested:
+        x, low, high = students_t(differences[name], level)
         said = "a difference" if adjusted <= 0.05 else "no difference seen"
-        yield "{}: {:+z.1f} [{:+z.1f}, {:+z.1f}]: {}".format(name, *found, said)
+        yield f"{name}: {x:+z.1f} [{low:+z.1f}, {high:+z.1f}] at {100 * level:.1f} %: {said}"

@@ -56,7 +56,7 @@ def test_a_single_difference_has_students_interval(n) -> None:
     (line,) = verdicts({"a": values})
     mean, low, high = students_t(values)
     seen = "a difference" if low * high > 0 else "no difference seen"
-    assert line == f"a: {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {seen}"
+    assert line == f"a: {mean:+.1f} [{low:+.1f}, {high:+.1f}] at 95.0 %: {seen}"
 
 
 def test_holm_widens_the_surest_most_and_stops_at_the_first_that_holds_0() -> None:
