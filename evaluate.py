@@ -22,7 +22,7 @@ from grpo.run.atomic import write_whole
 from grpo.run.folder import lock, newest_run, row_name, same_but_seed, write_table
 from grpo.run.terminal import in_batches
 from grpo.settings.config import Config, cache_folder
-from grpo.settings.errors import exit_on_usage_error
+from grpo.settings.errors import UsageError, exit_on_usage_error
 from grpo.settings.flags import names_in, parse_flags
 from grpo.settings.options import Options
 from models.answering import answer, choices_after, reference_nll, samples
@@ -55,8 +55,8 @@ def validate(policy: Policy, validation: Tests, config: Config) -> dict[str, flo
         size = scorer.options.batch_size
         scores = cell(list(in_batches(scorer.predict, examples, size, policy.prefetch)))
         place = "val" if modality == config.modality else f"val/{modality}"
-        for name in ("accuracy", "format_rate", "forced_choice"):
-            found[f"{place}/{name}"] = scores[name]
+        names = ("accuracy", "format_rate", "forced_choice")  # the last: None if all are open
+        found |= {f"{place}/{name}": scores[name] for name in names if scores[name] is not None}
     return found | {"time/validation": time.perf_counter() - start}
 
 
@@ -148,8 +148,7 @@ def rivals(
 ) -> dict[str, tuple[Config, Path, Path]]:
     """The runs of --compare by the names of their rows. Raises UsageError for one that differs;
     `refused` is this run's, so a run of another model is refused."""
-    found = {}
-    own = Path(options.run or "").resolve().name
+    found, own = {}, Path(options.run or "").resolve().name
     for name in names_in(options.compare or ""):
         named = replace(options, run=name, model=None, adapter=None, modality=None, compare=None)
         other, adapter, folder = scored_policy(named)
@@ -191,8 +190,9 @@ def evaluate(options: Options, config: Config, adapter: Path | None, folder: Pat
 def pass_rates(options: Options, config: Config, adapter: Path | None, folder: Path) -> str:
     """Write how often the base is right on each question of --split; what GRPO would see there."""
     judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-    lengths = config.length_cap, config.max_completion_length, config.overlong_cache
-    terms = reward_terms(config.reward, judges, *lengths)
+    terms = reward_terms(config, judges)
+    if "overlong" in {term.name for term in terms}:
+        raise UsageError(f"--reward {config.reward}: overlong needs token counts; leave it out")
     examples = in_split(config, options.split, options.eval_size, LeftOut(refusal(config)))
     scorer = Scorer(open_policy(config, adapter), config, options, folder)
     name = f"{config.modality}-{options.split}"

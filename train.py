@@ -108,7 +108,7 @@ def train(config: Config, given: Namespace) -> str:
                 if recorder.stop_requested:  # leaving the recorder saves, then ends the run
                     break
         table = score_run(policy, config, tests, run)
-        trackers.scores(table, config.steps + 1)
+        trackers.scores(table, config.steps)
     data = config.data + (" (drawn, not medical data)" if is_drawn(config.data) else "")
     measured = {"data": data, "peak_mb": peak_memory(policy.device)}
     write_summary(run, config, table | measured, started)
@@ -132,8 +132,7 @@ def open_rewards(config: Config) -> tuple[list[Any], Callable[..., Any]]:
     judges, terms = [], []
     if config.method == "grpo":
         judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
-        lengths = config.length_cap, config.max_completion_length, config.overlong_cache
-        terms = reward_terms(config.reward, judges, *lengths)
+        terms = reward_terms(config, judges)
 
     def reward(examples: list[Any], texts: list[str], ids: list[list[int]]) -> Any:
         known = columns(examples) | {"completion_ids": ids}

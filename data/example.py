@@ -133,7 +133,8 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
     """
     if way != "open":
         return replace(example, asked=way)
-    return replace(example, asked="reason", options=(), gold=0, references=example.right_answers)
+    hidden = {"options": (), "gold": 0, "references": example.right_answers, "answer_type": ""}
+    return replace(example, asked="reason", **hidden)
 
 
 def sliced(example: VQAExample, count: int) -> VQAExample:

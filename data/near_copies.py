@@ -20,7 +20,6 @@ import numpy as np
 
 from data.images import ImageSource, UnusableImage
 from grpo.settings.config import user_cache
-from grpo.settings.errors import UsageError
 
 MOST_IMAGES = 5_000  # that are compared when questions are loaded: about a minute, once
 SIDE = 64  # pixels of a thumbnail
@@ -44,10 +43,10 @@ def kept_near_copies(images: Iterable[ImageSource]) -> list[tuple[str, str]]:
     if len(by_key) > MOST_IMAGES:
         print(f"{len(by_key):,} images: only data.audit looks for near copies", file=sys.stderr)
         return []
-    # A key that is no file holds the hash of its image.
+    # A key that is no file, of a drawn image or a slice, stands for its image.
     state = [(key, os.path.isfile(key) and os.path.getmtime(key)) for key in sorted(by_key)]
     digest = hashlib.sha256(repr([SAME, *state]).encode()).hexdigest()
-    with suppress(OSError, UsageError):
+    with suppress(OSError, ValueError):  # no folder, or a file of it is damaged
         kept = user_cache() / "near_copies" / digest
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -79,9 +79,8 @@ def _grey(pixels: np.ndarray, header: Any, frame: int) -> np.ndarray:
     """
     from pydicom.pixels import apply_modality_lut, pixel_array
 
-    values = apply_modality_lut(
-        pixels, header_part(header, frame, "PixelValueTransformationSequence")
-    )
+    lut = header_part(header, frame, "PixelValueTransformationSequence")
+    values = apply_modality_lut(pixels, lut)
     values = values.astype(np.float64)
     padding = np.zeros(values.shape, bool)
     if ends := [header[name].value for name in header.dir("PixelPadding") if header[name].VM]:

@@ -6,6 +6,7 @@ one step to the next, so a resumed run asks the same questions.
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -96,10 +97,10 @@ def kept(examples: Sequence[VQAExample], config: Config) -> list[VQAExample]:
     """
     given, n = f"--pass-rates {config.pass_rates} --keep {config.keep}", len(examples)
     try:
-        low, high = map(float, config.keep.split(","))
+        low, high = map(float, str(config.keep).split(","))
         rows = map(json.loads, Path(config.pass_rates).read_text(encoding="utf-8").splitlines())
         rates = {(row["id"], row["question"]): row["correct"] / row["n"] for row in rows}
-    except (OSError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError):
+    except (OSError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError):
         raise UsageError(f"{given}: give a file of evaluate.py, and two shares LOW,HIGH") from None
     if lacking := [e.id for e in examples if (e.id, e.question) not in rates]:
         problem = f"the file lacks {len(lacking)} of {n} training questions, {lacking[0]} first"
@@ -114,12 +115,20 @@ def kept(examples: Sequence[VQAExample], config: Config) -> list[VQAExample]:
 def with_shuffled_answers(examples: Sequence[VQAExample], seed: int) -> list[VQAExample]:
     """The same questions and images, the right answers permuted among those of the same options.
 
-    The answers of open questions are permuted within a question type. Each answer is right as often
+    If all questions of the same options have one answer, as if no two have the same, they exchange
+    the places of their right options with others of as many options. The answers of open questions
+    are permuted within a question type. Each answer is right as often
     as before, but no image says for which question: what a policy gains, it does not owe to what
     images show. The reference reasoning and the findings say what an image shows, and are removed.
     """
 
+    answers = defaultdict(set)
+    for example in examples:
+        answers[frozenset(example.options)].add(example.answer)
+
     def alike(example: VQAExample) -> tuple[list[str], str]:
+        if len(answers[frozenset(example.options)]) < 2:
+            return [], str(len(example.options))
         return sorted(example.options), "" if example.options else example.question_type
 
     order = generator(seed, key_word("answers")).permutation(len(examples))
@@ -127,7 +136,7 @@ def with_shuffled_answers(examples: Sequence[VQAExample], seed: int) -> list[VQA
     givers = sorted((examples[i] for i in order), key=alike)
     found = {}
     for taker, giver in zip(sorted(examples, key=alike), givers, strict=True):
-        gold = taker.options.index(giver.answer) if taker.options else giver.gold
+        gold = taker.options.index(giver.answer) if alike(taker)[0] else giver.gold
         answered = replace(taker, gold=gold, references=giver.references)
         found[taker.id] = replace(answered, reasoning="", findings=None)
     return [found[example.id] for example in examples]
@@ -169,8 +178,10 @@ def load_questions(
         print("train.py: --blind: a control, images are not shown in training", file=sys.stderr)
         examples = list(map(without_images, examples))
     if config.shuffle_answers:
-        print("train.py: --shuffle-answers: a control, right answers are permuted", file=sys.stderr)
-        examples = with_shuffled_answers(examples, config.seed)
+        given, examples = examples, with_shuffled_answers(examples, config.seed)
+        others = sum(a.answer != b.answer for a, b in zip(given, examples, strict=True))
+        said = f"--shuffle-answers: a control, {others} of {len(given)} answers are permuted"
+        print(f"train.py: {said}", file=sys.stderr)
     validation = load_validation(config, skipped) if config.eval_every else {}
     tests = load_tests(config, skipped) if config.eval_size else {}
     say_of_data(config, examples, tests, skipped)

@@ -136,12 +136,9 @@ def update_metrics(
     means["frac_reward_zero_std"] = (~advantages.any(dim=1)).float().mean().item()
     if not in_pass.any():
         return means
-    difference = (updates[0].logprobs - rollout.sampling_logprobs)[in_pass].abs()
+    apart = (updates[0].logprobs - rollout.sampling_logprobs)[in_pass].abs()
     name = "sampling/sampling_logp_difference"
-    return means | {
-        f"{name}/mean": difference.mean().item(),
-        f"{name}/max": difference.max().item(),
-    }
+    return means | {f"{name}/mean": apart.mean().item(), f"{name}/max": apart.max().item()}
 
 
 def _update_metrics(update: Update, in_pass: Tensor, advantages: Tensor, config: Config) -> Metrics:

@@ -95,9 +95,8 @@ def write_folder(policy: Policy, folder: Path) -> None:
     for name, content in made.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     weights = {published(name): tensor for name, tensor in lora.merged(policy.model).items()}
-    save_torch_state_dict(
-        weights, folder, max_shard_size=SHARD_SIZE, shared_tensors_to_discard=["lm_head.weight"]
-    )
+    tied = {"shared_tensors_to_discard": ["lm_head.weight"]}
+    save_torch_state_dict(weights, folder, max_shard_size=SHARD_SIZE, **tied)
     for file in folder.glob("*.safetensors"):  # which makes them for their owner alone
         shutil.copymode(folder / "config.json", file)
 

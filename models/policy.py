@@ -169,9 +169,8 @@ class Policy:
         tokens = ids.tolist()
         if tokens and tokens[-1] in self.chat.eos:
             tokens = tokens[:-1]
-        return self.chat.tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        as_they_are = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return self.chat.tokenizer.decode(tokens, **as_they_are)
 
     # Log-probabilities
 

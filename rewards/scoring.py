@@ -176,7 +176,7 @@ def score(
     ([1.0], {'format': [0.0], 'accuracy': [1.0]})
     """
     n = len(completions)
-    arguments = {"prompts": prompts, "completions": completions, **columns}
+    arguments = {**columns, "prompts": prompts, "completions": completions}
     for name, column in arguments.items():
         if len(column) != n:  # else completions would be compared with other questions' answers
             raise RewardError(f"{name}: {len(column)} entries for {n} completions; give one each")

@@ -171,7 +171,7 @@ def shared_images(whole: Iterable[Parts], compare: bool) -> dict[str, dict[str, 
     by_bytes = [set().union(*(found[path] for path in paths)) for paths in same]
     crossing = {"path": found.values(), "hash": by_bytes}
     leaks = {name: sum(len(splits) > 1 for splits in sets) for name, sets in crossing.items()}
-    near = near_copies(images) if compare else []
+    near = near_copies({image.key: image for image in images}.values()) if compare else []
     return {
         "leaks": {**leaks, "near": [p for p in near if len(found[p[0]] | found[p[1]]) > 1]},
         "copies": {"images": len(equal), "paths": sum(map(len, equal)), "near": len(near)},

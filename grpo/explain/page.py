@@ -17,8 +17,8 @@ from grpo.report.page import make_environment, render
 from grpo.run.atomic import write_whole
 from grpo.settings.errors import UsageError, writing
 
-ROWS = ("token", "log π", "log π_old", "log π_ref", "ratio", "KL", "L", "w", "loss", "gradient")
 FLAT = ("logprobs", "old_logprobs", "ref_logprobs")  # (U, N), (N,), (N,)
+ROWS = ("token", "log π", "log π_old", "log π_ref", "ratio", "KL", "L", "w", "loss", "gradient")
 
 
 def write_page(run: Path, file: str) -> None:
@@ -43,4 +43,4 @@ def page(run: Path) -> str:
         told["numbers"] = json.dumps(flat).replace("NaN", "null")  # null: there is no reference
         return render(make_environment(), told, (), "explain")
     except (*token_table.DAMAGED, TemplateError):
-        raise UsageError(f"{run}: no traced group with signal; see --trace-steps") from None
+        raise UsageError(f"{run}: no traced group with signal; name a run that has one") from None

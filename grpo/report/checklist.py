@@ -31,7 +31,7 @@ def checklist(run: Path) -> list[list[str]]:
         with suppress(*DAMAGED):
             prompts |= {group["asked"]: group["prompt"] for group in _read(file)["groups"]}
     text = form.get_template("checklist.txt").render(known, prompts=prompts)
-    return [item.split("\n") for item in text.strip().split("\n\n")]
+    return [[*map(visible, item.split("\n"))] for item in text.strip().split("\n\n")]
 
 
 def _fact(value: Any) -> Any:

@@ -51,7 +51,7 @@ def tables(runs: Sequence[Run], remarks: list[str]) -> dict[str, list[Row]]:
     for key in sorted(keys, key=lambda key: models.index(key[1])):
         row = key[2], key[1] == key[2], [column.get(key, "-") for column in columns]
         found.setdefault(key[0], []).append(row)
-    for modality in found.keys() - {UNSEEN}:
+    for modality in (modality for modality in found if modality != UNSEEN):
         found[modality] += differences(runs, modality, remarks)
     return found
 
@@ -70,11 +70,12 @@ def cells(run: Run) -> Iterator[tuple[tuple[str, str, str], str]]:
 def differences(runs: Sequence[Run], modality: str, remarks: list[str]) -> Iterator[Row]:
     """Yield a row a figure: each run's trained policy minus the first run's on one modality.
 
-    A run that shares no answered question with the first adds a remark.
+    Of two that were scored and share no answered question, a remark is added.
     """
     from rewards.evaluation.rows import p_value, points
-    from rewards.evaluation.scores import gain
+    from rewards.evaluation.scores import gain, headline
 
+    scored = {run["name"] for run in runs if run["evaluations"]}
     (first, own), *others = ((run["name"], answers(run, modality)) for run in runs)
     found = {name: ["-"] for name in FIGURES}
     for name, theirs in others:
@@ -82,21 +83,27 @@ def differences(runs: Sequence[Run], modality: str, remarks: list[str]) -> Itera
         pairs = [own[key] for key in shared], [theirs[key] for key in shared]
         for figure in FIGURES:
             x = gain(*pairs, figure) if shared else None
-            said = f"{points(x)}, p {p_value(x['mcnemar_p'])}, n {len(shared)}" if x else "-"
+            n = len(headline(pairs[0]))
+            said = f"{points(x)}, p {p_value(x['mcnemar_p'])}, n {n}" if x else "-"
             found[figure].append(said)
-        if not shared:
+        if not shared and {first, name} <= scored:
             problem = f"{first} and {name} share no answered question, so nothing is paired"
             remarks.append(f"{modality}: {problem}: use one --data, --data-seed, --eval-size.")
     yield from ((f"trained minus {first}, {FIGURES[k]}", False, row) for k, row in found.items())
 
 
 def answers(run: Run, modality: str) -> dict[str, Any]:
-    """Return the trained policy's answers in `predictions/` that can be read, by what was asked."""
-    found = {}
-    file = f"predictions/trained-{modality}-{run['config'].get('prompt')}.jsonl"
-    with suppress(*DAMAGED):
-        for line in (run["folder"] / file).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+    """Return the trained policy's answers in `predictions/` that can be read, by what was asked.
+
+    They are those of the evaluation that is shown: of its first way of asking, and by its scorer.
+    """
+    from rewards.evaluation.predictions import scored_by
+
+    shown, found = run["config"] | next((sheet["table"] for sheet in run["evaluations"]), {}), {}
+    file = run["folder"] / f"predictions/trained-{modality}-{shown.get('prompt')}.jsonl"
+    for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else ():
+        with suppress(*DAMAGED):
+            row = scored_by(json.loads(line), shown.get("scorer", "ours"))
             asked = [row[name] for name in ("id", "question", "options", "gold")]
             found[json.dumps([*asked, row.get("image_sha256", row["image"])])] = row
     return found

@@ -19,7 +19,6 @@ Metrics = Sequence[Mapping[str, Any]]  # of each step
 
 # The drawing, in SVG units: the plot lies between these, the numbers around it.
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 22, 168
-STEP = "step"  # what a curve of training goes over
 MOST_POINTS = 240  # of a curve: more than a screen shows
 MOST_MARKS, FEW = 25, 6  # a line of more points than that has few marks
 
@@ -38,7 +37,7 @@ CURVES = (
     ("Clipped", "share of tokens without gradient, by bound", "clip_ratio/(low|high)_mean"),
     ("Gradient norm", "before it is clipped", "grad_norm"),
     ("Entropy", "nats a token", "entropy"),
-    ("Loss", "of one update a rollout: near 0, and no bug", "loss"),
+    ("Loss", "GRPO's is near 0 at one update a rollout", "loss"),
     ("Learning rate", "of AdamW", "learning_rate"),
     ("Time", "seconds a step", "time/(step|rollout|reference|update)"),
 )
@@ -81,7 +80,7 @@ def series(metrics: Metrics, name: str) -> Points:
     return [(x, 1 - y) for x, y in points] if name == NO_SIGNAL else points
 
 
-def drawn(title: str, unit: str, lines: list[Line], across: str = STEP) -> dict[str, Any]:
+def drawn(title: str, unit: str, lines: list[Line], across: str = "step") -> dict[str, Any]:
     """Scale the lines to one plot over the steps, or over a share that is named by `across`.
 
     A long curve over the steps is drawn as a moving mean over its raw values.
@@ -89,13 +88,13 @@ def drawn(title: str, unit: str, lines: list[Line], across: str = STEP) -> dict[
     The `path` of a line is drawn; `faint` holds the raw values if that is a moving mean.
     """
     xs, values = zip(*chain.from_iterable(points for _, points in lines), strict=True)
-    first, last = (min(xs), max(xs)) if across == STEP else (0.0, 1.0)
+    first, last = (min(xs), max(xs)) if across == "step" else (0.0, 1.0)
     low, high = min(0.0, *values), max(values)
-    x_ticks = ticks(first, last, across == STEP)
+    x_ticks = ticks(first, last, across == "step")
     y_ticks = ticks(low, high if high > low else low + 1)
     longest = max(len(points) for _, points in lines)
-    window = 2 * (longest // 50) + 1 if across == STEP else 1
-    every = 1 if longest <= MOST_MARKS else longest // FEW
+    window = 2 * (longest // 50) + 1 if across == "step" else 1
+    n, every = len(lines), 1 if longest <= MOST_MARKS else longest // FEW
     right = partial(_scaled, first, last, LEFT, RIGHT)
     up = partial(_scaled, y_ticks[0], y_ticks[-1], BOTTOM, TOP)
 
@@ -109,7 +108,7 @@ def drawn(title: str, unit: str, lines: list[Line], across: str = STEP) -> dict[
             "path": path(means := moving_mean(points, window)),
             "faint": path(points) if window > 1 else "",
             # Those of another line lie elsewhere.
-            "marks": [(right(x), up(y)) for x, y in means[i * every // len(lines) :: every]],
+            "marks": [(right(x), up(y)) for x, y in means[i * every // n :: every] or means[:1]],
         }
         for i, (name, points) in enumerate(lines)
     ]

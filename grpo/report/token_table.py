@@ -110,6 +110,7 @@ def read(file: Path) -> Traced:
     """Return one traced step. Raises one of DAMAGED if a part of it is missing."""
     record = json.loads(file.read_text(encoding="utf-8"))
     traced = Traced(int(record["step"]), record, load_file(file.with_suffix(".safetensors")))
+    [(group["id"], group["question"], group["zero_variance"]) for group in record["groups"]]
     sizes, shape = {len(group) for group in traced.rewards}, traced.clipped[0].shape
     if sizes - {traced.tensors["advantages"].shape[1]} or traced.shares.shape != shape:
         raise ValueError(f"{file}: its groups or its tensors are not those of a step")
@@ -129,7 +130,7 @@ def group(traced: Traced, b: int, folder: Path) -> dict[str, Any]:
     options = zip(ascii_uppercase, told["options"], strict=False)
     return {
         **told,
-        "options": [(letter, text, told["gold"] in (letter, text)) for letter, text in options],
+        "options": [(letter, text, told["gold"] == letter) for letter, text in options],
         "images": [image_uri(folder, name) for name in told["images"]],
         "completions": completions,
         "marks": sorted(marks | ({"no signal"} if told["zero_variance"] else set())),

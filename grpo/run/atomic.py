@@ -77,8 +77,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under another name, then rename it, so that a kill leaves no half of it and two
     writers do not mix. A pipe, a link or /dev/stdout stays what it is."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        part = path
+    part = path
+    if not path.is_symlink() and (path.is_file() or not path.exists()):
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(path)

@@ -134,7 +134,8 @@ def opened(folder: Path) -> Point:
             raise ValueError("another version of the program wrote it")
         kept = {name: state[name] for name in ("step", "metrics_bytes", "seconds", "origin")}
         lines = (run / "metrics.jsonl").read_bytes()[: state["metrics_bytes"]]
-        if lines.count(b"\n") != state["step"] or not lines.endswith(b"\n"):
+        whole = [line for line in lines.splitlines() if line[:1] + line[-1:] == b"{}"]
+        if len(whole) != state["step"] or not lines.endswith(b"\n"):
             raise ValueError("metrics.jsonl has lost lines that it counts on")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"checkpoint {folder}: damaged: {error}") from None

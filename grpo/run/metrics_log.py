@@ -1,8 +1,9 @@
 """The numbers of a run's steps: metrics.jsonl, and the trackers of --report-to.
 
-The trackers are TensorBoard, Weights & Biases and Trackio. Trackio copies wandb, so
-one function opens both. reported.json in the run folder keeps the name that a run has there and its
-last reported step: a run that goes on is the same run there, and no step is reported twice.
+The trackers are TensorBoard, Weights & Biases and Trackio. Trackio copies wandb, so one function
+opens both. reported.json in the run folder keeps the name that a run has there and the last step
+that each tracker was told of: a run that goes on is the same run there, and no step is told twice.
+If that file is damaged, it is a new run there.
 """
 
 import json
@@ -71,11 +72,12 @@ def check_trackers(config: Config) -> list[str]:
 
 @dataclass
 class Trackers:
-    """The open trackers of a run, each with the last step that it knew when it was opened."""
+    """The open trackers of a run."""
 
     run: Path
     record: dict[str, Any] = field(default_factory=dict)  # of reported.json
-    opened: Sequence[tuple[Any, Any, int]] = ()  # a module like wandb, what its init() returned
+    # Name, a module like wandb, what its init() returned, and the last step that it knew then
+    opened: Sequence[tuple[str, Any, Any, int]] = ()
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """Report a step: the metrics that are finite, and of a traced step a few completions."""
@@ -84,22 +86,24 @@ class Trackers:
         self._report(metrics, tables)
 
     def scores(self, table: Mapping[str, Any], step: int) -> None:
-        """Report the table of an evaluation at a step after the last; {}: there was none."""
+        """Report the table of an evaluation with the last step, or after it if that was reported
+        before; {}: there was none."""
         if table:
             part = table["rendered"]["parts"][0]
             columns = ["figure", *part["columns"]]
             rows = [[row["name"], *row["full"], ""][: len(columns)] for row in part["rows"]]
-            self._report({"step": step}, {"evaluation": (columns, rows)})
+            known = (known + 1 for *_, known in self.opened)
+            self._report({"step": max(step, *known, 0)}, {"evaluation": (columns, rows)})
 
     def _report(self, metrics: Mapping[str, float], tables: Mapping[str, Table]) -> None:
         step = int(metrics["step"])
         values = {k: v for k, v in metrics.items() if math.isfinite(v) and k != "step"}
-        for module, session, known in self.opened:
+        for name, module, session, known in self.opened:
             if step > known:
-                made = {name: made_by(module, *table) for name, table in tables.items()}
+                made = {title: made_by(module, *table) for title, table in tables.items()}
                 session.log({**values, **made}, step=step)
+                self.record["steps"][name] = step
         if self.opened:
-            self.record["step"] = max(step, self.record["step"])
             write_json(self.run / "reported.json", self.record)
 
 
@@ -107,18 +111,18 @@ class Trackers:
 def reporting(run: Path, config: Config) -> Iterator[Trackers]:
     """Open the trackers of a run; only rank 0 has any. What they print goes to stderr. Raises
     UsageError if one cannot be opened."""
-    opened, record = [], {"name": f"{run.resolve().name}-{secrets.token_hex(4)}", "step": 0}
-    with suppress(FileNotFoundError):
+    opened, record = [], {"name": f"{run.resolve().name}-{secrets.token_hex(4)}", "steps": {}}
+    with suppress(FileNotFoundError, ValueError, TypeError):
         record |= json.loads((run / "reported.json").read_text("utf-8"))
     with ExitStack() as stack:
         for name in [] if rank() else check_trackers(config):
             stack.enter_context(redirect_stdout(sys.stderr))
             opened.append(begun(name, run, record))
-            stack.callback(opened[-1][1].finish)
+            stack.callback(opened[-1][2].finish)
         yield Trackers(run, record, opened)
 
 
-def begun(name: str, run: Path, known: Mapping[str, Any]) -> tuple[Any, Any, int]:
+def begun(name: str, run: Path, known: Mapping[str, Any]) -> tuple[str, Any, Any, int]:
     """Begin a session of a tracker, or go on with the run's."""
     record = json.loads((run / "config.json").read_text("utf-8"))
     settings = {"name": known["name"], "config": record.pop("config") | record, "resume": "allow"}
@@ -128,8 +132,8 @@ def begun(name: str, run: Path, known: Mapping[str, Any]) -> tuple[Any, Any, int
     project = os.environ.get(f"{name.upper()}_PROJECT", "medvqa-grpo")
     try:
         module = TensorBoard(run) if name == "tensorboard" else import_module(name)
-        step = 0 if name == "tensorboard" else known["step"]
-        return module, module.init(project=project, **settings), step
+        step = 0 if name == "tensorboard" else known["steps"].get(name, 0)
+        return name, module, module.init(project=project, **settings), step
     except Exception as error:  # of any kind: no account, no server, another version
         raise UsageError(f"--report-to {name}: {error}; mend that, or leave it out") from None
 

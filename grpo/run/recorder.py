@@ -103,7 +103,6 @@ def skipped(step: Step, before: Sequence[dict[str, float]], most: int) -> str:
     problem = f"step {step.metrics['step']}: a loss, log-prob or gradient is not finite{names}"
     if in_a_row < most:
         return f"{problem}; {step.metrics['skipped_updates']:.0%} of its updates left out"
-    raise SettingsError(
-        f"{problem}, as in {in_a_row} steps in a row; use another --out with a smaller "
-        "--learning-rate or --dtype float32, or take the row out of the data"
-    )
+    remedy = "--learning-rate or --dtype float32, or take the row out of the data"
+    again = f"as in {in_a_row} steps in a row; use another --out with a smaller {remedy}"
+    raise SettingsError(f"{problem}, {again}")

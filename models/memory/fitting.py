@@ -62,10 +62,8 @@ class Peaks(Sizes):
     def largest(self, room: int, size: int, length: int) -> tuple[int, int]:
         """The largest group size with this completion length, and the largest length with this
         group size, that fit `room` bytes; 0: not even 1 does."""
-        return (
-            bisect_right(range(1, MOST + 1), room, key=lambda n: self.at(n, length)),
-            bisect_right(range(1, self.longest + 1), room, key=lambda n: self.at(size, n)),
-        )
+        g = bisect_right(range(1, MOST + 1), room, key=lambda n: self.at(n, length))
+        return g, bisect_right(range(1, self.longest + 1), room, key=lambda n: self.at(size, n))
 
 
 def mb(size: int) -> str:

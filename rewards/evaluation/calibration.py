@@ -20,6 +20,7 @@ from rewards.words import normalised
 
 BINS = 15
 DRAWS = 400  # simulated tests of a perfectly calibrated model
+MANY = 20  # right answers and wrong ones, from which on the error of a figure of ranks holds
 LISTED = 10  # answers of a type at most, if their recall is given
 Figure = tuple[float, list[float]]  # value, and the (n,) slopes of `linear_interval`
 
@@ -28,7 +29,8 @@ def calibration(rows: Sequence[Row]) -> dict[str, Any] | None:
     """Return the figures of forced choices, or of the majorities of --samples; None if there are no
     such answers.
 
-    A figure with an interval is {value, ci95}. `excess` is how far `ece` lies above the mean of a
+    A figure with an interval is {value, ci95}; those of ranks, `auroc` and `aurc`, have [0, 1] if
+    fewer than MANY answers are right or wrong. `excess` is how far `ece` lies above the mean of a
     perfectly calibrated model. `accuracy_at_80` is of the most confident 80 %, with all that are as
     confident as the last of them. `curve` has points of coverage and risk.
     """
@@ -45,7 +47,8 @@ def calibration(rows: Sequence[Row]) -> dict[str, Any] | None:
     curve, figures["aurc"] = risk_coverage(p, y)
     found = {"n": len(p), "accuracy": fmean(y), "confidence": fmean(p), "ece": ece}
     for name, figure in figures.items():
-        ci95 = figure and linear_interval(*figure, map(cluster, rows))
+        sure = name not in ("auroc", "aurc") or MANY <= sum(y) <= len(y) - MANY
+        ci95 = figure and (linear_interval(*figure, map(cluster, rows)) if sure else [0.0, 1.0])
         found[name] = figure and {"value": figure[0], "ci95": ci95}
     for percent in (80, 50):
         first = bisect_left(p, p[len(p) - math.ceil(len(p) * percent / 100)])

@@ -2,21 +2,16 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rewards import answers
 from rewards.rules import findings_reward
 from rewards.scoring import score
-from rewards.words import exact_match, token_f1
+from rewards.words import exact_match, normalised, token_f1
 
 Row = dict[str, Any]
-HASHES = "image_sha256"
-
-_say_once = cache(lambda text: print(text, file=sys.stderr))
 
 
 def answered(example: Any, answer: Any) -> Row:
@@ -54,13 +49,13 @@ def answered(example: Any, answer: Any) -> Row:
 def drawn(example: Any, texts: Sequence[str]) -> Row:
     """Return the row of a question that was answered several times.
 
-    A right wording of an open question is replaced by its first reference, so that equal answers
-    compare equal.
+    Wordings of an open question are normalised, and a right one is replaced by its first reference,
+    so that equal answers compare equal.
     """
     given = [_answer(example, text) for text in texts]
     if not example.options:
-        known = example.references
-        given = [example.answer if exact_match(said, known) else said for said in given]
+        known, said = example.references, [(x and normalised(x)) or None for x in given]
+        given = [example.answer if exact_match(x, known) else x for x in said]
     return {**_question(example), "completions": list(texts), "answers": given}
 
 
@@ -103,7 +98,7 @@ def _question(example: Any) -> Row:
         "gold": example.letter or example.answer,
         "asked": example.asked,
     } | ({} if example.options else {"references": list(example.references)})
-    return question | ({HASHES: hashes} if hashes else {})
+    return question | ({"image_sha256": hashes} if hashes else {})
 
 
 def scored_by(row: Row, scorer: str) -> Row:
@@ -130,11 +125,8 @@ def kept_rows(
     rows, missing = _read_rows(file, write), []
     for example in examples:
         question, row = _question(example), rows.get(example.id, {})
-        if not question.items() <= ({HASHES: question.get(HASHES)} | row).items():
+        if not question.items() <= row.items():
             missing.append(example)
-        elif write and not question.items() <= row.items():  # an older version wrote no hashes
-            what = f"{file.parent}: answers of an older version, which kept no hash of their images"
-            _say_once(f"{what}, are used; if an image has changed, remove that folder to ask again")
     file.parent.mkdir(parents=True, exist_ok=True)
     with (file if write else Path(os.devnull)).open("a", encoding="utf-8") as out:
         for row in predict(missing):

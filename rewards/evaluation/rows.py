@@ -119,11 +119,11 @@ def _with_n(shares: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _asked_for(figures: Mapping[str, Any], modalities: Sequence[str]) -> Iterator[Row]:
     """Yield the figures of --samples or --metrics: perplexities as they are, others in percent."""
-    names = next(iter(figures.values()), {})
+    names = {name: figure for found in figures.values() for name, figure in found.items()}
     for name in (n for n, figure in names.items() if not isinstance(figure, int | dict)):
-        values = [figures[m][name] for m in modalities]
+        values = [figures[m].get(name) for m in modalities]
         missing = [figures[m].get(f"{name} missing") for m in modalities]
-        cells = [f"{v:.2f}" if "perplexity" in name else percent(v) for v in values]
+        cells = [f"{v:.2f}" if v and "perplexity" in name else percent(v) for v in values]
         if "pass@" in name:
             found = [(v, figures[m]["ci95"][name]) for v, m in zip(values, modalities, strict=True)]
             cells = [measured({"accuracy": value, "ci95": ci95}) for value, ci95 in found]

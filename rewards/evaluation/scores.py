@@ -166,7 +166,8 @@ def interval(rows: Sequence[Row]) -> tuple[float, float]:
 def _clustered(images: Sequence[Any], values: Sequence[float]) -> tuple[float, float] | None:
     """Return the bootstrap's interval over images; None if none is shared or it has no width."""
     shared = 1 < len(set(images)) < len(images) and min(values) < max(values)
-    return statistics.bootstrap_by(images, values, seed=0) if shared else None
+    low, high = statistics.bootstrap_by(images, values, seed=0) if shared else (0.0, 0.0)
+    return (low, high) if low < high else None
 
 
 def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, Any] | None:
@@ -180,9 +181,11 @@ def gain(before: Sequence[Row], after: Sequence[Row], name: str) -> dict[str, An
         return None
     old, new = ([int(row[name]) for row in rows] for rows in (before, after))
     images, change = [cluster(row) for row in after], [b - a for a, b in zip(old, new, strict=True)]
-    # Each image counts once: if images are shared and no bootstrap is made, all changed alike.
+    # Each image counts once, if all changed alike; else nothing is known without a bootstrap.
     pairs = dict(zip(images, zip(old, new, strict=True), strict=True)).values()
-    ci95 = _clustered(images, change) or statistics.paired_interval(*zip(*pairs, strict=True))
+    unlike = len(pairs) < len(images) and min(change) < max(change)
+    paired = (-1.0, 1.0) if unlike else statistics.paired_interval(*zip(*pairs, strict=True))
+    ci95 = _clustered(images, change) or paired
     p = statistics.mcnemar(old, new)
     return {"gain": fmean(change), "ci95": list(ci95), "mcnemar_p": p}
 
@@ -195,11 +198,12 @@ def cluster(row: Row) -> Any:
 
 def macro_mean(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean of accuracies, with equal weights: of unseen modalities, of the recalls of
-    several answers. They are taken as independent."""
-    halves = [(high - low) / 2 for low, high in (cell["ci95"] for cell in cells)]
+    several answers. They are taken as independent: each side of the interval is the root of the sum
+    of the squared sides of theirs (Zou and Donner 2008, Stat. Med. 27:1693)."""
+    sides = ([cell["accuracy"] - cell["ci95"][end] for cell in cells] for end in (0, 1))
+    down, up = (math.hypot(*side) / len(cells) for side in sides)
     mean = fmean(cell["accuracy"] for cell in cells)
-    half = math.hypot(*halves) / len(cells)
-    return {"accuracy": mean, "ci95": [max(0.0, mean - half), min(1.0, mean + half)]}
+    return {"accuracy": mean, "ci95": [max(0.0, mean - down), min(1.0, mean + up)]}
 
 
 def control(arm: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -224,4 +228,5 @@ def permuted(rows: Sequence[Row]) -> dict[str, Any]:
         for question, text in chosen.items()
         if not question.endswith("~0")
     ]
-    return share(rows) | {"same_text": fmean(same) if same else None}
+    asked = [row | {"id": row["id"].rpartition("~")[0]} for row in rows]  # orders are dependent
+    return share(asked) | {"same_text": fmean(same) if same else None}

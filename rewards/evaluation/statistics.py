@@ -166,11 +166,9 @@ def students_t(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     >>> [round(x, 3) for x in students_t([0.70, 0.72, 0.77])]  # t is 4.303 for 3 seeds
     [0.73, 0.64, 0.82]
     """
-    mean, unit, dof = statistics.fmean(values), _per_tangent(values), len(values) - 1
-    part = math.pi / 2**54  # of a right angle; the chance grows with the angle
-    half = (
-        math.tan(part * bisect(range(2**53), level, key=lambda i: _student(part * i, dof))) * unit
-    )
+    mean, dof, part = statistics.fmean(values), len(values) - 1, math.pi / 2**54
+    parts = bisect(range(2**53), level, key=lambda i: _student(part * i, dof))  # of a right angle
+    half = math.tan(part * parts) * _per_tangent(values)
     return mean, mean - half, mean + half
 
 

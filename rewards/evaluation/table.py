@@ -21,6 +21,7 @@ BLIND = {  # the controls that cannot see the image, as the beginning of a sente
     "options_prior": "the options alone score",
     "majority_letter": "one letter for all scores",
 }
+PRIORS = ("options_prior", "majority_letter")  # ask no model
 # From thought to choice: figures of a part of the finding, and what they tell about it.
 LINKS = {"stated": "is stated", "right": "stated is right", "follows": "stated is chosen"}
 Rows = Sequence[Row]
@@ -147,7 +148,7 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         if arm in BLIND and found[modality]["n"]
     ]
     # A prior is listed under every model, but it is one test.
-    tests = {(arm, m, f["correct"], f["n"]): above_chance(f) for _, m, arm, f in tried}
+    tests = {(arm, m, model * (arm not in PRIORS)): above_chance(f) for model, m, arm, f in tried}
     reliant = table["reliance"].get("trained") or table["reliance"]["base"]
     lost = {m: x["visual_reliance"] for m, x in reliant.items() if "visual_reliance" in x}
     tests |= {m: x["p"] for m, x in lost.items()}
@@ -160,7 +161,7 @@ def verdicts(table: dict[str, Any]) -> list[str]:
     for model, modality, arm, found in tried:
         figure = table["results"][model][modality]
         explained = found["ci95"][1] >= figure["ci95"][0]
-        in_part = adjusted[arm, modality, found["correct"], found["n"]] < ALPHA
+        in_part = adjusted[arm, modality, model * (arm not in PRIORS)] < ALPHA
         if (explained or in_part) and above_chance(figure) < ALPHA:
             verdict = "says little about seeing" if explained else "is not all seeing"
             blind = f"{BLIND[arm]} {percent(found['accuracy'])}"

@@ -19,9 +19,7 @@ def text(table: Mapping[str, Any]) -> str:
     for part in shown["parts"]:
         lines += [("", []), (part["title"], [])] if part["title"] else []
         lines += [(row["label"], row["cells"]) for row in part["rows"]]
-    padded = (
-        f"{label:{LABEL}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells) for label, cells in lines
-    )
+    padded = (f"{x:{LABEL}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells) for x, cells in lines)
     return "\n".join([*(line.rstrip() for line in padded), *shown["footnotes"]])
 
 

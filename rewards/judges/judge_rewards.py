@@ -154,13 +154,14 @@ def value(verdict: Verdict | None) -> float | None:
     return None if verdict is None else VALUES[verdict.choice]
 
 
-def reward_terms(spec: str, judges: Judges, *lengths: int | None) -> list[Reward]:
-    """Return the rewards of --reward, those of judges among them; `lengths` are for `built_in`.
+def reward_terms(config: Any, judges: Judges) -> list[Reward]:
+    """Return the rewards of a run's --reward, those of judges among them.
 
     Prints a line if a rule stands in for a judge. Raises RewardError.
     """
+    lengths = config.length_cap, config.max_completion_length, config.overlong_cache
     judged = judged_rewards(judges)
-    terms = parse_rewards(spec, built_in(*lengths) | judged)
+    terms = parse_rewards(config.reward, built_in(*lengths) | judged)
     if "consistency" in {term.name for term in terms} - judged.keys():
         print("train.py: consistency is judged by a rule; --judge for a model", file=sys.stderr)
     return terms

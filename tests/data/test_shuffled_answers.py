@@ -44,6 +44,19 @@ def test_each_answer_is_right_as_often_as_before_among_questions_of_the_same_opt
     assert sum(a.references != b.references for a, b in zip(OPEN, shuffled, strict=True)) > 70
 
 
+def test_of_options_with_one_answer_the_places_are_permuted_among_as_many_options():
+    """As in real sets, where no two questions have the same options, or "no" is always right."""
+    own = [replace(e, options=tuple(f"{x} {e.id}" for x in e.options)) for e in POOL]
+    same = [replace(e, id=f"{e.id}-", options=("yes", "no"), gold=1) for e in POOL[:40]]
+    for before in (own, same + own):
+        after = with_shuffled_answers(before, seed=1)
+        places = [Counter((len(e.options), e.gold) for e in found) for found in (before, after)]
+        assert places[0] == places[1]
+        moved = sum(a.gold != b.gold for a, b in zip(before, after, strict=True))
+        assert moved > len(before) / 4
+        assert [e.options for e in after] == [e.options for e in before]
+
+
 def test_all_else_stays_in_its_place_but_what_shows_the_image():
     for before, after in zip([*POOL, *OPEN], with_shuffled_answers([*POOL, *OPEN], 1), strict=True):
         label = {"gold": before.gold, "references": before.references}
@@ -85,7 +98,7 @@ def test_training_is_permuted_by_the_runs_seed_and_said_and_nothing_else_is(
     config = replace(plain, shuffle_answers=True)
     examples, validation, tests, _ = load_questions(config, lambda *_: "")
 
-    assert "right answers are permuted" in capsys.readouterr().err
+    assert "--shuffle-answers: a control, " in capsys.readouterr().err
     assert examples == with_shuffled_answers(load_split(plain, "train", 60), seed=5)
     assert tests == load_tests(plain)
     assert validation == load_validation(plain, LeftOut())

@@ -70,7 +70,7 @@
         token.className = [told.gradient < 0 ? "up" : told.gradient > 0 ? "down" : "", told.clipped ? "c" : ""].join(" ");
         token.style.setProperty("--n", Math.min(4, 2 * size * sum(taken)) || 0);
         const numbers = [logprob, old, data.ref_logprobs[at - 1] === null ? NaN : ref, told.ratio, told.kl, told.surrogate, weight, told.loss, told.gradient];
-        token.dataset.v = [token.textContent.replace(/\s*\n/g, "⏎"), ...numbers.map((value) => (isNaN(value) ? "-" : short(value)))].join("\n");
+        token.dataset.v = [token.textContent.replace(/\n/g, ""), ...numbers.map((value) => (isNaN(value) ? "-" : short(value)))].join("\n");
       }
     }
     for (const control of controls)

@@ -259,7 +259,9 @@ def test_a_page_says_what_it_lacks_of_its_run(run: Path, tmp_path: Path) -> None
 def test_what_cannot_be_shown_is_one_line(run: Path, tmp_path: Path) -> None:
     untraced = make_run(tmp_path / "untraced", traced=())
     for folder in (untraced, tmp_path / "none"):
-        with pytest.raises(UsageError, match="no traced group with signal; see --trace-steps"):
+        with pytest.raises(
+            UsageError, match="no traced group with signal; name a run that has one"
+        ):
             write_page(folder, str(tmp_path / "group.html"))
     for file in (tmp_path / "no" / "group.html", tmp_path):
         with pytest.raises(UsageError, match=f"--page {file}: cannot be written"):
