@@ -8,6 +8,7 @@ import pytest
 
 import evaluate
 import train
+from grpo.settings.errors import UsageError
 
 SHORT = ["--recipe", "phantom", "--steps", "2", "--train-size", "24", "--prompts-per-step", "2"]
 
@@ -56,6 +57,16 @@ def test_pass_rates_of_the_training_questions_and_training_on_those_between(here
     assert {group["id"] for step in traced for group in step["groups"]} <= set(mixed)
     evaluate.main([*flags[:4], "--pass-rates", "val.jsonl", "--split", "val", "--eval-size", "4"])
     assert ["-val-" in row["id"] for row in lines(Path("val.jsonl"))] == [True] * 4
+
+
+def test_pass_rates_with_a_reward_that_counts_tokens_are_refused_before_a_question_is_asked(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "phantom", "--device", "cpu", "--eval-size", "2", "--samples", "8"]
+    with pytest.raises(UsageError, match="--reward accuracy,overlong: overlong needs token counts"):
+        evaluate.main([*flags, "--pass-rates", "p.jsonl", "--reward", "accuracy,overlong"])
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ import pytest
 
 import train
 from data.evaluation_questions import load_validation
+from data.example import VQAExample
 from data.load import LeftOut, load, splits_of
 from evaluate import Scorer
 from grpo.settings.config import Config
 from grpo.settings.options import Options
 from models.open_policy import open_policy
+from models.policy import Policy
 from tests.data.conftest import OmniFolder
 
 FORMS = {"MRI": "MR (Mag-netic Resonance Imaging)", "CT": "CT(Computed Tomography)"}
@@ -58,3 +60,13 @@ def test_the_figures_are_those_of_the_answers() -> None:
         assert found[f"{place}/forced_choice"] == pytest.approx(right)
     assert found["val/forced_choice"] != found["val/CT/forced_choice"]
     assert found["time/validation"] > 0
+
+
+def test_questions_without_options_have_no_forced_choice(trained: Policy) -> None:
+    side = VQAExample("1", (), "Which side?", (), 0, "MRI", "side", references=("left",))
+    choice = VQAExample("2", (), "Which side?", ("left", "right"), 0, "CT", "side")
+    config = Config(max_completion_length=4)
+    found = train.validate(trained, {"MRI": [side], "CT": [choice]}, config)
+    figures = {"val/accuracy", "val/format_rate", "val/CT/accuracy", "val/CT/format_rate"}
+    assert found.keys() == figures | {"val/CT/forced_choice", "time/validation"}
+    assert None not in found.values()

@@ -162,8 +162,8 @@ MODELS = [
      "self.logprobs[: len(self.row), window] = drawn[1]"),
     ("a block's tokens numbered from the next block on", "r1_v_91", LAW, "block * BLOCK + place",
      "(block + 1) * BLOCK % logits.shape[1] + place"),
-    ("special tokens stripped from texts", "trl_4970", POLICY, "skip_special_tokens=False, clean",
-     "skip_special_tokens=True, clean"),
+    ("special tokens stripped from texts", "trl_4970", POLICY,
+     '"skip_special_tokens": False', '"skip_special_tokens": True'),
     # The forward read off the weights, and its derivatives
     ("the adapter left out of decoding", "nova_sky_ai_skyrl_1776", LINEAR,
      "y.addmm_(F.linear(x, self.a), self.b.T)", "y"),

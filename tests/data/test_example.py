@@ -1,12 +1,13 @@
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.example import VQAExample, completion_text, user_text
+from data.example import VQAExample, completion_text, one_asked, user_text
 from data.images import ImageFile
 from grpo.settings.errors import UsageError
 from rewards.answers import answer_letter, is_formatted
@@ -27,6 +28,12 @@ def test_the_prompt_is_question_options_and_one_instruction_without_blank_lines(
     assert lines[:3] == ["Which?", "A) cyst", "B) none"]
     assert len(lines) == 4
     assert all(tag in lines[3] for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+
+
+def test_a_closed_question_that_is_asked_in_the_open_counts_as_open() -> None:
+    item = replace(example(("yes", "no"), 1), answer_type="CLOSED")
+    ways = {way: one_asked(item, way).closed for way in ("reason", "direct", "open")}
+    assert ways == {"reason": True, "direct": True, "open": False}
 
 
 def test_the_supervised_target_is_what_the_format_reward_pays_for() -> None:

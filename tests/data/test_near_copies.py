@@ -183,6 +183,19 @@ def test_pairs_are_kept_until_a_file_changes(
         assert kept_near_copies(images) == pairs
 
 
+def test_images_are_compared_again_if_their_file_of_pairs_is_damaged(
+    tmp_path: Path, cache: Path
+) -> None:
+    planted(tmp_path / "x", textures(1))
+    images = [ImageFile(file) for file in (tmp_path / "x").iterdir()]
+    pairs = kept_near_copies(images)
+    assert len(pairs) == 1
+    (kept,) = cache.iterdir()
+    for content in (b"", b'[["a', b"\xff"):
+        kept.write_bytes(content)
+        assert kept_near_copies(images) == pairs
+
+
 def test_too_many_images_are_not_compared_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

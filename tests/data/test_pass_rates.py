@@ -45,13 +45,14 @@ def test_more_questions_in_the_file_than_in_training_do_no_harm(tmp_path: Path) 
 
 
 def test_what_is_wrong_is_one_line_with_the_remedy(tmp_path: Path) -> None:
-    good, other, few, broken, foreign, zero = (tmp_path / f"{i}.jsonl" for i in range(6))
+    good, other, few, broken, foreign, zero, deep = (tmp_path / f"{i}.jsonl" for i in range(7))
     written(good, EXAMPLES)
     written(other, load_split(Config(data_seed=1), "train", 20))
     written(few, EXAMPLES[:17])
     broken.write_text('{"id": "a"\n')
     foreign.write_text('[1, 2]\n"text"\n')
     zero.write_text(json.dumps({"id": "a", "question": "?", "n": 0, "correct": 0}))
+    deep.write_text("[" * 100_000)
     shares = "give a file of evaluate.py, and two shares LOW,HIGH"
     for file, keep, problem in (
         (other, "0,1", f"lacks 20 of 20 training questions, {EXAMPLES[0].id} first; make it of"),
@@ -68,6 +69,7 @@ def test_what_is_wrong_is_one_line_with_the_remedy(tmp_path: Path) -> None:
         (broken, "0,1", shares),
         (foreign, "0,1", shares),
         (zero, "0,1", shares),
+        (deep, "0,1", shares),
     ):
         with pytest.raises(UsageError) as error:
             kept(str(file) if file else None, keep)

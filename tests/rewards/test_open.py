@@ -77,6 +77,14 @@ def test_drawn_answers_to_an_open_question_vote_by_meaning() -> None:
     assert sampled([row])["majority@4"] == 1.0
 
 
+def test_wrong_wordings_of_one_answer_vote_together() -> None:
+    said = ("left", "Right.", "the left", "the right", "RIGHT", ".")
+    row = drawn(OPEN, [f"<answer>{words}</answer>" for words in said])
+
+    assert row["answers"] == ["left lung", "right", "left lung", "right", "right", None]
+    assert sampled([row])["majority@6"] == 0.0, "right is the commoner answer"
+
+
 def test_other_references_make_another_question(tmp_path) -> None:
     other = VQAExample("o", (), "Where is it?", (), 0, "CT", "POS", references=("right",))
     asked: list[VQAExample] = []
@@ -114,6 +122,18 @@ def test_metrics_say_what_is_missing() -> None:
     text = render.text(tabulate(answers, "CT"))
     assert "2.72" in text
     assert "100.0 (1 missing)" in text
+
+
+def test_a_figure_of_some_modalities_is_a_dash_in_the_others() -> None:
+    known = {"closed": True, "reference_nll": 2.0, "reference_tokens": 2}  # perplexity e
+    closed, both = [known], [known, known | {"closed": False, "reference_tokens": 1}]  # e^2
+    for figures, cells in (((closed, both), ["-", "7.39"]), ((both, closed), ["7.39", "-"])):
+        arms = {TESTS: {m: [say(CLOSED, "A")] for m in ("CT", "MRI")}}
+        arms[MEASURES] = dict(zip(("CT", "MRI"), figures, strict=True))
+        shown = render.text(tabulate({"base": arms}, "CT")).splitlines()
+        (line,) = (line for line in shown if line.startswith("  open perplexity"))
+        assert line.split()[2:] == cells
+        assert "  perplexity          2.72".split() + ["2.72"] in map(str.split, shown)
 
 
 def test_findings_are_scored_where_they_are_known() -> None:

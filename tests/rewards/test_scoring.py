@@ -247,6 +247,18 @@ def test_columns_out_of_step_with_the_completions_are_refused():
         score(parse_rewards("format"), PROMPTS[:1], SAID, COLUMNS)
 
 
+def test_a_column_of_the_data_never_replaces_the_texts_of_the_model():
+    foreign = {"completions": ["<answer>B</answer>"] * 4, "prompts": ["x"] * 4}
+    seen = []
+    mine = Reward("mine", lambda prompts, completions, **_: seen.extend([prompts, completions]))
+    with pytest.raises(RewardError, match="'mine' returned NoneType"):
+        score([mine], PROMPTS, SAID, COLUMNS | foreign)
+    assert seen == [PROMPTS, SAID]
+    rewards = parse_rewards("format,accuracy")
+    expected = score(rewards, PROMPTS, SAID, COLUMNS)
+    assert score(rewards, PROMPTS, SAID, COLUMNS | foreign) == expected
+
+
 def test_scoring_nothing_gives_nothing():
     assert score(parse_rewards("format"), [], [], {"letters": []}) == ([], {"format": []})
 

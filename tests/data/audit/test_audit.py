@@ -122,6 +122,23 @@ def test_shared_images_are_found_by_path_and_by_bytes(
     }
 
 
+def test_an_image_of_many_questions_is_compared_once(
+    tmp_path: Path, picture: Callable[[Path, int], Path]
+) -> None:
+    opened = []
+
+    class Watched(ImageFile):
+        def open(self) -> Any:
+            opened.append(self.path.name)
+            return super().open()
+
+    files = [picture(tmp_path / f"{i}.png", i) for i in range(3)]
+    shown = [Watched(files[i % 3]) for i in range(30)]
+    asked = [VQAExample(str(i), (x,), "?", ("x", "y"), 0, "MRI", "") for i, x in enumerate(shown)]
+    shared_images([{"train": asked[:20], "test": asked[20:]}], compare=True)
+    assert sorted(opened) == ["0.png", "1.png", "2.png"]
+
+
 def test_a_full_stop_counts_where_it_stands_alone() -> None:
     def stops(*options: str, gold: int = 0) -> dict[str, int]:
         return full_stops([VQAExample("1", (), "Which?", options, gold, "MRI", "")])

@@ -150,6 +150,16 @@ def test_a_slope_is_what_one_more_copy_of_an_answer_changes() -> None:
         assert max(centred) > 0.2
 
 
+def test_ranks_of_fewer_than_20_right_or_wrong_answers_say_nothing() -> None:
+    p, wide = [0.5 + i / 200 for i in range(60)], {}
+    for right in (19, 20, 40, 41):
+        y = [int(i < right) for i in random.Random(0).sample(range(60), 60)]
+        found = calibration(as_rows(p, y))
+        ends = [found[name]["ci95"] for name in ("auroc", "aurc", "brier")]
+        wide[right] = [pair == [0.0, 1.0] or pair[1] - pair[0] > 0.6 for pair in ends]
+    assert wide == {19: [True, True, False], 20: [False] * 3, 40: [False] * 3} | {41: wide[19]}
+
+
 def test_no_figure_depends_on_the_order_of_the_questions() -> None:
     p, y = planted(300)
     rows = as_rows([round(x, 1) for x in p], y)

@@ -61,6 +61,11 @@ def test_shared_images_widen_the_interval():
     assert interval(alike) == wilson(10, 10), "ten images, whatever the number of questions"
 
 
+def test_images_with_equal_shares_right_have_an_interval_with_width():
+    halves = [row(i, i % 2 > 0, image=f"{i // 2}.png") for i in range(20)]
+    assert interval(halves) == wilson(5, 10), "each image has one right of two"
+
+
 def test_a_blank_image_makes_no_questions_dependent():
     blank = [row(i, i < 5, image="blank/112x112") for i in range(10)]
     assert interval(blank) == wilson(5, 10)
@@ -90,6 +95,18 @@ def test_gain_pairs_questions():
     assert gain(shared, gained, "correct")["ci95"] == list(ten), "ten images, all alike"
 
 
+def test_nothing_is_known_of_a_gain_on_one_image_that_not_all_questions_share():
+    before = [row(i, i == 19, image="one.png") for i in range(20)]
+    after = [row(i, i != 19, image="one.png") for i in range(20)]
+    found = gain(before, after, "correct")
+    assert (found["gain"], found["ci95"]) == (pytest.approx(0.9), [-1.0, 1.0])
+
+
+def test_the_macro_mean_of_one_cell_has_the_interval_of_that_cell():
+    found = macro_mean([{"accuracy": 0.9, "ci95": [0.6, 0.95]}])
+    assert (found["accuracy"], found["ci95"]) == (0.9, pytest.approx([0.6, 0.95]))
+
+
 def test_the_macro_mean_counts_modalities_alike():
     cells = [{"accuracy": 0.5, "ci95": [0.4, 0.6]}, {"accuracy": 0.7, "ci95": [0.6, 0.8]}]
     found = macro_mean(cells)
@@ -107,6 +124,15 @@ def test_permuted_options_tell_text_from_letter():
     assert permuted(foreign)["same_text"] == 0.0
     mute = [turned(0, ["left", "right"], None), turned(1, ["right", "left"], None)]
     assert [permuted(r)["same_text"] for r in (by_text, by_letter, mute)] == [1.0, 0.0, 0.0]
+
+
+def test_the_orders_of_a_question_without_an_image_are_dependent():
+    orders = [(f"q{q}", f"q{q}~{k}", q < 4 + k) for q in range(10) for k in range(4)]
+    without = [row(0, right) | {"id": id, "image": []} for _, id, right in orders]
+    own = [row(0, right) | {"id": id, "image": [f"{q}.png"]} for q, id, right in orders]
+    assert permuted(without) == permuted(own)
+    low, high = interval([row(i, right) for i, (*_, right) in enumerate(orders)])
+    assert permuted(without)["ci95"][1] - permuted(without)["ci95"][0] > 1.3 * (high - low)
 
 
 def answers(trained: int, blank: int, prior: float) -> tuple[dict, dict]:
@@ -149,6 +175,21 @@ def test_a_control_that_explains_the_result_gets_a_sentence():
         if len(sentences) != 1 or not sentences[0].startswith(f"MRI: {says}"):
             wrong.append((says, sentences))
     assert wrong == []
+
+
+def test_in_a_control_each_model_is_a_test_and_a_prior_is_one_test_for_all():
+    """The p of 118 right of 200 is 0.0066, that of 120 is 0.0028: below 0.01 as one test, and as
+    one of three, but no more as one of two and one of four."""
+
+    def said(blank: int, **priors: dict) -> list[str]:
+        arms = {"blank_image": {"MRI": rows(blank, 200)}}
+        tests = {"base": {"MRI": rows(90, 200)}, "trained": {"MRI": rows(190, 200)}}
+        given = {model: {"tests": answered} | arms for model, answered in tests.items()}
+        return verdicts(tabulate(given, "MRI", priors))
+
+    assert said(118) == [], "two tests, though both models are equally often right"
+    (sentence,) = said(90, options_prior={"MRI": rows(120, 200)})
+    assert sentence.startswith("MRI: the options alone score 60.0; trained's 95.0 there is not")
 
 
 def test_a_control_without_questions_says_nothing():
