@@ -249,14 +249,11 @@ def test_columns_out_of_step_with_the_completions_are_refused():
 
 def test_a_column_of_the_data_never_replaces_the_texts_of_the_model():
     foreign = {"completions": ["<answer>B</answer>"] * 4, "prompts": ["x"] * 4}
-    seen = []
-    mine = Reward("mine", lambda prompts, completions, **_: seen.extend([prompts, completions]))
-    with pytest.raises(RewardError, match="'mine' returned NoneType"):
-        score([mine], PROMPTS, SAID, COLUMNS | foreign)
-    assert seen == [PROMPTS, SAID]
     rewards = parse_rewards("format,accuracy")
     expected = score(rewards, PROMPTS, SAID, COLUMNS)
     assert score(rewards, PROMPTS, SAID, COLUMNS | foreign) == expected
+    own = Reward("own", lambda prompts, **_: [float(text == "Which?") for text in prompts])
+    assert score([own], PROMPTS, SAID, COLUMNS | foreign)[0] == [1.0] * 4
 
 
 def test_scoring_nothing_gives_nothing():

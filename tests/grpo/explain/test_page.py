@@ -263,7 +263,7 @@ def test_what_cannot_be_shown_is_one_line(run: Path, tmp_path: Path) -> None:
             UsageError, match="no traced group with signal; name a run that has one"
         ):
             write_page(folder, str(tmp_path / "group.html"))
-    for file in (tmp_path / "no" / "group.html", tmp_path):
+    for file in (tmp_path / "no" / "group.html", tmp_path, ""):
         with pytest.raises(UsageError, match=f"--page {file}: cannot be written"):
             write_page(run, str(file))
     for words in (["--page", "x"], ["--explain", "--page"], ["--page"]):
@@ -280,6 +280,7 @@ def test_the_program_writes_a_page_or_one_line(run: Path, tmp_path: Path) -> Non
     done = Program(*call, str(run), "--page", str(file)).finish()
     assert (done.returncode, done.stdout) == (0, f"wrote {file}\n")
     assert file.read_text(encoding="utf-8") == page(run)
-    for words in ((), (str(run),), (str(tmp_path), "--page", str(file)), ("--page", str(file))):
+    wrong = (), (str(run),), (str(run), "--page", ""), (str(tmp_path), "--page", str(file))
+    for words in (*wrong, ("--page", str(file))):
         done = Program(*call, *words, where=tmp_path, settings={"PYTHONPATH": str(ROOT)}).finish()
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -59,6 +59,15 @@ def test_what_the_folder_holds_is_stated() -> None:
     assert "    Give one letter inside <answer> </answer>, nothing else." in wording
 
 
+def test_control_characters_of_a_prompt_are_escaped_and_its_indentation_stays(mine: Path) -> None:
+    asked = {"asked": "reason", "prompt": "Which side?\x1b[2J\n  A) left\u202e"}
+    write_json(mine / "trace" / "step-000006.json", {"groups": [asked]})
+
+    wording = checklist(mine)[2]
+    assert wording[2:4] == [r"    Which side?\x1b[2J", r"      A) left\u202e"]
+    assert all(line.isprintable() for line in wording)
+
+
 def test_what_an_evaluation_adds_is_stated(mine: Path) -> None:
     table = json.loads((mine / "evaluation.json").read_text())
     added = {"temperature": 0.7, "prompt": "direct", "left_out": "3: image cannot be read"}

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from grpo.report import page as report
+from grpo.report.comparison import answers, comparison
+from grpo.report.contents import contents
 from grpo.report.curves import logged, overlaid
+from grpo.run.atomic import write_json
 from grpo.settings.errors import UsageError
 from tests.grpo.report.browser import PROGRAM, Browser
 from tests.grpo.report.pages import Page, hostile_run
-from tests.grpo.report.runs import make_run
+from tests.grpo.report.runs import make_run, summary
 
 MB = 1_000_000
 MARKUP = "<img src=x onerror=window.pwned=1>"
@@ -30,10 +33,10 @@ def question(i: int, right: bool, forced: bool | None = None, **changed: Any) ->
     return asked | {"correct": right, "forced_correct": forced} | changed
 
 
-def write_answers(run: Path, rows: list[dict[str, Any]], modality: str = "MRI") -> None:
+def write_answers(run: Path, rows: list[dict[str, Any]], arm: str = "MRI-reason") -> None:
     (run / "predictions").mkdir(exist_ok=True)
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    (run / f"predictions/trained-{modality}-reason.jsonl").write_text(text)
+    (run / f"predictions/trained-{arm}.jsonl").write_text(text)
 
 
 @pytest.fixture
@@ -123,6 +126,44 @@ def test_an_image_that_has_changed_is_no_pair(runs: list[Path]) -> None:
     assert (none, one[-4:]) == ("-", " n 1")
 
 
+def test_the_answers_are_those_of_the_evaluation_that_is_shown(runs: list[Path]) -> None:
+    """Of its first way of asking, as its scorer reads them: it takes the first of two answers."""
+    shown = summary() | {"prompt": "direct", "scorer": "medvlm-r1"}
+    for run, said in zip(runs[:2], ("B", "A"), strict=True):
+        write_json(run / "evaluation.json", shown)
+        write_answers(run, [question(i, True) for i in range(4)])
+        changed = {"completion": f"<answer>{said}</answer><answer>B</answer>"}
+        write_answers(run, [question(i, False, **changed) for i in range(9)], "MRI-direct")
+    (_, cell) = table(report.page(runs[:2], 4 * MB), "MRI")["trained minus a, strict"]
+    assert (cell[:7], cell[-5:]) == ("+100.0 ", ", n 9")
+
+
+def test_a_damaged_line_costs_no_other_answer(runs: list[Path]) -> None:
+    write_answers(runs[0], [question(i, True) for i in range(9)])
+    (file,) = runs[0].glob("predictions/*")
+    lines, found = file.read_bytes().splitlines(), {}
+    for damaged in (b"{", b"[1]", b'{"id": "q4"}', b"\0\0", b"\xff", b""):
+        file.write_bytes(b"\n".join([*lines[:4], damaged, *lines[5:]]))
+        found[damaged] = len(answers(contents(runs[0]), "MRI"))
+    assert {damaged: n for damaged, n in found.items() if n != 8} == {}
+
+
+def test_n_counts_the_closed_questions_that_the_gain_is_of(runs: list[Path]) -> None:
+    opened = [question(i, True, options=[], closed=False, forced_correct=None) for i in (5, 6)]
+    for run in runs[:2]:
+        write_answers(run, [question(i, run is runs[1]) for i in range(5)] + opened)
+    rows = table(report.page(runs[:2], 4 * MB), "MRI")
+    cells = [rows[f"trained minus a, {name}"][1] for name in ("strict", "forced choice")]
+    assert [(cell[:7], cell[-5:]) for cell in cells] == [("+100.0 ", ", n 5")] * 2
+
+
+def test_only_scored_runs_are_told_in_order_that_they_share_nothing(runs: list[Path]) -> None:
+    (runs[1] / "summary.json").unlink()
+    said = [text for text in comparison(runs)["remarks"] if "share no answered" in text]
+    pairs = [text.partition(" share")[0] for text in said]
+    assert pairs == [f"{modality}: a and c" for modality in ("MRI", "CT", "XRAY")]
+
+
 def test_runs_of_other_questions_are_told_so_and_not_paired(runs: list[Path]) -> None:
     write_answers(runs[0], [question(1, True)])
     write_answers(runs[1], [question(2, True)])
@@ -161,6 +202,12 @@ def test_settings_that_differ_are_listed_and_no_others(runs: list[Path]) -> None
     assert "None: the settings are the same." in alone
 
 
+def test_the_page_of_supervised_runs_is_not_called_grpo(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, traced=(), method="sft") for name in "ab"]
+    assert "<title>a, b: runs</title>" in (text := report.page(runs, 4 * MB))
+    assert "GRPO" not in text.partition("<body")[2].partition("</table>")[0]
+
+
 def test_a_run_without_steps_is_named(runs: list[Path]) -> None:
     (runs[1] / "metrics.jsonl").unlink()
     assert "<p>b: metrics.jsonl holds no step, so it has no curves.</p>" in report.page(
@@ -183,7 +230,7 @@ def test_hostile_text_of_several_runs_stays_text(runs: list[Path], tmp_path: Pat
     shutil.copytree(runs[1], named)
     for run in (runs[0], named):
         (run / "trace").mkdir()
-        write_answers(run, [question(1, True, question=MARKUP)], modality="MRI")
+        write_answers(run, [question(1, True, question=MARKUP)])
         hostile_run(run)
     page = Page(made := report.page([runs[0], named], 4 * MB))
 

@@ -12,6 +12,16 @@ def test_a_long_run_has_no_more_points_and_no_spike_is_lost() -> None:
     assert min(float(point.split(",")[1]) for point in drawn) < charts.TOP + 40
 
 
+def test_a_short_line_beside_a_long_one_has_a_mark() -> None:
+    long, found = [(float(i), 0.5) for i in range(1, 2_001)], {}
+    for n in (1, 10):
+        for lines in ([("a", long), ("b", long[:n])], [("a", long[:n]), ("b", long)]):
+            chart = charts.drawn("Reward", "", lines)
+            marks = [len(line["marks"]) for line in chart["lines"]]
+            found[n, len(lines[0][1])] = marks
+    assert {case: marks for case, marks in found.items() if not all(marks)} == {}
+
+
 def test_points_lie_where_the_axes_say() -> None:
     (chart,) = charts.curves(
         [{"step": 1, "kl": 0.0}, {"step": 3, "kl": 2.0}, {"step": 5, "kl": 1}], "MRI"

@@ -91,6 +91,14 @@ def test_the_command_makes_the_same_settings(mine: Path) -> None:
     }
 
 
+def test_a_run_from_the_shipped_models_earlier_state_is_of_a_shipped_toy(tmp_path: Path) -> None:
+    found = read(made(tmp_path / "run", init="base", model="phantom-base"))
+    assert (found.data.base_model, found.data.license) == ("phantom-base", "apache-2.0")
+    assert "- Base model: phantom-base, the tiny Qwen2-VL that ships with" in found.text
+    assert "- Licence: Apache-2.0\n" in found.text
+    assert "- The base model is a toy." in found.text
+
+
 def test_hub_models_and_data_go_by_their_ids_and_are_called_medical(tmp_path: Path) -> None:
     for name, known in HUB.items():
         found = read(made(tmp_path / name, model=QWEN, data=name))

@@ -43,8 +43,7 @@ def edit(file: Path, **values: Any) -> None:
 
 
 def test_every_number_of_every_token_is_that_of_the_trace(run: Path, whole: str) -> None:
-    shown = [tag["data-v"].split("\n") for tag in Page(whole).attributes("i", "data-v")]
-    at = 0
+    at, shown = 0, [tag["data-v"].split("\n") for tag in Page(whole).attributes("i", "data-v")]
     for traced in inspector.traced_steps(run)[0]:
         tensors = load_file(run / "trace" / f"step-{traced.step:06d}.safetensors")
         loss = tensors["loss"]
@@ -111,6 +110,12 @@ def test_a_control_of_training_is_named_above_the_title(mine: Path, whole: str) 
     assert "GRPO on MRI, a control: trained without images</p>" in report.page(mine, MB)
     assert "right answers permuted" not in whole
     assert "without images</p>" not in whole
+
+
+def test_the_page_of_a_supervised_run_says_which_runs_have_a_trace(tmp_path: Path) -> None:
+    made = report.page(make_run(tmp_path / "run", traced=(), method="sft"), 4 * MB)
+    assert "<title>run: run</title>" in made
+    assert "no step can be opened. GRPO runs have one, unless --trace-steps is 0.</p>" in made
 
 
 def test_a_step_says_what_it_took(whole: str) -> None:

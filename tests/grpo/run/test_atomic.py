@@ -71,3 +71,7 @@ def test_a_file_is_replaced_whole_and_what_is_no_file_stays_what_it_is(tmp_path:
     assert os.read(end, 100) == b"through the pipe"
     assert pipe.is_fifo()
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "pipe"}
+    for folder in (tmp_path, Path("")):  # an empty name is the current folder
+        with pytest.raises(IsADirectoryError):
+            write_whole(folder, b"")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "pipe"}

@@ -128,6 +128,15 @@ def test_a_checkpoint_is_no_use_without_the_steps_it_counts_on(run, capsys):
     assert capsys.readouterr().err.count("metrics.jsonl has lost lines") == 2
 
 
+def test_a_line_of_nul_bytes_is_a_step_that_is_lost(run, capsys):
+    file = run / "metrics.jsonl"
+    *lines, last = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines, bytes(len(last) - 1), b"\n"]))  # as a power cut leaves it
+    assert newest(run).step == STEPS - 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "step-000005: damaged: metrics.jsonl has lost lines that it counts on;" in said
+
+
 def test_moments_are_kept_in_float32_by_name_and_nothing_is_pickled(run, fresh):
     policy = fresh()
     tensors = load_file(checkpoints(run)[-1] / "optimizer.safetensors")

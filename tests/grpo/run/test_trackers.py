@@ -7,8 +7,10 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +55,65 @@ def test_tensorboard_is_an_alias():
     both = Config(report_to="tensorboard", tensorboard=True)
     for config in (Config(tensorboard=True), Config(report_to="tensorboard"), both):
         assert check_trackers(config) == ["tensorboard"]
+
+
+Told = dict[str, list[tuple[int, list[str]]]]  # by tracker: each step and the names of its values
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Modules in place of wandb and trackio, which are not ours, and what they are told."""
+    told: Told = {"wandb": [], "trackio": []}
+    for name, steps in told.items():
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        module.Image, module.Table = str, lambda columns, data: data
+        log = lambda values, step, steps=steps: steps.append((step, [*values]))  # noqa: E731
+        session = SimpleNamespace(log=log, finish=lambda: None)
+        module.init = lambda session=session, **_: session
+        monkeypatch.setitem(sys.modules, name, module)
+    return told
+
+
+def told_again(run: Path, trackers: str, steps: list[dict[str, float]], last: int = 0) -> Any:
+    """Report steps in a session of their own, and the evaluation after `last` steps."""
+    with reporting(run, Config(report_to=trackers)) as open_ones:
+        for metrics in steps:
+            open_ones.step(metrics)
+        open_ones.scores(json.loads((run / "summary.json").read_text()) if last else {}, last)
+    return json.loads((run / "reported.json").read_text())
+
+
+def test_a_damaged_record_begins_a_new_one(tmp_path, stand_ins):
+    run, wrong = make_run(tmp_path / "run", traced=()), {}
+    for text in (b"{", b"", b"[]", b"[1]", b"null", b"5", b'"run"', b"\xff"):
+        (run / "reported.json").write_bytes(text)
+        record = told_again(run, "trackio", STEPS[:1])
+        if record["name"][:4] != "run-" or record["steps"] != {"trackio": 1}:
+            wrong[text] = record
+    assert wrong == {}
+    assert stand_ins["trackio"] == [(1, ["reward", "rewards/format/mean"])] * 8
+
+
+def test_the_record_keeps_a_step_for_each_tracker(tmp_path, stand_ins):
+    run = make_run(tmp_path / "run", traced=())
+    first = told_again(run, "trackio", STEPS)
+    assert first["steps"] == {"trackio": 2}
+    second = told_again(run, "wandb,trackio", [STEPS[1], {"step": 3, "reward": 1.0}])
+    assert second == first | {"steps": {"trackio": 3, "wandb": 3}}
+    assert [step for step, _ in stand_ins["trackio"]] == [1, 2, 3]
+    assert [step for step, _ in stand_ins["wandb"]] == [2, 3]  # it knew none of them
+
+
+def test_the_evaluation_comes_with_the_last_step_or_after_one_of_an_earlier_session(
+    tmp_path, stand_ins
+):
+    for name in ("whole", "stopped"):
+        run = make_run(tmp_path / name, traced=())
+        told_again(run, "trackio", STEPS, last=2 * (name == "whole"))
+    assert told_again(run, "trackio", [], last=2)["steps"] == {"trackio": 3}
+    steps = [step for step, values in stand_ins["trackio"] if values == ["evaluation"]]
+    assert steps == [2, 3]
 
 
 def test_nobody_is_told_of_a_run_without_trackers(tmp_path):
