@@ -191,7 +191,7 @@ def pass_rates(options: Options, config: Config, adapter: Path | None, folder: P
     """Write how often the base is right on each question of --split; what GRPO would see there."""
     judges = open_judges(config.judge, config.judge_model, cache_folder(config.cache))
     terms = reward_terms(config, judges)
-    if "overlong" in {term.name for term in terms}:
+    if "overlong" in {term.partition("=")[0].strip() for term in config.reward.split(",")}:
         raise UsageError(f"--reward {config.reward}: overlong needs token counts; leave it out")
     examples = in_split(config, options.split, options.eval_size, LeftOut(refusal(config)))
     scorer = Scorer(open_policy(config, adapter), config, options, folder)

@@ -131,8 +131,8 @@ def one_asked(example: VQAExample, way: str) -> VQAExample:
     Which side?
     Reason inside <think> </think>, then give a few words inside <answer> </answer>, nothing else.
     """
-    if way != "open":
-        return replace(example, asked=way)
+    if way != "open" or not example.options:
+        return replace(example, asked=way.replace("open", "reason"))
     hidden = {"options": (), "gold": 0, "references": example.right_answers, "answer_type": ""}
     return replace(example, asked="reason", **hidden)
 

@@ -46,7 +46,7 @@ def kept_near_copies(images: Iterable[ImageSource]) -> list[tuple[str, str]]:
     # A key that is no file, of a drawn image or a slice, stands for its image.
     state = [(key, os.path.isfile(key) and os.path.getmtime(key)) for key in sorted(by_key)]
     digest = hashlib.sha256(repr([SAME, *state]).encode()).hexdigest()
-    with suppress(OSError, ValueError):  # no folder, or a file of it is damaged
+    with suppress(OSError, ValueError, TypeError):  # no folder, or a file of it is damaged
         kept = user_cache() / "near_copies" / digest
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)

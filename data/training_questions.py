@@ -117,19 +117,18 @@ def with_shuffled_answers(examples: Sequence[VQAExample], seed: int) -> list[VQA
 
     If all questions of the same options have one answer, as if no two have the same, they exchange
     the places of their right options with others of as many options. The answers of open questions
-    are permuted within a question type. Each answer is right as often
-    as before, but no image says for which question: what a policy gains, it does not owe to what
-    images show. The reference reasoning and the findings say what an image shows, and are removed.
+    are permuted within a question type. Each answer is right as often as before, but no image says
+    for which question: what a policy gains, it does not owe to what images show. The reference
+    reasoning and the findings say what an image shows, and are removed.
     """
-
     answers = defaultdict(set)
     for example in examples:
         answers[frozenset(example.options)].add(example.answer)
 
-    def alike(example: VQAExample) -> tuple[list[str], str]:
+    def alike(example: VQAExample) -> tuple[list[str], int, str]:
         if len(answers[frozenset(example.options)]) < 2:
-            return [], str(len(example.options))
-        return sorted(example.options), "" if example.options else example.question_type
+            return [], len(example.options), ""
+        return sorted(example.options), 0, "" if example.options else example.question_type
 
     order = generator(seed, key_word("answers")).permutation(len(examples))
     # Sorting is stable: those who give their answers stay in random order within a kind.
