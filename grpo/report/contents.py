@@ -29,8 +29,7 @@ def contents(run: Path) -> dict[str, Any]:
     summary, evaluations = read_evaluations(run, remarks)
     last = int(metrics[-1]["step"]) if metrics else 0
     if not (run / "summary.json").exists():
-        done = f"{last} of {config.get('steps')} steps"
-        remarks.insert(0, f"Interrupted, or not finished: {done}, and no summary.json.")
+        remarks.insert(0, f"Not finished: {last} of {config.get('steps')} steps, no summary.json.")
     return {
         "folder": run,
         "name": run.resolve().name,

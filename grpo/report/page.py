@@ -145,7 +145,7 @@ def groups_as_html(
             group = inspector.group(traced, b, folder)
             asked = told["questions"].get(str(group["id"]))
             yield traced, b, template.render(group=group, asked=asked, step=traced.step, number=b)
-        except DAMAGED:
+        except (*DAMAGED, TemplateError):
             told["remarks"].append(f"Group {b + 1} of traced step {traced.step} cannot be read.")
 
 

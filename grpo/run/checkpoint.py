@@ -135,7 +135,7 @@ def opened(folder: Path) -> Point:
         kept = {name: state[name] for name in ("step", "metrics_bytes", "seconds", "origin")}
         lines = (run / "metrics.jsonl").read_bytes()[: state["metrics_bytes"]]
         whole = [line for line in lines.splitlines() if line[:1] + line[-1:] == b"{}"]
-        if len(whole) != state["step"] or not lines.endswith(b"\n"):
+        if len([*map(json.loads, whole)]) != state["step"] or not lines.endswith(b"\n"):
             raise ValueError("metrics.jsonl has lost lines that it counts on")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"checkpoint {folder}: damaged: {error}") from None

@@ -112,8 +112,9 @@ def reporting(run: Path, config: Config) -> Iterator[Trackers]:
     """Open the trackers of a run; only rank 0 has any. What they print goes to stderr. Raises
     UsageError if one cannot be opened."""
     opened, record = [], {"name": f"{run.resolve().name}-{secrets.token_hex(4)}", "steps": {}}
-    with suppress(FileNotFoundError, ValueError, TypeError):
-        record |= json.loads((run / "reported.json").read_text("utf-8"))
+    with suppress(FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
+        known = json.loads((run / "reported.json").read_text("utf-8"))
+        record |= {**known, "steps": {n: int(step) for n, step in known["steps"].items()}}
     with ExitStack() as stack:
         for name in [] if rank() else check_trackers(config):
             stack.enter_context(redirect_stdout(sys.stderr))

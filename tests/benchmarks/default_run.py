@@ -41,7 +41,7 @@ def once(checkout: Path, out: Path, extra: list[str]) -> dict[str, float | str]:
         "update_s": round(median(step["time/update"] for step in steps), 3),
         "peak_mb": round(max(step["memory/peak_mb"] for step in steps), 1),
         "reward_at_the_end": round(steps[-1]["reward"], 3),
-        "last_line": ended.stdout.strip().splitlines()[-1].partition(": ")[2],
+        "last_line": ended.stdout.strip().splitlines()[-1].partition(": ")[2].partition(" Next")[0],
     }
 
 

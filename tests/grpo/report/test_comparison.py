@@ -184,7 +184,7 @@ def test_evaluations_stand_side_by_side(runs: list[Path]) -> None:
 
     assert rows["trained"] == ["50.0 [44.0, 56.0]", "-", "50.0 [44.0, 56.0]"]
     assert rows["blank image"] == ["49.0 [43.0, 55.0], n 240", "-", "49.0 [43.0, 55.0], n 240"]
-    assert "b: Interrupted, or not finished: 60 of 60 steps, and no summary.json." in text
+    assert "b: Not finished: 60 of 60 steps, no summary.json." in text
     mean = "3.0 [0.0, 10.0]"
     assert table(text, "mean of unseen modalities")["base"] == [mean, "-", mean]
 

@@ -121,7 +121,7 @@ def test_each_run_has_its_curves_and_says_what_it_is(browser: Browser, run: Run)
 
     assert all(f"{m} " in text for m in ("MRI, trained on", "CT", "XRAY"))
     finished = (run.folder / "summary.json").exists()
-    assert ("Interrupted, or not finished: 1 of 2 steps" in text) != finished
+    assert ("Not finished: 1 of 2 steps" in text) != finished
     config = json.loads((run.folder / "config.json").read_text())["config"]
     assert ("Drawn phantoms, not medical data." in text) == (config["data"] == "phantom")
 

@@ -203,7 +203,7 @@ def test_a_run_that_was_cut_off_gives_a_page_that_says_so(mine: Path) -> None:
     (mine / "metrics.jsonl").write_text("\n".join([*lines[:20], lines[20][:90]]))
     made = report.page(mine, 4 * MB)
 
-    assert "Interrupted, or not finished: 20 of 60 steps, and no summary.json." in made
+    assert "Not finished: 20 of 60 steps, no summary.json." in made
     assert "Lines of metrics.jsonl that cannot be read: 1. A run that is killed" in made
     assert "This run has no trace" in made
     assert "This run has not been scored yet." in made

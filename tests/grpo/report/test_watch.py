@@ -86,7 +86,7 @@ def test_the_page_follows_a_run_and_ends_with_it(
     assert "4 of 60 steps" in page
     assert "data-reload" not in page.partition("<script>")[0]
     assert "refresh" not in page
-    assert ("Interrupted, or not finished: 4 of 60 steps" in page) == killed
+    assert ("Not finished: 4 of 60 steps" in page) == killed
     assert capsys.readouterr().out.startswith(f"wrote {run / 'report.html'}, ")
 
 
