@@ -110,6 +110,7 @@ def read(file: Path) -> Traced:
     """Return one traced step. Raises one of DAMAGED if a part of it is missing."""
     record = json.loads(file.read_text(encoding="utf-8"))
     traced = Traced(int(record["step"]), record, load_file(file.with_suffix(".safetensors")))
+    # What the page needs of a step before it shows any group: what is missing raises KeyError here.
     [(g["id"], g["question"], g["zero_variance"]) for g in record["groups"]], record["updates"]
     sizes, shape = {len(group) for group in traced.rewards}, traced.clipped[0].shape
     if sizes - {traced.tensors["advantages"].shape[1]} or traced.shares.shape != shape:
