@@ -93,7 +93,7 @@ class Trackers:
             columns = ["figure", *part["columns"]]
             rows = [[row["name"], *row["full"], ""][: len(columns)] for row in part["rows"]]
             known = (known + 1 for *_, known in self.opened)
-            self._report({"step": max(step, *known, 0)}, {"evaluation": (columns, rows)})
+            self._report({"step": max([step, *known])}, {"evaluation": (columns, rows)})
 
     def _report(self, metrics: Mapping[str, float], tables: Mapping[str, Table]) -> None:
         step = int(metrics["step"])
